@@ -1,0 +1,69 @@
+"""The full, exact Hessian of a PyTorch model's loss with respect to its weights, every entry, block by block.
+
+The public surface is what `__all__` lists. It is imported on first use, so that `import pipeline` stays free of torch,
+ray and zarr.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from pipeline.errors import (
+    BlockError,
+    FingerprintError,
+    HessianError,
+    IncompleteError,
+    MemoryRefusedError,
+    NotFiniteError,
+    OutputError,
+    ProblemError,
+    SpecError,
+    TileError,
+    VerificationError,
+    WorkerError,
+)
+
+if TYPE_CHECKING:
+    from pipeline.handle import Hessian, open_hessian
+    from pipeline.problem import Problem
+    from pipeline.run import compute_hessian
+    from pipeline.verify import verify_hessian
+
+_LAZY = {
+    "Hessian": "pipeline.handle",
+    "open_hessian": "pipeline.handle",
+    "Problem": "pipeline.problem",
+    "compute_hessian": "pipeline.run",
+    "verify_hessian": "pipeline.verify",
+}
+
+__all__ = [
+    "BlockError",
+    "FingerprintError",
+    "Hessian",
+    "HessianError",
+    "IncompleteError",
+    "MemoryRefusedError",
+    "NotFiniteError",
+    "OutputError",
+    "Problem",
+    "ProblemError",
+    "SpecError",
+    "TileError",
+    "VerificationError",
+    "WorkerError",
+    "compute_hessian",
+    "open_hessian",
+    "verify_hessian",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a lazily provided public name."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted(__all__)

@@ -1,0 +1,166 @@
+"""The `hessian` command. Exit status: 0 done, 1 failed, 2 bad input, 75 cut off (run the same command again)."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.errors import RESUMABLE, HessianError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.planner import JobPlan
+    from pipeline.run import Outcome
+
+_set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a key of the job spec; may be repeated."
+)
+_job_argument = click.argument("job", type=click.Path(path_type=Path))
+
+
+@click.group()
+@click.version_option(package_name="hessian-pipeline")
+def cli() -> None:
+    """Compute the full, exact Hessian of a PyTorch model's loss."""
+
+
+@cli.command("plan")
+@_job_argument
+@_set_option
+def plan_command(job: Path, overrides: tuple[str, ...]) -> None:
+    """Say what running JOB would do, and whether it would fit; starts nothing."""
+    from pipeline.run import plan
+    from pipeline.spec import load_job
+
+    _show_plan(plan(load_job(job, overrides), job.parent))
+
+
+@cli.command("run")
+@_job_argument
+@click.option("--output", metavar="URL", help="Where the Hessian goes, in place of the spec's output.")
+@_set_option
+def run_command(job: Path, output: str | None, overrides: tuple[str, ...]) -> None:
+    """Run JOB, go on with it where it was cut off, or find it finished."""
+    from pipeline.progress import ConsoleReporter
+    from pipeline.run import run_job
+    from pipeline.spec import load_job
+
+    spec = load_job(job, overrides, output)
+    _show_outcome(run_job(spec, job.parent, ConsoleReporter(_console(stderr=True))))
+
+
+@cli.command("verify")
+@click.argument("url")
+@click.option("--job", type=click.Path(path_type=Path), help="The job spec; without it only chunks are checked.")
+@_set_option
+def verify_command(url: str, job: Path | None, overrides: tuple[str, ...]) -> None:
+    """Check the finished Hessian at URL."""
+    from pipeline.errors import VerificationError
+    from pipeline.run import load_problem
+    from pipeline.spec import load_job
+    from pipeline.verify import verify_hessian
+
+    problem = None if job is None else load_problem(load_job(job, overrides), job.parent)
+    found = verify_hessian(url, problem)
+    if not found.ok:
+        raise VerificationError(f"output {url}: {found.summary()}")
+    click.echo(found.summary())
+
+
+@cli.command("status")
+@click.argument("url")
+def status_command(url: str) -> None:
+    """Say how far the run at URL is."""
+    from pipeline.run import status
+
+    _console().print(_table(status(url).items()))
+
+
+def main() -> None:
+    """Run the command; errors of ours become one line and an exit status."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except HessianError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted: finished tiles are kept, run the same command again to go on", err=True)
+        sys.exit(RESUMABLE)
+
+
+def _console(*, stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _table(rows: Any) -> "Table":
+    """Lay out names and values."""
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    for name, value in rows:
+        table.add_row(str(name), f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+    return table
+
+
+def _show_plan(made: "JobPlan") -> None:
+    """Print a plan."""
+    from rich.table import Table
+
+    from pipeline.memory import BUFFERED_TILES, PROCESS_BYTES, mebibytes
+
+    manifest, tiling, memory = made.manifest, made.tiling, made.memory
+    parameters = Table("parameter", "shape", "rows", "engine", "ms per row")
+    for p in manifest.layout:
+        cost = made.costs.get(p.name)
+        seconds = "" if cost is None else f"{1e3 * cost.seconds_per_row * manifest.fingerprint.samples:.2f}"
+        shape = " x ".join(map(str, p.shape)) or "scalar"
+        parameters.add_row(p.name, shape, f"{p.offset:,} to {p.span.stop:,}", manifest.engines[p.name], seconds)
+    rows, cols = max(map(tiling.shape, tiling.tiles()))
+    console = _console()
+    console.print(parameters)
+    console.print(
+        _table(
+            [
+                ("P", tiling.size),
+                ("loss", f"{made.at.loss:.6g} over {manifest.fingerprint.samples:,} samples"),
+                ("chunks", f"{tiling.side} x {tiling.side} of {manifest.chunk} x {manifest.chunk}, {int(tiling.selected.sum()):,} computed"),
+                ("tiles", f"{len(tiling.tiles()):,}, the largest {rows:,} x {cols:,}"),
+                ("micro-batch, row group", f"{manifest.microbatch} samples, {manifest.row_group} rows"),
+                ("FLOPs", f"{made.flops():.3g}"),
+                ("bytes out", f"{mebibytes(made.stored_bytes)} before compression ({manifest.symmetry}, {manifest.store_dtype})"),
+                (
+                    "memory per worker",
+                    f"{mebibytes(memory.total_bytes)} projected (process {mebibytes(PROCESS_BYTES)}, "
+                    f"tiles {mebibytes(BUFFERED_TILES * memory.tile_bytes)}, engine {mebibytes(memory.engine_bytes)}), "
+                    f"{mebibytes(made.allowed_bytes)} allowed",
+                ),
+                ("time", f"{made.makespan_seconds():.1f} s predicted for the tiles on {made.workers} workers"),
+            ]
+        )
+    )
+
+
+def _show_outcome(outcome: "Outcome") -> None:
+    """Print what a run did."""
+    hessian = outcome.hessian
+    proof = "before, or switched off" if outcome.verification is None else outcome.verification.summary()
+    rows: list[tuple[str, Any]] = [
+        ("Hessian", f"{hessian.shape[0]:,} x {hessian.shape[1]:,}, {hessian.dtype}, {hessian.manifest.symmetry}"),
+        ("of", f"{len(hessian.parameters)} parameters over {hessian.manifest.fingerprint.samples:,} samples"),
+        ("loss", f"{hessian.loss:.9g}"),
+        ("tiles", f"{outcome.computed} computed now, {outcome.tiles} in all"),
+        ("seconds", f"{outcome.plan_seconds:.1f} planning, {outcome.tile_seconds:.1f} tiles, {outcome.verify_seconds:.1f} verifying"),
+        ("verified", proof),
+        ("at", hessian.url),
+    ]
+    _console().print(_table(rows))
+
+

@@ -1,0 +1,36 @@
+"""Engines: ways to compute a tile, all exact, behind one method.
+
+    engine.add(batch, rows, cols, out)
+
+adds the un-normalised contribution of one micro-batch to `out`  # shape: (len(rows), len(cols)). Rows and columns are
+consecutive flat indices. The worker alone loops micro-batches, gives each engine the rows it was chosen for, adds the
+L2 term and divides by the total weight.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from pipeline.data import Batch
+from pipeline.engines.jacrev import Jacrev
+from pipeline.engines.rows import Rows
+from pipeline.problem import PlacedProblem
+
+
+class Engine(Protocol):
+    """A way to compute a tile."""
+
+    def add(self, batch: Batch, rows: range, cols: range, out: Tensor) -> None:
+        """Add one micro-batch's un-normalised part of H[rows, cols] to `out`.
+
+        Args:
+            batch: of the problem's type, on its device.
+            rows: consecutive flat indices.
+            cols: consecutive flat indices.
+            out: changed in place.  # shape: (len(rows), len(cols))
+        """
+
+
+# Fastest first. An engine is made from a placed problem and the number of rows it may treat at a time.
+ENGINES: dict[str, Callable[[PlacedProblem, int], Engine]] = {"jacrev": Jacrev, "rows": Rows}

@@ -1,0 +1,78 @@
+"""The errors this package raises: one family, each also the builtin a caller would catch.
+
+Every message says what was got, what was expected and what to do. `exit_code` is the status of the `hessian` command.
+"""
+
+FAILED = 1
+BAD_INPUT = 2
+RESUMABLE = 75  # EX_TEMPFAIL: run the same command again
+
+
+class HessianError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_code = FAILED
+
+
+class SpecError(HessianError, ValueError):
+    """A job spec or a setting is not valid."""
+
+    exit_code = BAD_INPUT
+
+
+class ProblemError(HessianError, ValueError):
+    """A model, a loss, data or a parameter selection has no well-defined Hessian, or none that can be computed exactly."""
+
+    exit_code = BAD_INPUT
+
+
+class MemoryRefusedError(HessianError, MemoryError):
+    """More memory would be needed than is allowed; nothing was computed."""
+
+    exit_code = BAD_INPUT
+
+
+class OutputError(HessianError, OSError):
+    """An output cannot be read or written, has no room, or holds something else."""
+
+    exit_code = BAD_INPUT
+
+
+class FingerprintError(HessianError, ValueError):
+    """An output belongs to a different problem than the one at hand."""
+
+    exit_code = BAD_INPUT
+
+
+class BlockError(HessianError, KeyError):
+    """A block, row or column that the Hessian does not have."""
+
+    exit_code = BAD_INPUT
+
+    def __str__(self) -> str:
+        """Return the message itself; KeyError would quote it."""
+        return str(self.args[0]) if self.args else ""
+
+
+class IncompleteError(HessianError, LookupError):
+    """A part of the Hessian was asked for that has not been computed."""
+
+
+class NotFiniteError(HessianError, ArithmeticError):
+    """A computed entry is NaN or infinite."""
+
+
+class TileError(HessianError, RuntimeError):
+    """A tile could not be computed or written."""
+
+    exit_code = RESUMABLE
+
+
+class WorkerError(HessianError, RuntimeError):
+    """Workers could not be started, or died too often."""
+
+    exit_code = RESUMABLE
+
+
+class VerificationError(HessianError, ArithmeticError):
+    """A finished Hessian is not what it claims to be."""

@@ -1,0 +1,47 @@
+"""Executors: ways to run a plan's tiles. The serial one is the specification; Ray is one file beside it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.manifest import Manifest
+from pipeline.output import Output
+from pipeline.problem import Problem
+from pipeline.tiling import Tile
+from pipeline.worker import Receipt, Worker
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every worker of a run needs.
+
+    Attributes:
+        problem: with the run's weights.
+        manifest: the run.
+        output: where tiles go.
+        code: folder of the problem's source, whose modules travel with it.
+    """
+
+    problem: Problem
+    manifest: Manifest
+    output: Output
+    code: Path | None = None
+
+
+def serial(work: Work, tiles: Sequence[Tile]) -> Iterator[Receipt]:
+    """Compute tiles one after the other in this process.
+
+    Args:
+        work: the run.
+        tiles: what to compute, in this order.
+
+    Yields:
+        A receipt for each tile, once it is written.
+    """
+    worker = Worker(work.problem, work.manifest, work.output)
+    try:
+        for tile in tiles:
+            yield from worker.compute(tile)
+        yield from worker.flush()
+    finally:
+        worker.close()

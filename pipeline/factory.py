@@ -1,0 +1,90 @@
+"""Problem factories: `digits.py:mlp` beside a job spec, or `package.module:mlp`."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pipeline.errors import HessianError, ProblemError, SpecError
+from pipeline.problem import Problem
+from pipeline.spec import nearest
+
+
+def build_problem(reference: str, arguments: dict[str, Any], folder: Path) -> Problem:
+    """Call the factory that a job spec names.
+
+    Args:
+        reference: `file.py:function`, the file relative to the folder, or `package.module:function`.
+        arguments: keyword arguments of the function.
+        folder: where the job spec lies.
+
+    Returns:
+        The problem.
+
+    Raises:
+        SpecError: there is no such factory, or it does not return a `Problem`.
+        ProblemError: the factory failed.
+    """
+    factory = _find(reference, folder)
+    try:
+        problem = factory(**arguments)
+    except HessianError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise ProblemError(f"problem: {reference}({_arguments(arguments)}) raised {type(error).__name__}: {text}") from error
+    if not isinstance(problem, Problem):
+        raise SpecError(f"problem: {reference} returned {type(problem).__name__}, expected a pipeline.Problem")
+    return problem
+
+
+def _find(reference: str, folder: Path) -> Callable[..., Any]:
+    """Import the module of a factory and look the function up."""
+    place, colon, name = reference.rpartition(":")
+    if not colon or not place:
+        raise SpecError(f"problem: got `{reference}`, expected `file.py:factory` or `package.module:factory`")
+    module = _load_file(folder / place) if place.endswith(".py") else _import(place)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise SpecError(f"problem: {place} has no function `{name}`{nearest(name, known)}")
+    return factory  # type: ignore[no-any-return]
+
+
+def _load_file(path: Path) -> ModuleType:
+    """Import a file under its own name, with its folder importable as for a script."""
+    path = path.resolve()
+    if not path.is_file():
+        raise SpecError(f"problem: no file {path}; the path is relative to the job spec")
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+        return loaded
+    name = path.stem if loaded is None else f"{path.stem}_{abs(hash(path)):x}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise SpecError(f"problem: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise SpecError(f"problem: importing {path} raised {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise SpecError(f"problem: cannot import module `{name}` ({error})") from error
+
+
+def _arguments(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in arguments.items())

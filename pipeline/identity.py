@@ -1,0 +1,128 @@
+"""Whether an output belongs to the problem at hand; the weights that all its tiles are computed with."""
+
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from pipeline.errors import FingerprintError, OutputError
+from pipeline.manifest import Manifest
+from pipeline.output import WEIGHTS, Output
+from pipeline.planner import evaluate
+from pipeline.problem import Problem, weights_digest
+from pipeline.spec import Settings
+from pipeline.store import MatrixStore
+
+RETRAINED = 1e-5  # of a tensor's largest entry: the last bits in which a factory that trains may differ from run to run
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-9, 1e-6  # relative, of float64 evaluations on different machines
+
+
+def save_weights(problem: Problem, output: Output) -> None:
+    """Put all parameters and buffers into the output."""
+    tensors = {name: t.cpu().contiguous().clone() for name, t in problem.tensors().items()}
+    output.put(WEIGHTS, safetensors.torch.save(tensors))
+
+
+def require_same(problem: Problem, manifest: Manifest, output: Output) -> Problem:
+    """Refuse an output that is of another problem.
+
+    Args:
+        problem: the one at hand.
+        manifest: the output's.
+        output: where its weights and gradient lie.
+
+    Returns:
+        The problem at the stored weights, bit for bit those that the finished tiles were computed with.
+
+    Raises:
+        FingerprintError: parameters, weights, data, loss or gradient differ.
+        OutputError: the stored weights are missing or damaged.
+    """
+    stored, differences = manifest.fingerprint, []
+    if problem.layout.to_json() != manifest.parameters:
+        differences.append("the selected parameters differ")
+    if problem.data_digest() != stored.data:
+        differences.append(f"the data differ ({problem.sample_count} samples, stored {stored.samples})")
+    for name in ("reduction", "separable", "l2"):
+        if getattr(problem, name) != getattr(stored, name):
+            differences.append(f"{name} is {getattr(problem, name)!r}, stored {getattr(stored, name)!r}")
+    tensors = _load_weights(output, stored.weights)
+    differences += _weight_differences(problem.tensors(), tensors)
+    _refuse(output, differences)
+    restored = problem.at(tensors)
+    at, gradient = evaluate(restored), MatrixStore.gradient(output)
+    if abs(at.loss - stored.loss) > LOSS_TOLERANCE * abs(stored.loss):
+        differences.append(f"the loss is {at.loss!r}, stored {stored.loss!r}")
+    elif not np.allclose(at.gradient, gradient, rtol=0, atol=GRADIENT_TOLERANCE * float(np.abs(gradient).max())):
+        differences.append(f"the gradient differs by up to {np.abs(at.gradient - gradient).max():.3g}")
+    _refuse(output, differences)
+    return restored
+
+
+def require_same_settings(settings: Settings, problem: Problem, manifest: Manifest, output: Output) -> None:
+    """Refuse to go on with an output under settings that contradict it.
+
+    Args:
+        settings: the ones at hand; those left open follow the output.
+        problem: the one at hand.
+        manifest: the output's.
+        output: named in the error.
+
+    Raises:
+        FingerprintError: a setting differs.
+    """
+    dtype = settings.dtype or str(problem.dtype).removeprefix("torch.")
+    asked: dict[str, Any] = {
+        "blocks": settings.blocks,
+        "dtype": dtype,
+        "store_dtype": settings.store_dtype or dtype,
+        "symmetry": settings.symmetry,
+        "codec": settings.codec,
+        "chunk": settings.chunk,
+        "tile_shape": settings.tile,
+        "microbatch": settings.microbatch,
+        "row_group": settings.row_group,
+    }
+    found = {name: getattr(manifest, name) for name in asked}
+    differences = [f"{n} is {v!r}, stored {found[n]!r}" for n, v in asked.items() if v is not None and v != found[n]]
+    if settings.engine != "auto" and set(manifest.engines.values()) != {settings.engine}:
+        differences.append(f"engine is {settings.engine!r}, stored {sorted(set(manifest.engines.values()))}")
+    _refuse(output, differences)
+
+
+def _load_weights(output: Output, expected: str) -> dict[str, torch.Tensor]:
+    """Read the stored weights and check their hash."""
+    data = output.get(WEIGHTS)
+    try:
+        tensors = safetensors.torch.load(data) if data is not None else None
+    except SafetensorError as error:
+        raise OutputError(f"output {output.url}: {WEIGHTS} cannot be read ({error})") from None
+    if tensors is None or weights_digest(tensors) != expected:
+        raise OutputError(f"output {output.url}: {WEIGHTS} is missing or not what its manifest says")
+    return tensors
+
+
+def _weight_differences(own: dict[str, torch.Tensor], stored: dict[str, torch.Tensor]) -> list[str]:
+    """Name the tensors that differ by more than the last bits of a training."""
+    if own.keys() != stored.keys():
+        return [f"the model's tensors differ: {sorted(own.keys() ^ stored.keys())[:3]}"]
+    differences = []
+    for name, tensor in stored.items():
+        mine = own[name].cpu()
+        if mine.shape != tensor.shape or mine.dtype != tensor.dtype:
+            differences.append(f"`{name}` is {mine.dtype} {tuple(mine.shape)}, stored {tensor.dtype} {tuple(tensor.shape)}")
+        elif tensor.numel() and not torch.equal(mine, tensor):
+            gap = float((mine.double() - tensor.double()).abs().max())
+            if gap > RETRAINED * float(tensor.double().abs().max()):
+                differences.append(f"weights `{name}` differ by up to {gap:.3g}")
+    return differences
+
+
+def _refuse(output: Output, differences: list[str]) -> None:
+    if differences:
+        shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
+        raise FingerprintError(
+            f"output {output.url} holds the Hessian of another problem: {shown}. Take another output, or remove this one"
+        )

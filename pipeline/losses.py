@@ -1,0 +1,138 @@
+"""Losses as un-normalised sums: (sum, weight), so that any split into micro-batches adds up exactly.
+
+A mean over a batch is sum / weight. What the weight counts differs from loss to loss: the terms for most, the class
+weights of the targets that are not ignored for cross-entropy.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.data import Batch, sample_count
+from pipeline.errors import ProblemError
+
+Reduction = Literal["mean", "sum"]
+SumAndWeight = tuple[Tensor, Tensor]
+Terms = Callable[[Any, Any, Batch], SumAndWeight]  # (output, target, batch) -> (sum, weight)
+
+_CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss)
+
+
+def as_terms(loss: Callable[..., Any], reduction: Reduction | None) -> tuple[Terms, Reduction]:
+    """Turn a loss into a function that gives (sum, weight).
+
+    Args:
+        loss: a loss of torch.nn or torch.nn.functional (with `functools.partial` for its keywords), or a callable
+            (output, target) that gives a scalar or (sum, weight).
+        reduction: for a callable that gives a scalar: whether that is the mean (default) or the sum over samples.
+
+    Returns:
+        The function, and whether the whole loss is the sum divided by the weight ("mean") or the sum.
+
+    Raises:
+        ProblemError: the loss is not callable, or of a reduction that has no value.
+    """
+    if not callable(loss):
+        raise ProblemError(f"loss: got {type(loss).__name__}, expected a callable (output, target)")
+    own = _torch_reduction(loss)
+    if own is None:
+        chosen: Reduction = reduction or "mean"
+        return functools.partial(_scalar_terms, loss, chosen), chosen
+    if own not in ("mean", "sum", "batchmean"):
+        raise ProblemError(f"loss: got reduction={own!r}, expected 'mean' or 'sum'")
+    if reduction is not None and reduction != own:
+        raise ProblemError(f"loss: {_name(loss)} has reduction={own!r}, but the problem says {reduction!r}: leave it out")
+    return functools.partial(_torch_terms, _elementwise(loss), loss, own), "sum" if own == "sum" else "mean"
+
+
+def _torch_reduction(loss: Any) -> str | None:
+    """Give the reduction of a loss of torch.nn or torch.nn.functional, None for any other callable."""
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    if type(function).__module__ == "torch.nn.modules.loss" and hasattr(function, "reduction"):
+        return str(function.reduction)
+    if getattr(function, "__module__", "") == "torch.nn.functional":
+        signature = inspect.signature(loss)
+        if "reduction" in signature.parameters:
+            return str(signature.parameters["reduction"].default)
+    return None
+
+
+def _elementwise(loss: Any) -> Callable[..., Tensor]:
+    """Give a torch loss that does not reduce."""
+    if isinstance(loss, nn.Module):
+        copied = copy.copy(loss)
+        copied.reduction = "none"  # type: ignore[assignment]
+        return copied
+    return functools.partial(loss, reduction="none")
+
+
+def _torch_terms(
+    elementwise: Callable[..., Tensor], loss: Any, reduction: str, output: Any, target: Any, batch: Batch
+) -> SumAndWeight:
+    """Add up a torch loss; see `torch.nn` for what each mean divides by."""
+    terms = elementwise(output, target)
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    if isinstance(function, nn.CTCLoss):
+        raise ProblemError("loss: CTCLoss takes lengths: pass it as an objective(call, batch) that gives (sum, weight)")
+    is_class_loss = isinstance(function, _CLASS_LOSSES[:2]) or function in _CLASS_LOSSES[2:]
+    if is_class_loss and not target.is_floating_point():
+        return terms.sum(), _class_weight(loss, target, terms)
+    count = sample_count(batch) if reduction == "batchmean" else terms.numel()
+    return terms.sum(), terms.new_tensor(float(count))
+
+
+def _class_weight(loss: Any, target: Tensor, terms: Tensor) -> Tensor:
+    """Sum the class weights of the targets that are not ignored."""
+    options = loss.keywords if isinstance(loss, functools.partial) else vars(loss) | loss._buffers if isinstance(
+        loss, nn.Module
+    ) else {}
+    counted = target != options.get("ignore_index", -100)
+    weight = options.get("weight")
+    if weight is None:
+        return counted.sum().to(terms.dtype)
+    return (weight.to(terms)[torch.where(counted, target, 0)] * counted).sum()
+
+
+def _scalar_terms(
+    loss: Callable[..., Any], reduction: Reduction, output: Any, target: Any, batch: Batch
+) -> SumAndWeight:
+    """Add up a loss of the user's."""
+    value = loss(output, target)
+    if isinstance(value, tuple):
+        return checked(value, _name(loss))
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ProblemError(f"loss: {_name(loss)} gave {got}, expected a scalar tensor or (sum, weight)")
+    count = sample_count(batch)
+    scale = count if reduction == "mean" else 1
+    return value.reshape(()) * scale, value.new_tensor(float(count))
+
+
+def checked(value: Any, name: str) -> SumAndWeight:
+    """Take what a user's function returned as (sum, weight).
+
+    Args:
+        value: what it returned.
+        name: named in errors.
+
+    Returns:
+        The pair, both 0-d tensors of one type.
+
+    Raises:
+        ProblemError: it is not a pair of a scalar tensor and a number.
+    """
+    if isinstance(value, tuple) and len(value) == 2:
+        total, weight = value
+        if isinstance(total, Tensor) and total.numel() == 1:
+            return total.reshape(()), torch.as_tensor(weight, device=total.device).to(total.dtype).reshape(())
+    raise ProblemError(f"{name}: got {type(value).__name__}, expected (sum, weight), a scalar tensor and its weight")
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))

@@ -1,0 +1,87 @@
+"""The identity of a run, written once before its first tile; everything a resumed run or a reader must know."""
+
+import json
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.errors import OutputError
+from pipeline.layout import ParameterLayout
+from pipeline.output import MANIFEST, Output
+from pipeline.spec import BlockSelection, FloatName
+from pipeline.tiling import TilingPlan, plan_tiles
+
+FORMAT = 1
+
+
+class Fingerprint(BaseModel):
+    """What a Hessian is of. Two runs with equal fingerprints compute the same matrix.
+
+    `weights` and `data` are SHA-256 digests; loss and total weight are in float64, the gradient lies beside them in
+    its own array.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weights: str
+    data: str
+    samples: int
+    loss: float
+    weight: float
+    reduction: Literal["mean", "sum"]
+    separable: bool
+    l2: float
+
+
+class Manifest(BaseModel):
+    """The frozen plan of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = FORMAT
+    parameters: list[dict[str, Any]]
+    fingerprint: Fingerprint
+    blocks: BlockSelection
+    dtype: FloatName
+    store_dtype: FloatName
+    symmetry: Literal["mirrored", "upper"]
+    codec: Literal["none", "lz4", "zstd"]
+    chunk: int
+    tile_shape: tuple[int, int]
+    microbatch: int
+    row_group: int
+    engines: dict[str, str]
+    problem: str | None = None
+    versions: dict[str, str]
+
+    @cached_property
+    def layout(self) -> ParameterLayout:
+        """The parameters' places."""
+        return ParameterLayout.from_json(self.parameters)
+
+    @cached_property
+    def plan(self) -> TilingPlan:
+        """The tiles."""
+        return plan_tiles(self.layout, self.blocks, self.chunk, self.tile_shape)
+
+    def write(self, output: Output) -> None:
+        """Put it into the output."""
+        output.put(MANIFEST, json.dumps(self.model_dump(mode="json"), indent=1).encode())
+
+    @classmethod
+    def read(cls, output: Output) -> "Manifest | None":
+        """Take it from the output; None where there is none.
+
+        Raises:
+            OutputError: it cannot be read or understood.
+        """
+        data = output.get(MANIFEST)
+        if data is None:
+            return None
+        try:
+            return cls.model_validate_json(data)
+        except ValueError as error:
+            raise OutputError(
+                f"output {output.url}: {MANIFEST} is not one of this version (format {FORMAT}): {error}"
+            ) from None

@@ -1,0 +1,170 @@
+"""Where a Hessian lies: a folder on any fsspec filesystem, and the small objects in it."""
+
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import psutil
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, LocalStore
+
+from pipeline.errors import OutputError
+from pipeline.memory import mebibytes
+
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+MATRIX = "hessian.zarr"
+GRADIENT = "gradient.zarr"
+RECEIPTS = "receipts"
+VERIFY = "verify.json"
+SUCCESS = "_SUCCESS"
+_PARTIAL = ".partial"
+
+
+class Output:
+    """A folder named by a path or an fsspec URL.
+
+    Args:
+        url: a local path, or a URL such as `memory://name` or `s3://bucket/prefix`.
+
+    Raises:
+        OutputError: the URL's protocol is not known or its filesystem not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = str(url).rstrip("/")
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+        except (ValueError, ImportError) as error:
+            raise OutputError(f"output {url}: {error}") from None
+        if self.is_local:
+            self._root = os.path.abspath(self._root)
+            self.url = self._root
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on a disk of this machine."""
+        return isinstance(self._fs, LocalFileSystem)
+
+    @property
+    def is_memory(self) -> bool:
+        """Whether it lies in this process's memory."""
+        return isinstance(self._fs, MemoryFileSystem)
+
+    def path(self, name: str) -> str:
+        """Give the full path of an object."""
+        return f"{self._root}/{name}"
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write an object whole or not at all.
+
+        Args:
+            name: relative to the folder.
+            data: its bytes.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            if self.is_local:
+                _replace(Path(self.path(name)), data)
+            else:
+                self._fs.pipe_file(self.path(name), data)
+        except OSError as error:
+            raise OutputError(f"output {self.url}: cannot write {name} ({_reason(error)})") from error
+
+    def get(self, name: str) -> bytes | None:
+        """Read an object; None where there is none.
+
+        Raises:
+            OutputError: it cannot be read.
+        """
+        try:
+            return bytes(self._fs.cat_file(self.path(name)))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise OutputError(f"output {self.url}: cannot read {name} ({_reason(error)})") from error
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """List all objects below a folder, with their sizes in bytes, by one listing.
+
+        Args:
+            folder: relative to this one.
+
+        Returns:
+            Names relative to that folder; unfinished files are left out.
+        """
+        root = self.path(folder).rstrip("/")
+        try:
+            found: dict[str, dict[str, Any]] = self._fs.find(root, detail=True)
+        except FileNotFoundError:
+            return {}
+        names = {path[len(root) + 1 :] if path.startswith(root) else path: info for path, info in found.items()}
+        return {name: int(info["size"]) for name, info in names.items() if not name.endswith(_PARTIAL)}
+
+    def zarr_store(self, name: str) -> Store:
+        """Open the Zarr store below this folder."""
+        if self.is_local:
+            return LocalStore(self.path(name))
+        return FsspecStore.from_url(f"{self.url}/{name}", storage_options={"use_listings_cache": False})
+
+    def check_writable(self) -> None:
+        """Write and remove a small object.
+
+        Raises:
+            OutputError: that fails.
+        """
+        name = f"{uuid.uuid4().hex}{_PARTIAL}"
+        self.put(name, b"")
+        self._fs.rm_file(self.path(name))
+
+    def check_room(self, needed_bytes: int) -> None:
+        """Refuse to start what would fill the disk or the memory.
+
+        Args:
+            needed_bytes: what is going to be written.
+
+        Raises:
+            OutputError: less is free.
+        """
+        if self.is_local:
+            free, place = psutil.disk_usage(str(_existing(Path(self._root)))).free, "on the disk"
+        elif self.is_memory:
+            free, place = psutil.virtual_memory().available, "in memory"
+        else:
+            return
+        if needed_bytes > free:
+            raise OutputError(
+                f"output {self.url}: needs {mebibytes(needed_bytes)}, but {place} only {mebibytes(free)} are free; "
+                "take symmetry=upper, store_dtype=float32, fewer blocks or another output"
+            )
+
+    def remove(self) -> None:
+        """Remove the folder and all in it, if it is there."""
+        if self._fs.exists(self._root):
+            self._fs.rm(self._root, recursive=True)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a local file by a temporary one; a killed process leaves at most a `.partial` file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _existing(path: Path) -> Path:
+    """Give the nearest folder above that exists."""
+    return next(p for p in (path, *path.parents) if p.is_dir())
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__

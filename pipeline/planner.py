@@ -1,0 +1,227 @@
+"""From a problem and settings to a frozen plan: everything is decided, measured and refused here, before the run."""
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+
+from pipeline.engines import ENGINES
+from pipeline.errors import SpecError
+from pipeline.manifest import Fingerprint, Manifest
+from pipeline.memory import (
+    ALLOCATOR_MARGIN,
+    BUFFERED_TILES,
+    CHUNKS_IN_WRITER,
+    PROCESS_BYTES,
+    WorkerMemory,
+    allowed_bytes,
+)
+from pipeline.preflight import check_loss, choose_engines
+from pipeline.probe import Measured, Segment, choose_sizes, torch_threads
+from pipeline.problem import Problem, exact_kernels, unchanged
+from pipeline.reference import LossAndGradient, loss_and_gradient
+from pipeline.spec import Settings
+from pipeline.tiling import Tile, TilingPlan, default_chunk, plan_tiles
+
+REFERENCE_MICROBATCH = 1024  # samples at a time of the float64 loss and gradient
+TILES_SHARE = 0.5  # of the memory allowed, for tile buffers
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """A run, decided.
+
+    Attributes:
+        manifest: its identity.
+        tiling: its tiles.
+        at: loss and gradient in float64.
+        memory: projected, of the worst tile's worker.
+        allowed_bytes: for one worker.
+        workers: how many.
+        costs: measured, by row parameter.
+    """
+
+    manifest: Manifest
+    tiling: TilingPlan
+    at: LossAndGradient
+    memory: WorkerMemory
+    allowed_bytes: int
+    workers: int
+    costs: dict[str, Measured]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all chunks before compression."""
+        return matrix_bytes(self.manifest)
+
+    def tile_seconds(self, tile: Tile) -> float:
+        """Predict the seconds of a tile on one worker."""
+        rows = self.manifest.layout.segments(self.tiling.span(tile.rows))
+        samples = self.manifest.fingerprint.samples
+        return sum(len(segment) * self.costs[p.name].seconds_per_row * samples for p, segment in rows)
+
+    def flops(self) -> float:
+        """Predict the FLOPs of all tiles."""
+        samples = self.manifest.fingerprint.samples
+        return sum(
+            len(segment) * self.costs[p.name].flops_per_row * samples
+            for tile in self.tiling.tiles()
+            for p, segment in self.manifest.layout.segments(self.tiling.span(tile.rows))
+        )
+
+    def dearest_first(self) -> list[Tile]:
+        """Give all tiles, those that take longest first."""
+        return sorted(self.tiling.tiles(), key=self.tile_seconds, reverse=True)
+
+    def makespan_seconds(self) -> float:
+        """Predict the wall time of all tiles, each given to the worker that is free first."""
+        loads = [0.0] * self.workers
+        for tile in self.dearest_first():
+            loads[loads.index(min(loads))] += self.tile_seconds(tile)
+        return max(loads)
+
+
+def matrix_bytes(manifest: Manifest) -> int:
+    """Count the bytes of all chunks of a run before compression; ragged chunks are stored whole."""
+    selected = manifest.plan.selected
+    chunks = int(selected.sum())
+    if manifest.symmetry == "mirrored":
+        chunks = 2 * chunks - int(selected.diagonal().sum())
+    return chunks * manifest.chunk**2 * torch.empty(0, dtype=getattr(torch, manifest.store_dtype)).element_size()
+
+
+def evaluate(problem: Problem) -> LossAndGradient:
+    """Evaluate loss and gradient in float64, and the fingerprint's total weight; see `loss_and_gradient`."""
+    with exact_kernels(), unchanged(problem.model):
+        return loss_and_gradient(problem.place(torch.float64), REFERENCE_MICROBATCH)
+
+
+def fingerprint(problem: Problem, at: LossAndGradient) -> Fingerprint:
+    """Identify a problem by its weights, its data and what it evaluates to."""
+    return Fingerprint(
+        weights=problem.weights_digest(),
+        data=problem.data_digest(),
+        samples=problem.sample_count,
+        loss=at.loss,
+        weight=at.weight,
+        reduction=problem.reduction,
+        separable=problem.separable,
+        l2=problem.l2,
+    )
+
+
+def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> JobPlan:
+    """Decide everything about a run.
+
+    Args:
+        problem: with its parameters selected.
+        settings: how to compute.
+        name: of the problem, for the manifest.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ProblemError: the problem has no well-defined Hessian, or no engine gets it right.
+        BlockError: `blocks` names an unknown parameter.
+        SpecError: settings contradict each other or this machine.
+        MemoryRefusedError: a worker would need more memory than is allowed.
+    """
+    layout = problem.layout
+    chunk = settings.chunk or default_chunk(layout.size)
+    selection = plan_tiles(layout, settings.blocks, chunk, (1, 1))
+    check_loss(problem)
+    at = evaluate(problem)
+    engines = choose_engines(problem, list(ENGINES) if settings.engine == "auto" else [settings.engine])
+    dtype: torch.dtype = getattr(torch, settings.dtype) if settings.dtype else problem.dtype
+
+    workers = worker_count(settings)
+    allowed = allowed_bytes(settings.memory, workers)
+    chunk_bytes = chunk**2 * dtype.itemsize
+    tile_shape = settings.tile or (1, _tile_width(chunk_bytes, selection.side, allowed))
+    tiling = TilingPlan(layout.size, chunk, tile_shape, selection.selected)
+    tiles = tiling.tiles()
+    largest = max(tiles, key=lambda t: tiling.shape(t)[0] * tiling.shape(t)[1])
+    rows, cols = tiling.shape(largest)
+    held = WorkerMemory(problem.byte_count, rows * cols * dtype.itemsize, chunk_bytes, 0, f"{largest.id} ({rows} x {cols})")
+    held.require(allowed)
+
+    threads = settings.cpus_per_worker if settings.executor == "ray" else None
+    with torch_threads(threads), unchanged(problem.model):
+        sizes = choose_sizes(
+            problem.place(dtype, _device(settings)),
+            _segments(tiling, tiles, problem, engines),
+            int((allowed - held.total_bytes) / ALLOCATOR_MARGIN),
+            settings.microbatch,
+            settings.row_group,
+        )
+    memory = WorkerMemory(held.problem_bytes, held.tile_bytes, held.chunk_bytes, sizes.engine_bytes, held.tile)
+    memory.require(allowed)
+    type_name = str(dtype).removeprefix("torch.")
+    manifest = Manifest.model_validate(
+        {
+            "parameters": layout.to_json(),
+            "fingerprint": fingerprint(problem, at),
+            "blocks": settings.blocks,
+            "dtype": type_name,
+            "store_dtype": settings.store_dtype or type_name,
+            "symmetry": settings.symmetry,
+            "codec": settings.codec,
+            "chunk": chunk,
+            "tile_shape": tile_shape,
+            "microbatch": sizes.microbatch,
+            "row_group": sizes.row_group,
+            "engines": engines,
+            "problem": name,
+            "versions": versions(),
+        }
+    )
+    return JobPlan(manifest, tiling, at, memory, allowed, workers, sizes.costs)
+
+
+def worker_count(settings: Settings) -> int:
+    """Give the number of workers: as set, or this machine's CPUs shared out."""
+    if settings.executor == "serial":
+        if settings.workers not in {None, 1}:
+            raise SpecError(f"`workers` got {settings.workers} with executor=serial, which computes in this process: use executor=ray")
+        return 1
+    return settings.workers or max(1, len(os.sched_getaffinity(0)) // settings.cpus_per_worker)
+
+
+def versions() -> dict[str, str]:
+    """Give the versions that numbers may depend on."""
+    names = ("hessian-pipeline", "torch", "zarr", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _tile_width(chunk_bytes: int, side: int, allowed: int) -> int:
+    """Give the chunk columns of a tile one chunk high.
+
+    Both engines pull a row back through the whole network whatever its columns, so a tile is a band as wide as memory
+    allows.
+    """
+    room = TILES_SHARE * (allowed - PROCESS_BYTES - CHUNKS_IN_WRITER * chunk_bytes)
+    return max(1, min(side, int(room / (BUFFERED_TILES * chunk_bytes))))
+
+
+def _segments(
+    tiling: TilingPlan, tiles: Sequence[Tile], problem: Problem, engines: dict[str, str]
+) -> list[Segment]:
+    """Give, for each row parameter, the columns of the widest tile it is computed in."""
+    widest: dict[str, Segment] = {}
+    for tile in tiles:
+        cols = tiling.span(tile.cols)
+        for p, rows in problem.layout.segments(tiling.span(tile.rows)):
+            right = range(max(cols.start, rows.start), cols.stop)
+            if p.name not in widest or len(right) > len(widest[p.name].cols):
+                widest[p.name] = Segment(p, right, engines[p.name])
+    return list(widest.values())
+
+
+def _device(settings: Settings) -> str:
+    if settings.gpus_per_worker > 0 and not torch.cuda.is_available():
+        raise SpecError(f"`gpus_per_worker` got {settings.gpus_per_worker}, but torch finds no CUDA device here")
+    return "cuda" if settings.gpus_per_worker > 0 else "cpu"

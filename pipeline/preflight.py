@@ -1,0 +1,162 @@
+"""Checks on the real model before any work is spent: is there one well-defined Hessian, and which engine gets it right?
+
+Numbers are judged, not module names. Everything is evaluated in float64 on a few samples, with the parameters moved a
+little off their values, since a zero-initialised layer hides errors.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.data import Batch, sample_count, take
+from pipeline.engines import ENGINES
+from pipeline.errors import ProblemError
+from pipeline.problem import PlacedProblem, Problem, exact_kernels, unchanged
+from pipeline.reference import moved
+
+SAMPLES = 7  # odd and prime: no split into equal micro-batches hides a mean of means
+ROWS = 4  # of each parameter, in the comparison of engines
+SHIFT = 0.01  # of a parameter's root mean square, or of 0.1 where that is smaller
+LOSS_TOLERANCE = 1e-9  # relative, in float64
+ENGINE_TOLERANCE = 1e-8  # block error, in float64
+
+
+def check_loss(problem: Problem) -> None:
+    """Refuse a loss that is not a deterministic sum over samples.
+
+    Args:
+        problem: as given by the user.
+
+    Raises:
+        ProblemError: two evaluations differ, draw random numbers or change buffers; or the loss of several samples is
+            not the sum (or mean) of their losses although the problem is said to be separable.
+    """
+    placed = _moved(problem)
+    with torch.no_grad(), exact_kernels(), unchanged(problem.model):
+        for batch in (placed.cast(problem.batches[0]), placed.cast(problem.batches[-1])):
+            few = _few(placed, batch)
+            _check_deterministic(placed, few)
+            if problem.separable and sample_count(few) > 1:
+                _check_separable(placed, few)
+
+
+def choose_engines(problem: Problem, candidates: Sequence[str]) -> dict[str, str]:
+    """Choose the first engine that agrees with plain double backward, for each row parameter.
+
+    Args:
+        problem: as given by the user.
+        candidates: names of engines, fastest first.
+
+    Returns:
+        Engine by parameter name.
+
+    Raises:
+        ProblemError: no candidate gets a parameter right; the message names it, and what each did.
+    """
+    placed = _moved(problem)
+    chosen: dict[str, str] = {}
+    with exact_kernels(), unchanged(problem.model):
+        batch = _few(placed, placed.cast(problem.batches[-1]))
+        for parameter in problem.layout:
+            verdicts: list[str] = []
+            truth = None
+            for name in candidates:
+                try:
+                    rows = _some_rows(placed, name, parameter.span, batch)
+                    truth = _some_rows(placed, "rows", parameter.span, batch) if truth is None else truth
+                except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+                    verdicts.append(f"{name} raised {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+                    continue
+                error_found = _row_error(rows, truth)
+                if error_found <= ENGINE_TOLERANCE:
+                    chosen[parameter.name] = name
+                    break
+                verdicts.append(f"{name} is off by {error_found:.1e}")
+            else:
+                raise ProblemError(
+                    f"no engine computes the rows of `{parameter.name}`: {'; '.join(verdicts)}; "
+                    "leave it out with params, or change the operation"
+                )
+    return chosen
+
+
+def _some_rows(placed: PlacedProblem, engine: str, span: range, batch: Batch) -> Tensor:
+    """Compute a few rows spread over a parameter, against all columns.  # shape: (rows, P)."""
+    size = placed.layout.size
+    picked = sorted({int(k) for k in np.linspace(span.start, span.stop - 1, min(ROWS, len(span)))})
+    out = torch.zeros(len(picked), size, dtype=placed.dtype, device=placed.device)
+    for k, row in enumerate(picked):
+        ENGINES[engine](placed, 1).add(batch, range(row, row + 1), range(size), out[k : k + 1])
+    return out
+
+
+def _row_error(rows: Tensor, truth: Tensor) -> float:
+    """Give the largest difference over the largest entry; infinite where an entry is not finite."""
+    if not bool(rows.isfinite().all()):
+        return float("inf")
+    scale = float(truth.abs().max()) if truth.numel() else 0.0
+    return float((rows - truth).abs().max()) / scale if scale > 0 else float(rows.abs().sum())
+
+
+def _moved(problem: Problem) -> PlacedProblem:
+    """Place a problem in float64, its parameters moved a little by a fixed random vector."""
+    placed = problem.place(torch.float64)
+    generator = np.random.default_rng(0)
+    shift = np.zeros(problem.layout.size)
+    for p in problem.layout:
+        rms = float(placed.parameters[p.name].square().mean().sqrt()) if p.size else 0.0
+        shift[p.span.start : p.span.stop] = SHIFT * max(rms, 0.1) * generator.standard_normal(p.size)
+    return moved(placed, shift)
+
+
+def _few(placed: PlacedProblem, batch: Batch) -> Batch:
+    """Give a few samples, spread over a batch; all of them where samples are not separable."""
+    count = sample_count(batch)
+    if not placed.problem.separable or count <= SAMPLES:
+        return batch
+    return take(batch, torch.linspace(0, count - 1, SAMPLES, device=placed.device).long())
+
+
+def _check_deterministic(placed: PlacedProblem, batch: Batch) -> None:
+    """Evaluate a few times and compare values, buffers and the random state."""
+    model = placed.problem.model
+    random_state = torch.get_rng_state()
+    buffers = {name: b.detach().clone() for name, b in placed.constants.items()}
+    values = [float(placed.loss_sum({}, batch)[0]) for _ in range(3)]
+    spread = max(values) - min(values)
+    drew = not torch.equal(torch.get_rng_state(), random_state)
+    changed = [name for name, b in buffers.items() if not torch.equal(b.nan_to_num(), placed.constants[name].nan_to_num())]
+    if drew or spread > LOSS_TOLERANCE * max(map(abs, values)):
+        raise ProblemError(
+            f"loss: not deterministic ({values[0]:.12g}, then {values[1]:.12g}"
+            f"{'; random numbers were drawn' if drew else ''}): {_suspects(model, 'Dropout')}call model.eval()"
+        )
+    if changed:
+        raise ProblemError(
+            f"model: evaluating it changes its buffer `{changed[0]}`: {_suspects(model, 'Norm')}call model.eval()"
+        )
+
+
+def _check_separable(placed: PlacedProblem, batch: Batch) -> None:
+    """Compare the loss of a batch with that of its uneven parts."""
+    count = sample_count(batch)
+    head, tail = take(batch, slice(0, 1 + count // 3)), take(batch, slice(1 + count // 3, None))
+    (whole, weight), (a, weight_a), (b, weight_b) = (placed.loss_sum({}, part) for part in (batch, head, tail))
+    is_mean = placed.problem.reduction == "mean"
+    total, parts = (whole / weight, (a + b) / (weight_a + weight_b)) if is_mean else (whole, a + b)
+    scale = max(abs(float(v)) for v in (whole, a, b)) / (float(weight) if is_mean else 1.0)
+    if abs(float(total - parts)) > LOSS_TOLERANCE * scale:
+        raise ProblemError(
+            f"loss: of {count} samples it is {float(total):.9g}, put together from two parts of them {float(parts):.9g}: "
+            f"it is not a {placed.problem.reduction} over samples. Return (sum, weight), say reduction="
+            f"{'sum' if is_mean else 'mean'!r} if that is what it is, or separable=False (one batch only) "
+            f"if samples act on each other {_suspects(placed.problem.model, 'BatchNorm')}".rstrip()
+        )
+
+
+def _suspects(model: nn.Module, kind: str) -> str:
+    """Name modules in train mode whose class name has a word in it."""
+    found = [name for name, m in model.named_modules() if m.training and kind in type(m).__name__]
+    return f"`{found[0]}` ({type(model.get_submodule(found[0])).__name__}) is in train mode; " if found else ""

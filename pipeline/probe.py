@@ -1,0 +1,244 @@
+"""What an engine costs, measured on the real model: seconds, FLOPs and bytes of one row group of one micro-batch."""
+
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.data import sample_count
+from pipeline.engines import ENGINES
+from pipeline.errors import MemoryRefusedError
+from pipeline.layout import Parameter
+from pipeline.memory import mebibytes
+from pipeline.problem import PlacedProblem, exact_kernels
+
+FIRST_SAMPLES, FIRST_ROWS = 8, 8  # of the first, small measurement, from which the working size is chosen
+MOST_ROWS = 256  # in a group: beyond, no gain was measured
+ENOUGH_SAMPLES = 16  # in a micro-batch: groups are made smaller before micro-batches are
+CACHE_BYTES = 64 * 2**20  # engine bytes that run best on a CPU; larger groups spend their time in page faults
+DEVICE_BYTES = 2**30  # the same on a GPU
+PROBE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One call of an engine: rows of one parameter, one micro-batch.
+
+    Attributes:
+        rows: rows computed.
+        samples: in the micro-batch.
+        seconds: wall time.
+        flops: as torch counts them: matrix products and convolutions.
+        peak_bytes: most bytes alive at once in tensors made by the call.
+    """
+
+    rows: int
+    samples: int
+    seconds: float
+    flops: int
+    peak_bytes: int
+
+    @property
+    def seconds_per_row(self) -> float:
+        """Seconds per row and sample."""
+        return self.seconds / self.rows / self.samples
+
+    @property
+    def flops_per_row(self) -> float:
+        """FLOPs per row and sample."""
+        return self.flops / self.rows / self.samples
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes alive in storages made inside the context, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._note(leaf.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._known:
+            self._known[key] = storage.nbytes()
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.live -= self._known.pop(key)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows of one parameter and the columns they are computed against, as the plan will ask for them."""
+
+    parameter: Parameter
+    cols: range
+    engine: str
+
+
+def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_group: int) -> Measured:
+    """Run an engine once on real data.
+
+    Args:
+        placed: the problem in the run's type, on its device.
+        segment: which rows, columns and engine.
+        samples: in the micro-batch, taken from the first batch; None for all.
+        row_group: rows at a time; as many are computed.
+
+    Returns:
+        What it took.
+    """
+    batch = next(placed.batches(samples))
+    rows = segment.parameter.span[:row_group]
+    out = torch.zeros(len(rows), len(segment.cols), dtype=placed.dtype, device=placed.device)
+    engine = ENGINES[segment.engine](placed, row_group)
+    _synchronize(placed.device)
+    start = time.perf_counter()
+    with exact_kernels(), FlopCounterMode(display=False) as flops, LiveBytes() as memory:
+        engine.add(batch, rows, segment.cols, out)
+        _synchronize(placed.device)
+    seconds = time.perf_counter() - start
+    return Measured(len(rows), sample_count(batch), seconds, flops.get_total_flops(), memory.peak)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Working sizes and what was measured with them.
+
+    Attributes:
+        microbatch: samples at a time.
+        row_group: rows at a time.
+        costs: by row parameter.
+        engine_bytes: the largest peak.
+    """
+
+    microbatch: int
+    row_group: int
+    costs: dict[str, Measured]
+    engine_bytes: int
+
+
+def choose_sizes(
+    placed: PlacedProblem,
+    segments: Sequence[Segment],
+    budget_bytes: int,
+    microbatch: int | None,
+    row_group: int | None,
+) -> Sizes:
+    """Choose micro-batch and row group by measuring.
+
+    Args:
+        placed: the problem in the run's type, on its device.
+        segments: one for each row parameter.
+        budget_bytes: what an engine may hold.
+        microbatch: taken as it is when given.
+        row_group: taken as it is when given.
+
+    Returns:
+        The sizes.
+
+    Raises:
+        MemoryRefusedError: not even one row of the smallest micro-batch fits.
+    """
+    largest = max(sample_count(batch) for batch in placed.problem.batches)
+    fixed = min(microbatch or largest, largest) if placed.problem.separable else largest
+    may_cut = placed.problem.separable and microbatch is None
+    widest = max(segments, key=lambda s: len(s.cols))
+    target = min(budget_bytes, CACHE_BYTES if placed.device.type == "cpu" else DEVICE_BYTES)
+    model = _BytesModel.fit(placed, widest, largest if may_cut else fixed)
+    rows = row_group or MOST_ROWS
+    while row_group is None and rows > 1 and model.most_samples(rows, target) < min(fixed, ENOUGH_SAMPLES):
+        rows //= 2
+    samples = max(1, min(fixed, model.most_samples(rows, target))) if may_cut else fixed
+    while True:
+        costs = _costs(placed, segments, samples, rows)
+        peak = max(cost.peak_bytes for cost in costs.values())
+        if peak <= budget_bytes:
+            return Sizes(samples, rows, costs, peak)
+        if row_group is None and rows > 1:
+            rows //= 2
+        elif may_cut and samples > 1:
+            samples //= 2
+        else:
+            raise MemoryRefusedError(
+                f"{rows} rows of {samples} samples need {mebibytes(peak)} in the {widest.engine} engine, "
+                f"{mebibytes(max(budget_bytes, 0))} are left for it: raise `memory`, or lower `workers`, `chunk`, "
+                "`tile`, `row_group` or `microbatch`"
+            )
+
+
+@dataclass(frozen=True)
+class _BytesModel:
+    """Bytes of an engine's call, from two small measurements: rows x (fixed + samples x slope)."""
+
+    fixed: float
+    slope: float
+
+    @classmethod
+    def fit(cls, placed: PlacedProblem, segment: Segment, largest: int) -> "_BytesModel":
+        """Measure with few samples and twice as many."""
+        few = max(1, min(FIRST_SAMPLES, largest // 2))
+        many = min(2 * few, largest)
+        a, b = (measure(placed, segment, samples, FIRST_ROWS) for samples in (few, many))
+        slope = (b.peak_bytes - a.peak_bytes) / max(many - few, 1) / a.rows
+        return cls(max(a.peak_bytes / a.rows - few * slope, 0.0), max(slope, 1.0))
+
+    def most_samples(self, rows: int, target_bytes: int) -> int:
+        """Give the samples that fit beside so many rows."""
+        return int((target_bytes / rows - self.fixed) / self.slope)
+
+
+def _costs(
+    placed: PlacedProblem, segments: Sequence[Segment], samples: int, row_group: int
+) -> dict[str, Measured]:
+    """Measure the row parameters, those with most rows first, for a few seconds; the rest is taken as their mean."""
+    costs: dict[str, Measured] = {}
+    spent = 0.0
+    for segment in sorted(segments, key=lambda s: -s.parameter.size):
+        if spent > PROBE_SECONDS:
+            break
+        costs[segment.parameter.name] = cost = measure(placed, segment, samples, row_group)
+        spent += cost.seconds
+    known = list(costs.values())
+    mean = Measured(
+        sum(c.rows for c in known),
+        known[0].samples,
+        sum(c.seconds for c in known),
+        sum(c.flops for c in known),
+        max(c.peak_bytes for c in known),
+    )
+    return {s.parameter.name: costs.get(s.parameter.name, mean) for s in segments}
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Use so many CPU threads inside the context; None leaves them as they are."""
+    before = torch.get_num_threads()
+    try:
+        if count is not None:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,148 @@
+"""Plain autograd on the module itself, in float64: what runs are judged by. Shares nothing with the engines.
+
+The module's own parameters are used, without torch.func; the graph is freed after every batch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.autograd import grad
+
+from pipeline.errors import ProblemError
+from pipeline.problem import PlacedProblem
+
+Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LossAndGradient:
+    """A loss over the whole data set, L2 term included.
+
+    Attributes:
+        loss: L.
+        gradient: dL / dtheta.  # shape: (P,)
+        weight: what un-normalised sums are divided by; 1 for a sum.
+    """
+
+    loss: float
+    gradient: Vector
+    weight: float
+
+
+def loss_and_gradient(placed: PlacedProblem, microbatch: int | None = None) -> LossAndGradient:
+    """Evaluate loss and gradient over all data.
+
+    Args:
+        placed: the problem, usually in float64.
+        microbatch: samples at a time.
+
+    Returns:
+        Loss, gradient and total weight.
+
+    Raises:
+        ProblemError: the loss is not finite, does not depend on any selected parameter through differentiable
+            operations, has no positive weight, or has a weight that depends on the parameters.
+    """
+    problem = placed.problem
+    total, weight = 0.0, 0.0
+    gradient = torch.zeros(problem.layout.size, dtype=placed.dtype, device=placed.device)
+    with torch.enable_grad(), placed.own_parameters() as own:
+        for batch in placed.batches(microbatch):
+            value, batch_weight = problem.loss_sum(None, batch)
+            _check_differentiable(value, batch_weight)
+            gradient += _flat(grad(value, list(own.values()), materialize_grads=True))
+            total += float(value.detach())
+            weight += float(batch_weight)
+    weight = weight if problem.reduction == "mean" else 1.0
+    if not weight > 0:
+        raise ProblemError(f"loss: the weights of all batches sum to {weight}, expected a positive number")
+    theta = _flat(tuple(placed.parameters.values()))
+    loss = total / weight + 0.5 * problem.l2 * float(theta @ theta)
+    if not np.isfinite(loss):
+        raise ProblemError(f"loss: got {loss} over the data, expected a finite number")
+    return LossAndGradient(loss, _numpy(gradient / weight + problem.l2 * theta), weight)
+
+
+def hessian_vector_products(placed: PlacedProblem, vectors: Vector, weight: float, microbatch: int | None) -> Vector:
+    """Multiply H with vectors by plain double backward.
+
+    Args:
+        placed: the problem, usually in float64.
+        vectors: one a row.  # shape: (k, P)
+        weight: the total weight, as `loss_and_gradient` gives it.
+        microbatch: samples at a time.
+
+    Returns:
+        The products.  # shape: (k, P)
+    """
+    directions = torch.from_numpy(vectors).to(placed.device, placed.dtype)
+    products = torch.zeros_like(directions)
+    with torch.enable_grad(), placed.own_parameters() as own:
+        theta = list(own.values())
+        for batch in placed.batches(microbatch):
+            value, _ = placed.problem.loss_sum(None, batch)
+            gradient = grad(value, theta, create_graph=True, materialize_grads=True)
+            flat = _flat(gradient)
+            if not flat.requires_grad:
+                continue
+            for k, direction in enumerate(directions):
+                products[k] += _flat(grad(flat @ direction, theta, retain_graph=True, materialize_grads=True))
+    return _numpy(products / weight + placed.problem.l2 * directions)
+
+
+def differenced_products(
+    placed: PlacedProblem, vectors: Vector, weight: float, microbatch: int | None, step: float
+) -> Vector:
+    """Multiply H with vectors by central differences of the gradient, of fourth order.
+
+        H v = (8 (g(+h) - g(-h)) - (g(+2h) - g(-2h))) / 12 h,        g(t) = dL / dtheta at theta + t v
+
+    Args:
+        placed: the problem, usually in float64.
+        vectors: one a row.  # shape: (k, P)
+        weight: the total weight.
+        microbatch: samples at a time.
+        step: h, relative to the length of v.
+
+    Returns:
+        The products, exact up to rounding (gradient's last bit over h) and O(h^4).  # shape: (k, P)
+    """
+    products = np.zeros_like(vectors)
+    for k, vector in enumerate(vectors):
+        h = step / max(float(np.linalg.norm(vector)), 1e-300)
+        for sign, factor in ((1, 8), (-1, -8), (2, -1), (-2, 1)):
+            at = loss_and_gradient(moved(placed, sign * h * vector), microbatch)
+            products[k] += factor * at.gradient / (12 * h)
+    return products
+
+
+def moved(placed: PlacedProblem, shift: Vector) -> PlacedProblem:
+    """Give a problem whose selected parameters are shifted.  # shape of shift: (P,)."""
+    flat = torch.from_numpy(np.ascontiguousarray(shift)).to(placed.device, placed.dtype)
+    parameters = {
+        p.name: placed.parameters[p.name] + flat[p.span.start : p.span.stop].reshape(p.shape) for p in placed.layout
+    }
+    return PlacedProblem(placed.problem, parameters, placed.constants, placed.dtype, placed.device)
+
+
+def _check_differentiable(value: Tensor, weight: Tensor) -> None:
+    """Refuse a loss without a gradient and a weight with one."""
+    if not value.requires_grad:
+        raise ProblemError(
+            "loss: does not depend on the selected parameters through differentiable operations; "
+            "look for .detach(), .item(), torch.no_grad() or integer results on the way"
+        )
+    if weight.requires_grad:
+        raise ProblemError("loss: the weight depends on the parameters; only the sum may")
+
+
+def _flat(tensors: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def _numpy(tensor: Tensor) -> Vector:
+    return tensor.detach().to("cpu", torch.float64).numpy()
+

@@ -1,0 +1,366 @@
+"""A run: plan, tiles, proof. The same call starts one, goes on with one that was cut off, or finds it finished."""
+
+import json
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.errors import OutputError, SpecError, VerificationError
+from pipeline.executors import Work, serial
+from pipeline.factory import build_problem
+from pipeline.handle import Hessian, in_memory
+from pipeline.identity import require_same, require_same_settings, save_weights
+from pipeline.manifest import Manifest
+from pipeline.output import GRADIENT, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output
+from pipeline.planner import JobPlan, make_plan, matrix_bytes, worker_count
+from pipeline.problem import Problem, unchanged
+from pipeline.progress import Reporter, Silent
+from pipeline.spec import JobSpec, Settings, parse
+from pipeline.store import MatrixStore, stored_sizes, tile_keys
+from pipeline.tiling import Tile
+from pipeline.verify import Verification, check
+from pipeline.worker import Receipt, receipt_name
+
+if TYPE_CHECKING:
+    import torch
+
+_OURS = (WEIGHTS, MATRIX, GRADIENT, RECEIPTS)  # what a run leaves that was cut off before its manifest
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        hessian: the result.
+        computed: tiles computed by this call.
+        tiles: all of them.
+        verification: what the proof found; None when it was switched off, or done before.
+        plan_seconds: of planning.
+        tile_seconds: of computing and writing tiles, workers' start included.
+        verify_seconds: of the proof.
+    """
+
+    hessian: Hessian
+    computed: int
+    tiles: int
+    verification: Verification | None
+    plan_seconds: float = 0.0
+    tile_seconds: float = 0.0
+    verify_seconds: float = 0.0
+
+
+def compute_hessian(
+    problem: Problem,
+    output: str | None = None,
+    *,
+    params: Sequence[str] | None = None,
+    blocks: Literal["all", "diagonal"] | Sequence[tuple[str, str]] = "all",
+    engine: Literal["auto", "jacrev", "rows"] = "auto",
+    dtype: "torch.dtype | str | None" = None,
+    store_dtype: "torch.dtype | str | None" = None,
+    symmetry: Literal["mirrored", "upper"] = "mirrored",
+    codec: Literal["none", "lz4", "zstd"] = "lz4",
+    chunk: int | None = None,
+    tile: tuple[int, int] | None = None,
+    microbatch: int | None = None,
+    row_group: int | None = None,
+    executor: Literal["ray", "serial"] = "ray",
+    workers: int | None = None,
+    cpus_per_worker: int = 1,
+    gpus_per_worker: float = 0.0,
+    address: str | None = None,
+    memory: int | str | None = None,
+    verify: bool = True,
+) -> Hessian:
+    """Compute the full, exact Hessian of a problem's loss: H = d2L / dtheta2, with L over all data as one batch.
+
+    An output that is finished is opened; one that was cut off is completed, tile by tile.
+
+    Args:
+        problem: model, loss and data; left as it is.
+        output: a path or an fsspec URL. None keeps the result in memory.
+        params: globs of parameter names, `!glob` excludes; the problem's own selection when None.
+        blocks: `"all"`, `"diagonal"`, or pairs of parameter names.
+        engine: how tiles are computed; `"auto"` takes the fastest exact one for each parameter.
+        dtype: computes in this type, a torch dtype or its name; the model's own when None.
+        store_dtype: stores in this type; `dtype` when None.
+        symmetry: stores the whole matrix, or the upper triangle of chunks.
+        codec: compression of chunks.
+        chunk: side of a stored chunk; from P when None.
+        tile: chunk rows and chunk columns of a tile; from engine and memory when None.
+        microbatch: samples at a time; from memory when None.
+        row_group: rows pulled back at a time; from memory when None.
+        executor: Ray workers, or a plain loop in this process.
+        workers: Ray workers; one per share of CPUs when None.
+        cpus_per_worker: CPUs, and torch threads, of a Ray worker.
+        gpus_per_worker: GPUs, or a fraction of one, of a Ray worker.
+        address: Ray cluster to join; RAY_ADDRESS or a local one when None.
+        memory: bytes allowed to a worker, also as `"4GiB"`; its share of what is free when None.
+        verify: checks the finished matrix against plain double backward.
+
+    Returns:
+        The Hessian.
+
+    Raises:
+        HessianError: the problem, the settings or the output cannot be used, or the result is not right; see
+            `pipeline.errors` for its kinds.
+    """
+    values = {key: value for key, value in locals().items() if key not in {"problem", "output"}}
+    settings = parse(Settings, values, "compute_hessian")
+    if not isinstance(problem, Problem):
+        raise SpecError(f"compute_hessian: got {type(problem).__name__}, expected a pipeline.Problem")
+    return run(problem, settings, output).hessian
+
+
+def load_problem(spec: JobSpec, folder: Path) -> Problem:
+    """Build the problem a job spec names, with respect to the parameters it selects."""
+    return build_problem(spec.problem, spec.problem_args, folder).select(spec.params)
+
+
+def run_job(spec: JobSpec, folder: Path, report: Reporter) -> Outcome:
+    """Run a job spec.
+
+    Args:
+        spec: the job; its output must be set.
+        folder: where the spec lies.
+        report: told about progress.
+
+    Returns:
+        What was done.
+
+    Raises:
+        SpecError: no output is given.
+    """
+    if spec.output is None:
+        raise SpecError("missing key `output`: say where the Hessian goes, in the spec or with --output")
+    Output(spec.output).check_writable()
+    report.say(f"building {spec.problem}")
+    return run(load_problem(spec, folder), spec, spec.output, report=report, name=spec.problem, code=folder)
+
+
+def run(
+    problem: Problem,
+    settings: Settings,
+    url: str | None,
+    *,
+    report: Reporter | None = None,
+    name: str | None = None,
+    code: Path | None = None,
+) -> Outcome:
+    """Run a problem; see `compute_hessian`.
+
+    Args:
+        problem: what to compute.
+        settings: how.
+        url: where to; None for memory.
+        report: told about progress.
+        name: of the problem, for the manifest.
+        code: folder whose modules travel to the workers.
+
+    Returns:
+        What was done.
+    """
+    report = report or Silent()
+    problem = problem.select(settings.params)
+    with unchanged(problem.model), _destination(url, settings) as output:
+        outcome = _Run(problem, settings, output, report, name, code).outcome()
+        return outcome if url is not None else _kept_in_memory(outcome, output)
+
+
+def plan(spec: JobSpec, folder: Path) -> JobPlan:
+    """Plan a job without running it; the output, where one is given, is checked for room."""
+    problem = load_problem(spec, folder)
+    made = make_plan(problem, spec, spec.problem)
+    if spec.output is not None:
+        Output(spec.output).check_room(made.stored_bytes)
+    return made
+
+
+class _Run:
+    """One call of a run."""
+
+    def __init__(
+        self, problem: Problem, settings: Settings, output: Output, report: Reporter, name: str | None, code: Path | None
+    ) -> None:
+        self.problem, self.settings, self.output, self.report = problem, settings, output, report
+        self.name, self.code = name, code
+
+    def outcome(self) -> Outcome:
+        """Plan or resume, compute what is missing, verify, and mark as finished."""
+        start = time.monotonic()
+        self.output.check_writable()
+        manifest = Manifest.read(self.output)
+        tiles = self._start() if manifest is None else self._resume(manifest)
+        manifest = manifest or Manifest.read(self.output)
+        if manifest is None:
+            raise OutputError(f"output {self.output.url}: the manifest that was just written cannot be read back")
+        total = len(manifest.plan.tiles())
+        if self.output.get(SUCCESS) is not None:
+            self.report.say(f"{self.output.url} is finished already: nothing to do")
+            return Outcome(Hessian(self.output, manifest), 0, total, None)
+        planned = time.monotonic()
+        self._compute(manifest, tiles, total)
+        computed = time.monotonic()
+        hessian = Hessian(self.output, manifest)
+        verification = self._verify(hessian) if self.settings.verify else None
+        verified = time.monotonic()
+        self.output.put(SUCCESS, json.dumps({"tiles": total, "verified": verification is not None}).encode())
+        return Outcome(
+            hessian, len(tiles), total, verification, planned - start, computed - planned, verified - computed
+        )
+
+    def _start(self) -> list[Tile]:
+        """Plan, and set the output up; the manifest comes last, so that there is one only of a complete set-up."""
+        foreign = sorted({name.split("/")[0] for name in self.output.sizes()} - set(_OURS))
+        if foreign:
+            raise OutputError(f"output {self.output.url}: holds something else ({foreign[0]}); take an empty place")
+        self.report.say("planning: preflight and probe")
+        made = make_plan(self.problem, self.settings, self.name)
+        self.output.check_room(made.stored_bytes)
+        self.report.say(describe(made))
+        save_weights(self.problem, self.output)
+        MatrixStore.create(self.output, made.manifest, made.at.gradient)
+        made.manifest.write(self.output)
+        return made.dearest_first()
+
+    def _resume(self, manifest: Manifest) -> list[Tile]:
+        """Check that the output is of this problem, and find the tiles that are missing."""
+        require_same_settings(self.settings, self.problem, manifest, self.output)
+        self.problem = require_same(self.problem, manifest, self.output)
+        missing = missing_tiles(self.output, manifest)
+        if self.output.get(SUCCESS) is None:
+            total = len(manifest.plan.tiles())
+            self.report.say(f"{self.output.url}: {total - len(missing)} of {total} tiles are there, going on")
+        return missing
+
+    def _compute(self, manifest: Manifest, tiles: Sequence[Tile], total: int) -> None:
+        """Have the executor compute tiles."""
+        work = Work(self.problem, manifest, self.output, self.code)
+        with self.report.tiles(total, total - len(tiles)) as report:
+            for receipt in self._receipts(work, tiles):
+                report.advance(receipt.bytes)
+
+    def _receipts(self, work: Work, tiles: Sequence[Tile]) -> Iterator[Receipt]:
+        if not tiles or self.settings.executor == "serial":
+            return serial(work, tiles)
+        from pipeline.ray_executor import execute
+
+        return execute(work, tiles, self.settings, worker_count(self.settings))
+
+    def _verify(self, hessian: Hessian) -> Verification:
+        """Prove the result, and keep the proof beside it."""
+        self.report.say("verifying")
+        found = check(hessian, self.problem)
+        self.output.put(VERIFY, json.dumps(found.to_json(), indent=1).encode())
+        if not found.ok:
+            raise VerificationError(f"output {self.output.url}: {found.summary()}")
+        return found
+
+
+def missing_tiles(output: Output, manifest: Manifest) -> list[Tile]:
+    """Find the tiles that are not done: without a readable receipt, or without the objects it lists.
+
+    Args:
+        output: of the run.
+        manifest: of the run.
+
+    Returns:
+        The tiles to compute, largest first.
+    """
+    tiling = manifest.plan
+    present, receipts = stored_sizes(output), output.sizes(RECEIPTS)
+    tiles = tiling.tiles()
+    missing = [t for t in tiles if f"{t.id}.json" not in receipts or not _is_whole(output, manifest, t, present)]
+    return sorted(missing, key=lambda t: -tiling.shape(t)[0] * tiling.shape(t)[1])
+
+
+def read_receipt(output: Output, tile: Tile) -> Receipt | None:
+    """Read a tile's receipt; None where there is none or it is damaged."""
+    data = output.get(receipt_name(tile.id))
+    try:
+        return None if data is None else Receipt.from_json(json.loads(data))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_whole(output: Output, manifest: Manifest, tile: Tile, present: Mapping[str, int]) -> bool:
+    """Say whether a tile's receipt lists its chunks and these are there in full size."""
+    receipt = read_receipt(output, tile)
+    if receipt is None or receipt.tile != tile.id:
+        return False
+    listed = {chunk.key: chunk.bytes for chunk in receipt.chunks}
+    return listed.keys() == tile_keys(manifest, tile) and all(present.get(key) == size for key, size in listed.items())
+
+
+def describe(made: JobPlan) -> str:
+    """Say a plan in one line."""
+    manifest = made.manifest
+    engines = sorted(set(manifest.engines.values()))
+    return (
+        f"P = {made.tiling.size:,}, {made.tiling.side} x {made.tiling.side} chunks of {manifest.chunk}, "
+        f"{len(made.tiling.tiles())} tiles, engine {', '.join(engines)}, micro-batch {manifest.microbatch}, "
+        f"row group {manifest.row_group}, {made.workers} workers, predicted {made.makespan_seconds():.1f} s"
+    )
+
+
+@contextmanager
+def _destination(url: str | None, settings: Settings) -> Iterator[Output]:
+    """Give the output; for a result kept in memory, a place that the executor's workers can reach."""
+    if url is not None:
+        output = Output(url)
+        if output.is_memory and settings.executor == "ray":
+            raise OutputError(f"output {url}: lies in this process, where Ray workers cannot write; use executor=serial")
+        yield output
+    elif settings.executor == "serial":
+        yield Output(f"memory://hessian-{uuid.uuid4().hex}")
+    else:
+        with tempfile.TemporaryDirectory(prefix="hessian-") as folder:
+            yield Output(folder)
+
+
+def _kept_in_memory(outcome: Outcome, output: Output) -> Outcome:
+    """Move a result into this process's memory."""
+    memory = output
+    if not output.is_memory:
+        memory = Output(f"memory://hessian-{uuid.uuid4().hex}")
+        memory.check_room(matrix_bytes(outcome.hessian.manifest))
+        for name in output.sizes():
+            memory.put(name, output.get(name) or b"")
+    return Outcome(**{**vars(outcome), "hessian": in_memory(memory, outcome.hessian.manifest)})
+
+
+def status(url: str) -> dict[str, Any]:
+    """Say how far the run in an output is.
+
+    Args:
+        url: the output.
+
+    Returns:
+        Tiles done and in all, bytes stored, whether finished and verified.
+
+    Raises:
+        OutputError: there is no run.
+    """
+    output = Output(url)
+    manifest = Manifest.read(output)
+    if manifest is None:
+        raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")
+    receipts = output.sizes(RECEIPTS)
+    tiles = manifest.plan.tiles()
+    verified = output.get(VERIFY)
+    return {
+        "P": manifest.layout.size,
+        "tiles": len(tiles),
+        "done": sum(f"{tile.id}.json" in receipts for tile in tiles),
+        "bytes": sum(size for key, size in stored_sizes(output).items() if key.startswith("c/")),
+        "finished": output.get(SUCCESS) is not None,
+        "verified": None if verified is None else bool(json.loads(verified)["ok"]),
+    }
+
+

@@ -1,0 +1,161 @@
+"""The job spec: what a YAML file under `jobs/` or the arguments of `compute_hessian` may say.
+
+Two frozen, strict models. `Settings` is how to compute, `JobSpec` adds what to compute and where to put it.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, PositiveInt, ValidationError
+
+from pipeline.errors import SpecError
+
+
+def _dtype_name(value: object) -> object:
+    """Accept `torch.float64` for "float64" without importing torch."""
+    return str(value).removeprefix("torch.") if value is not None else None
+
+
+FloatName = Annotated[Literal["float32", "float64"], BeforeValidator(_dtype_name)]
+EngineName = Literal["auto", "jacrev", "rows"]
+BlockSelection = Literal["all", "diagonal"] | tuple[tuple[str, str], ...]
+
+
+class Settings(BaseModel):
+    """How to compute a Hessian."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    params: tuple[str, ...] | None = Field(
+        None, description="Globs of parameter names, `!glob` excludes; all that require grad when not given."
+    )
+    blocks: BlockSelection = Field(
+        "all", description="Which blocks: `all`, `diagonal` (each parameter with itself) or pairs of parameter names."
+    )
+    engine: EngineName = Field("auto", description="How tiles are computed; `auto` takes the fastest exact one.")
+    dtype: FloatName | None = Field(None, description="Computes in this type; the model's own when not given.")
+    store_dtype: FloatName | None = Field(None, description="Stores in this type; `dtype` when not given.")
+    symmetry: Literal["mirrored", "upper"] = Field(
+        "mirrored", description="Stores the whole matrix, or the upper triangle of chunks (half the bytes)."
+    )
+    codec: Literal["none", "lz4", "zstd"] = Field("lz4", description="Compression of chunks.")
+    chunk: PositiveInt | None = Field(None, description="Side B of a stored chunk; from P when not given.")
+    tile: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="Chunk rows and chunk columns of a tile; from engine and memory when not given."
+    )
+    microbatch: PositiveInt | None = Field(None, description="Samples at a time; from memory when not given.")
+    row_group: PositiveInt | None = Field(None, description="Rows pulled back at a time; from memory when not given.")
+    executor: Literal["ray", "serial"] = Field("ray", description="Ray workers, or a plain loop in this process.")
+    workers: PositiveInt | None = Field(None, description="Ray workers; one per share of CPUs (or GPU) if not given.")
+    cpus_per_worker: PositiveInt = Field(1, description="CPUs, and torch threads, of a Ray worker.")
+    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs, or a fraction of one, of a Ray worker; 0 for CPU.")
+    address: str | None = Field(None, description="Ray cluster to join; RAY_ADDRESS or a local one when not given.")
+    memory: ByteSize | None = Field(
+        None, description="Memory allowed to a worker, as in `4GiB`; its share of 80 % of what is free if not given."
+    )
+    verify: bool = Field(True, description="Check the finished matrix against plain double backward.")
+
+
+class JobSpec(Settings):
+    """What to compute, how, and where to put it."""
+
+    problem: str = Field(description="`file.py:factory` beside the spec, or `package.module:factory`.")
+    problem_args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the factory.")
+    output: str | None = Field(None, description="Where the Hessian goes: a path or an fsspec URL.")
+
+
+Model = TypeVar("Model", bound=Settings)
+
+
+def parse(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
+    """Build settings from plain values.
+
+    Args:
+        model: `Settings` or `JobSpec`.
+        values: what a YAML file or a caller says.
+        source: named in errors.
+
+    Returns:
+        The frozen settings.
+
+    Raises:
+        SpecError: a key is unknown, missing or has a wrong value; the message has one clause per fault.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        faults = dict.fromkeys(_fault(model, dict(e)) for e in error.errors())
+        raise SpecError(f"{source}: " + "; ".join(faults)) from None
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = (), output: str | None = None) -> JobSpec:
+    """Read a job spec from a YAML file.
+
+    Args:
+        path: the file.
+        overrides: `key=value` strings; the value is read as YAML, `problem_args.key=value` reaches into a mapping.
+        output: replaces the spec's output.
+
+    Returns:
+        The frozen spec.
+
+    Raises:
+        SpecError: the file cannot be read, is not a YAML mapping, or is not a valid spec.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise SpecError(f"{path}: cannot read the job spec ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise SpecError(f"{path}: got a {type(values).__name__}, expected a mapping of keys such as `problem:`")
+    for text in overrides:
+        _override(values, text)
+    if output is not None:
+        values["output"] = output
+    return parse(JobSpec, values, str(path))
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    """Apply one `key=value`."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise SpecError(f"--set {text}: expected key=value")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise SpecError(f"--set {text}: `{parent}` is not a mapping")
+    try:
+        values[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise SpecError(f"--set {text}: the value is not valid YAML") from None
+
+
+def _fault(model: type[Settings], error: Mapping[str, Any]) -> str:
+    """Say one fault found by pydantic in our words."""
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown key `{key}`{nearest(key, model.model_fields)}"
+    if error["type"] == "missing":
+        return f"missing key `{key}`: {model.model_fields[key].description}"
+    field = model.model_fields[str(error["loc"][0])]
+    return f"`{error['loc'][0]}` got {error['input']!r}: {error['msg']} ({field.description})"
+
+
+def nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """Suggest the valid name closest to an unknown one.
+
+    Args:
+        name: what was got.
+        known: the valid names.
+
+    Returns:
+        A clause to append to an error message.
+    """
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean `{match[0]}`?" if match else f"; expected one of {', '.join(known)}"

@@ -1,0 +1,193 @@
+"""The chunked matrix: a Zarr v3 array, one object per chunk, each written whole by one writer."""
+
+import threading
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.abc.codec import BytesBytesCodec
+from zarr.abc.store import Store
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import WrapperStore
+
+from pipeline.errors import IncompleteError, OutputError
+from pipeline.manifest import Manifest
+from pipeline.output import GRADIENT, MATRIX, Output
+from pipeline.tiling import Tile
+
+Matrix = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object that was put: its key in the array, its size, and the checksum that ends it."""
+
+    key: str
+    bytes: int
+    crc32c: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Give a plain mapping."""
+        return asdict(self)
+
+
+class _RecordingStore(WrapperStore[Store]):
+    """Notes what was put under each key."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.puts: dict[str, StoredObject] = {}
+
+    def _with_store(self, store: Store) -> "_RecordingStore":
+        other = type(self)(store)
+        other.puts = self.puts
+        return other
+
+    async def set(self, key: str, value: Buffer) -> None:
+        await super().set(key, value)
+        tail = bytes(value[len(value) - 4 :].to_bytes())
+        self.puts[key] = StoredObject(key, len(value), int.from_bytes(tail, "little"))
+
+
+def chunk_key(i: int, j: int) -> str:
+    """Give the key of a chunk below the array."""
+    return f"c/{i}/{j}"
+
+
+class MatrixStore:
+    """The array of an output.
+
+    Args:
+        output: where.
+        manifest: chunk grid, types and symmetry.
+        write: whether chunks are going to be written.
+    """
+
+    def __init__(self, output: Output, manifest: Manifest, *, write: bool = False) -> None:
+        self.manifest, self.chunk = manifest, manifest.chunk
+        self._store = _RecordingStore(output.zarr_store(MATRIX))
+        self._lock = threading.Lock()
+        self._array = _open(self._store, output, MATRIX, write=write)
+
+    @staticmethod
+    def create(output: Output, manifest: Manifest, gradient: npt.NDArray[np.float64]) -> None:
+        """Write the metadata of the matrix, and the gradient; once, before any worker starts.
+
+        Args:
+            output: where.
+            manifest: parameter table, chunk grid, types and symmetry.
+            gradient: dL / dtheta.  # shape: (P,)
+        """
+        size = manifest.layout.size
+        about = {"parameters": manifest.parameters, "loss": manifest.fingerprint.loss, "symmetry": manifest.symmetry}
+        zarr.create_array(
+            output.zarr_store(MATRIX),
+            shape=(size, size),
+            chunks=(manifest.chunk, manifest.chunk),
+            dtype=manifest.store_dtype,
+            compressors=_codecs(manifest.codec),
+            fill_value=float("nan"),
+            dimension_names=("row", "col"),
+            attributes=about,
+            overwrite=True,
+        )
+        array = zarr.create_array(
+            output.zarr_store(GRADIENT),
+            shape=(size,),
+            chunks=(max(size, 1),),
+            dtype="float64",
+            compressors=_codecs("none"),
+            fill_value=float("nan"),
+            dimension_names=("row",),
+            attributes={"loss": manifest.fingerprint.loss},
+            overwrite=True,
+        )
+        array[:] = gradient
+
+    @staticmethod
+    def gradient(output: Output) -> npt.NDArray[np.float64]:
+        """Read the gradient.  # shape: (P,)."""
+        return np.asarray(_open(output.zarr_store(GRADIENT), output, GRADIENT)[:])
+
+    def write_chunk(self, i: int, j: int, values: Matrix) -> list[StoredObject]:
+        """Put a chunk, and its mirror image where the matrix is stored whole.
+
+        Args:
+            i: chunk row.
+            j: chunk column, not below the diagonal.
+            values: entries; a diagonal chunk must be symmetric.  # shape: (B, B), less at the ragged end
+
+        Returns:
+            What was put.
+        """
+        puts = [self._put(i, j, values)]
+        if self.manifest.symmetry == "mirrored" and i != j:
+            puts.append(self._put(j, i, np.ascontiguousarray(values.T)))
+        return puts
+
+    def read_chunk(self, i: int, j: int) -> Matrix:
+        """Read and check one stored chunk as it lies.
+
+        Raises:
+            IncompleteError: it is missing, does not match its checksum, or cannot be decoded.
+        """
+        rows, cols = (slice(k * self.chunk, (k + 1) * self.chunk) for k in (i, j))
+        try:
+            values = self._read(rows, cols)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise IncompleteError(f"chunk {chunk_key(i, j)} cannot be decoded: {error}") from None
+        if np.isnan(values).any():
+            raise IncompleteError(f"chunk {chunk_key(i, j)} is missing")
+        return values
+
+    def read(self, rows: Any, cols: Any) -> Matrix:
+        """Read entries as they lie in the store, mirrored or not; those not computed are NaN.
+
+        Args:
+            rows: slice or integer array.
+            cols: slice or integer array.
+
+        Returns:
+            The entries.  # shape: (rows, cols)
+        """
+        return self._read(rows, cols)
+
+    def _read(self, rows: Any, cols: Any) -> Matrix:
+        return np.asarray(self._array.oindex[rows, cols])
+
+    def _put(self, i: int, j: int, values: Matrix) -> StoredObject:
+        """Encode and put one object."""
+        rows, cols = (slice(k * self.chunk, k * self.chunk + n) for k, n in zip((i, j), values.shape, strict=True))
+        with self._lock:
+            self._array[rows, cols] = values
+            return self._store.puts.pop(chunk_key(i, j))
+
+
+def stored_sizes(output: Output) -> dict[str, int]:
+    """List the chunks that are there, by key, with their sizes in bytes."""
+    return output.sizes(MATRIX)
+
+
+def tile_keys(manifest: Manifest, tile: Tile) -> set[str]:
+    """Give the keys of all objects that a finished tile leaves, mirrors included."""
+    chunks = manifest.plan.chunks(tile)
+    keys = {chunk_key(i, j) for i, j in chunks}
+    return keys | {chunk_key(j, i) for i, j in chunks} if manifest.symmetry == "mirrored" else keys
+
+
+def _codecs(name: str) -> list[BytesBytesCodec]:
+    """Give the codecs of a chunk; the checksum comes last, so that it covers what lies in the store."""
+    if name == "none":
+        return [Crc32cCodec()]
+    return [BloscCodec(cname=name, clevel=5 if name == "lz4" else 3, shuffle="shuffle"), Crc32cCodec()]
+
+
+def _open(store: Store, output: Output, name: str, *, write: bool = False) -> "zarr.Array[Any]":
+    """Open an array that is there; empty chunks are written, so that a missing object is always a fault."""
+    try:
+        return zarr.open_array(store, mode="r+" if write else "r", config={"write_empty_chunks": True})
+    except FileNotFoundError:
+        raise OutputError(f"output {output.url}: has no {name}") from None

@@ -1,0 +1,137 @@
+"""The plan: which chunks are stored, and which rectangles of chunks are computed together.
+
+Chunks are numbered (i, j) from the top left. Only chunks with i <= j are computed; the rest is their mirror image.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.layout import ParameterLayout
+from pipeline.spec import BlockSelection
+
+MAX_CHUNK = 2048  # 16 MiB in float32: large enough for one request, small enough to lose
+MIN_CHUNK = 64
+CHUNKS_PER_SIDE = 16  # of a small matrix: some sixteen row bands to share among workers
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The rectangle of chunks that one task computes: chunk rows x chunk columns."""
+
+    rows: range
+    cols: range
+
+    @property
+    def id(self) -> str:
+        """Name, unique in its plan and independent of other tiles."""
+        return f"r{self.rows.start}-{self.rows.stop}_c{self.cols.start}-{self.cols.stop}"
+
+
+@dataclass(frozen=True, eq=False)
+class TilingPlan:
+    """The chunk grid of a P x P matrix and the tiles that cover its selected upper triangle.
+
+    Attributes:
+        size: P.
+        chunk: B, side of a chunk.
+        tile_shape: most chunk rows and chunk columns of a tile.
+        selected: chunks to compute.  # shape: (n, n), bool, upper triangular, n = ceil(P / B)
+    """
+
+    size: int
+    chunk: int
+    tile_shape: tuple[int, int]
+    selected: npt.NDArray[np.bool_]
+
+    @property
+    def side(self) -> int:
+        """Chunks on a side of the grid."""
+        return math.ceil(self.size / self.chunk)
+
+    def span(self, chunks: range) -> range:
+        """Give the flat indices that consecutive chunks cover; the last chunk may be ragged."""
+        return range(chunks.start * self.chunk, min(chunks.stop * self.chunk, self.size))
+
+    def shape(self, tile: Tile) -> tuple[int, int]:
+        """Give the rows and columns of a tile in entries."""
+        return len(self.span(tile.rows)), len(self.span(tile.cols))
+
+    def chunks(self, tile: Tile) -> list[tuple[int, int]]:
+        """List the chunks that a tile leaves in the store, mirrors not counted."""
+        return [(i, j) for i in tile.rows for j in tile.cols if self.selected[i, j]]
+
+    def tiles(self) -> list[Tile]:
+        """Cover every selected chunk once, top to bottom."""
+        height, width = self.tile_shape
+        bands = (range(i, min(i + height, self.side)) for i in range(0, self.side, height))
+        return [
+            Tile(band, range(start, min(start + width, run.stop)))
+            for band in bands
+            for run in _runs(self.selected[band.start : band.stop].any(axis=0))
+            for start in range(run.start, run.stop, width)
+        ]
+
+    def covers(self, rows: range, cols: range) -> bool:
+        """Say whether every entry of a rectangle (flat indices) is computed, itself or as a mirror image."""
+        if not rows or not cols:
+            return True
+        i, j = (slice(s.start // self.chunk, (s.stop - 1) // self.chunk + 1) for s in (rows, cols))
+        return bool((self.selected | self.selected.T)[i, j].all())
+
+    def entries(self) -> int:
+        """Count the entries of all selected chunks, mirrors not counted."""
+        sides = np.minimum(self.chunk, self.size - self.chunk * np.arange(self.side))
+        return int(sides @ self.selected @ sides)
+
+
+def plan_tiles(
+    layout: ParameterLayout, blocks: BlockSelection, chunk: int, tile_shape: tuple[int, int]
+) -> TilingPlan:
+    """Make the plan of a Hessian.
+
+    Args:
+        layout: the parameters.
+        blocks: which blocks are wanted. A chunk that meets a wanted block is computed whole.
+        chunk: B.
+        tile_shape: most chunk rows and chunk columns of a tile.
+
+    Returns:
+        The plan.
+
+    Raises:
+        BlockError: a block names an unknown parameter.
+    """
+    side = math.ceil(layout.size / chunk)
+    selected = np.zeros((side, side), dtype=bool)
+    for rows, cols in _wanted(layout, blocks):
+        if rows and cols:
+            i, j = (slice(s.start // chunk, (s.stop - 1) // chunk + 1) for s in (rows, cols))
+            selected[i, j] = True
+    return TilingPlan(layout.size, chunk, tile_shape, np.triu(selected | selected.T))
+
+
+def default_chunk(size: int) -> int:
+    """Choose B: `MAX_CHUNK`, or for a small P the power of two that gives some `CHUNKS_PER_SIDE` row bands."""
+    wanted = max(size, 1) / CHUNKS_PER_SIDE
+    return min(MAX_CHUNK, max(MIN_CHUNK, 2 ** math.ceil(math.log2(wanted))))
+
+
+def _wanted(layout: ParameterLayout, blocks: BlockSelection) -> Iterator[tuple[range, range]]:
+    """Give the wanted rectangles in flat indices."""
+    if blocks == "all":
+        yield range(layout.size), range(layout.size)
+        return
+    pairs: Iterable[Sequence[str]] = [(n, n) for n in layout.names] if isinstance(blocks, str) else blocks
+    for a, b in pairs:
+        yield layout[a].span, layout[b].span
+
+
+def _runs(flags: npt.NDArray[np.bool_]) -> Iterator[range]:
+    """Give the maximal runs of true entries."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        yield range(int(start), int(stop))
