@@ -48,7 +48,13 @@ def next_character(logits: Tensor, target: Tensor) -> tuple[Tensor, int]:
 
 
 def transformer(
-    samples: int = 64, context: int = 16, width: int = 16, heads: int = 2, layers: int = 2, steps: int = 60, seed: int = 0
+    samples: int = 64,
+    context: int = 16,
+    width: int = 16,
+    heads: int = 2,
+    layers: int = 2,
+    steps: int = 60,
+    seed: int = 0,
 ) -> Problem:
     """Train on the descriptions that come with scikit-learn's data sets; 5,534 parameters at the default width."""
     torch.manual_seed(seed)

@@ -10,9 +10,7 @@ from pipeline import Problem
 def mlp(hidden: int = 32, steps: int = 100, seed: int = 0) -> Problem:
     """A tanh network 64-hidden-hidden-10: 3,466 parameters at the default width."""
     torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Linear(64, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 10)
-    )
+    model = nn.Sequential(nn.Linear(64, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 10))
     images, labels = digits()
     return trained(model, images, labels, steps)
 

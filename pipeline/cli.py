@@ -131,11 +131,17 @@ def _show_plan(made: "JobPlan") -> None:
             [
                 ("P", tiling.size),
                 ("loss", f"{made.at.loss:.6g} over {manifest.fingerprint.samples:,} samples"),
-                ("chunks", f"{tiling.side} x {tiling.side} of {manifest.chunk} x {manifest.chunk}, {int(tiling.selected.sum()):,} computed"),
+                (
+                    "chunks",
+                    f"{tiling.side} x {tiling.side} of side {manifest.chunk}, {int(tiling.selected.sum()):,} computed",
+                ),
                 ("tiles", f"{len(tiling.tiles()):,}, the largest {rows:,} x {cols:,}"),
                 ("micro-batch, row group", f"{manifest.microbatch} samples, {manifest.row_group} rows"),
                 ("FLOPs", f"{made.flops():.3g}"),
-                ("bytes out", f"{mebibytes(made.stored_bytes)} before compression ({manifest.symmetry}, {manifest.store_dtype})"),
+                (
+                    "bytes out",
+                    f"{mebibytes(made.stored_bytes)} before compression ({manifest.symmetry}, {manifest.store_dtype})",
+                ),
                 (
                     "memory per worker",
                     f"{mebibytes(memory.total_bytes)} projected (process {mebibytes(PROCESS_BYTES)}, "
@@ -157,10 +163,12 @@ def _show_outcome(outcome: "Outcome") -> None:
         ("of", f"{len(hessian.parameters)} parameters over {hessian.manifest.fingerprint.samples:,} samples"),
         ("loss", f"{hessian.loss:.9g}"),
         ("tiles", f"{outcome.computed} computed now, {outcome.tiles} in all"),
-        ("seconds", f"{outcome.plan_seconds:.1f} planning, {outcome.tile_seconds:.1f} tiles, {outcome.verify_seconds:.1f} verifying"),
+        (
+            "seconds",
+            f"{outcome.plan_seconds:.1f} planning, {outcome.tile_seconds:.1f} tiles, "
+            f"{outcome.verify_seconds:.1f} verifying",
+        ),
         ("verified", proof),
         ("at", hessian.url),
     ]
     _console().print(_table(rows))
-
-

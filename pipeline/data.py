@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
 from torch.utils._pytree import keystr as path_of
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, default_collate
 
 from pipeline.errors import ProblemError

@@ -3,6 +3,10 @@
 Every message says what was got, what was expected and what to do. `exit_code` is the status of the `hessian` command.
 """
 
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 FAILED = 1
 BAD_INPUT = 2
 RESUMABLE = 75  # EX_TEMPFAIL: run the same command again
@@ -21,7 +25,7 @@ class SpecError(HessianError, ValueError):
 
 
 class ProblemError(HessianError, ValueError):
-    """A model, a loss, data or a parameter selection has no well-defined Hessian, or none that can be computed exactly."""
+    """A model, a loss, data or a selection of parameters has no Hessian, or none that can be computed exactly."""
 
     exit_code = BAD_INPUT
 
@@ -76,3 +80,17 @@ class WorkerError(HessianError, RuntimeError):
 
 class VerificationError(HessianError, ArithmeticError):
     """A finished Hessian is not what it claims to be."""
+
+
+def nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """Suggest the valid name closest to an unknown one.
+
+    Args:
+        name: what was got.
+        known: the valid names.
+
+    Returns:
+        A clause to append to an error message.
+    """
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean `{match[0]}`?" if match else f"; expected one of {', '.join(known)}"

@@ -8,9 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline.errors import HessianError, ProblemError, SpecError
+from pipeline.errors import HessianError, ProblemError, SpecError, nearest
 from pipeline.problem import Problem
-from pipeline.spec import nearest
 
 
 def build_problem(reference: str, arguments: dict[str, Any], folder: Path) -> Problem:
@@ -35,7 +34,9 @@ def build_problem(reference: str, arguments: dict[str, Any], folder: Path) -> Pr
         raise
     except Exception as error:
         text = " ".join(str(error).split())
-        raise ProblemError(f"problem: {reference}({_arguments(arguments)}) raised {type(error).__name__}: {text}") from error
+        raise ProblemError(
+            f"problem: {reference}({_arguments(arguments)}) raised {type(error).__name__}: {text}"
+        ) from error
     if not isinstance(problem, Problem):
         raise SpecError(f"problem: {reference} returned {type(problem).__name__}, expected a pipeline.Problem")
     return problem

@@ -66,7 +66,7 @@ class Hessian:
 
     @property
     def gradient(self) -> npt.NDArray[np.float64]:
-        """dL / dtheta, in float64.  # shape: (P,)."""
+        """DL / dtheta, in float64.  # shape: (P,)."""
         return MatrixStore.gradient(self.output)
 
     def __getitem__(self, key: tuple[Any, Any]) -> Matrix:

@@ -45,9 +45,8 @@ def require_same(problem: Problem, manifest: Manifest, output: Output) -> Proble
         differences.append("the selected parameters differ")
     if problem.data_digest() != stored.data:
         differences.append(f"the data differ ({problem.sample_count} samples, stored {stored.samples})")
-    for name in ("reduction", "separable", "l2"):
-        if getattr(problem, name) != getattr(stored, name):
-            differences.append(f"{name} is {getattr(problem, name)!r}, stored {getattr(stored, name)!r}")
+    settings = ((name, getattr(problem, name), getattr(stored, name)) for name in ("reduction", "separable", "l2"))
+    differences += [f"{name} is {own!r}, stored {other!r}" for name, own, other in settings if own != other]
     tensors = _load_weights(output, stored.weights)
     differences += _weight_differences(problem.tensors(), tensors)
     _refuse(output, differences)
@@ -112,7 +111,9 @@ def _weight_differences(own: dict[str, torch.Tensor], stored: dict[str, torch.Te
     for name, tensor in stored.items():
         mine = own[name].cpu()
         if mine.shape != tensor.shape or mine.dtype != tensor.dtype:
-            differences.append(f"`{name}` is {mine.dtype} {tuple(mine.shape)}, stored {tensor.dtype} {tuple(tensor.shape)}")
+            differences.append(
+                f"`{name}` is {mine.dtype} {tuple(mine.shape)}, stored {tensor.dtype} {tuple(tensor.shape)}"
+            )
         elif tensor.numel() and not torch.equal(mine, tensor):
             gap = float((mine.double() - tensor.double()).abs().max())
             if gap > RETRAINED * float(tensor.double().abs().max()):
@@ -124,5 +125,6 @@ def _refuse(output: Output, differences: list[str]) -> None:
     if differences:
         shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
         raise FingerprintError(
-            f"output {output.url} holds the Hessian of another problem: {shown}. Take another output, or remove this one"
+            f"output {output.url} holds the Hessian of another problem: {shown}; take another output, "
+            "or remove this one"
         )

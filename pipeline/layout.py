@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pipeline.errors import BlockError
-from pipeline.spec import nearest
+from pipeline.errors import BlockError, nearest
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from pipeline.data import Batch, sample_count
 from pipeline.errors import ProblemError
@@ -47,7 +49,9 @@ def as_terms(loss: Callable[..., Any], reduction: Reduction | None) -> tuple[Ter
     if own not in ("mean", "sum", "batchmean"):
         raise ProblemError(f"loss: got reduction={own!r}, expected 'mean' or 'sum'")
     if reduction is not None and reduction != own:
-        raise ProblemError(f"loss: {_name(loss)} has reduction={own!r}, but the problem says {reduction!r}: leave it out")
+        raise ProblemError(
+            f"loss: {_name(loss)} has reduction={own!r}, but the problem says {reduction!r}: leave it out"
+        )
     return functools.partial(_torch_terms, _elementwise(loss), loss, own), "sum" if own == "sum" else "mean"
 
 
@@ -72,14 +76,31 @@ def _elementwise(loss: Any) -> Callable[..., Tensor]:
     return functools.partial(loss, reduction="none")
 
 
+def _like(loss: Any, output: Any) -> Any:
+    """Give a loss whose own tensors (class weights, say) are of the output's floating type, on its device."""
+    floats = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if not floats:
+        return loss
+
+    def cast(value: Any) -> Any:
+        return value.to(floats[0]) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    if isinstance(loss, functools.partial):
+        return functools.partial(loss.func, *map(cast, loss.args), **{k: cast(v) for k, v in loss.keywords.items()})
+    if isinstance(loss, nn.Module):
+        tensors = {name: cast(t) for name, t in [*loss.named_parameters(), *loss.named_buffers()]}
+        return (lambda *args: functional_call(loss, tensors, args)) if tensors else loss
+    return loss
+
+
 def _torch_terms(
     elementwise: Callable[..., Tensor], loss: Any, reduction: str, output: Any, target: Any, batch: Batch
 ) -> SumAndWeight:
     """Add up a torch loss; see `torch.nn` for what each mean divides by."""
-    terms = elementwise(output, target)
     function = loss.func if isinstance(loss, functools.partial) else loss
     if isinstance(function, nn.CTCLoss):
         raise ProblemError("loss: CTCLoss takes lengths: pass it as an objective(call, batch) that gives (sum, weight)")
+    terms = _like(elementwise, output)(output, target)
     is_class_loss = isinstance(function, _CLASS_LOSSES[:2]) or function in _CLASS_LOSSES[2:]
     if is_class_loss and not target.is_floating_point():
         return terms.sum(), _class_weight(loss, target, terms)
@@ -89,21 +110,21 @@ def _torch_terms(
 
 def _class_weight(loss: Any, target: Tensor, terms: Tensor) -> Tensor:
     """Sum the class weights of the targets that are not ignored."""
-    options = loss.keywords if isinstance(loss, functools.partial) else vars(loss) | loss._buffers if isinstance(
-        loss, nn.Module
-    ) else {}
-    counted = target != options.get("ignore_index", -100)
-    weight = options.get("weight")
+    options: dict[str, Any] = loss.keywords if isinstance(loss, functools.partial) else {}
+    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
+        options = {"weight": loss.weight, "ignore_index": loss.ignore_index}
+    counted, weight = target.ne(options.get("ignore_index", -100)), options.get("weight")
     if weight is None:
         return counted.sum().to(terms.dtype)
-    return (weight.to(terms)[torch.where(counted, target, 0)] * counted).sum()
+    total: Tensor = (weight.to(terms)[torch.where(counted, target, 0)] * counted).sum()
+    return total
 
 
 def _scalar_terms(
     loss: Callable[..., Any], reduction: Reduction, output: Any, target: Any, batch: Batch
 ) -> SumAndWeight:
     """Add up a loss of the user's."""
-    value = loss(output, target)
+    value = _like(loss, output)(output, target)
     if isinstance(value, tuple):
         return checked(value, _name(loss))
     if not isinstance(value, Tensor) or value.numel() != 1:

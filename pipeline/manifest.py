@@ -12,7 +12,7 @@ from pipeline.output import MANIFEST, Output
 from pipeline.spec import BlockSelection, FloatName
 from pipeline.tiling import TilingPlan, plan_tiles
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 
 
 class Fingerprint(BaseModel):
@@ -71,7 +71,10 @@ class Manifest(BaseModel):
 
     @classmethod
     def read(cls, output: Output) -> "Manifest | None":
-        """Take it from the output; None where there is none.
+        """Take it from the output.
+
+        Returns:
+            The manifest, None where there is none.
 
         Raises:
             OutputError: it cannot be read or understood.

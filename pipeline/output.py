@@ -78,7 +78,10 @@ class Output:
             raise OutputError(f"output {self.url}: cannot write {name} ({_reason(error)})") from error
 
     def get(self, name: str) -> bytes | None:
-        """Read an object; None where there is none.
+        """Read an object.
+
+        Returns:
+            Its bytes, None where there is none.
 
         Raises:
             OutputError: it cannot be read.

@@ -146,7 +146,9 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
     tiles = tiling.tiles()
     largest = max(tiles, key=lambda t: tiling.shape(t)[0] * tiling.shape(t)[1])
     rows, cols = tiling.shape(largest)
-    held = WorkerMemory(problem.byte_count, rows * cols * dtype.itemsize, chunk_bytes, 0, f"{largest.id} ({rows} x {cols})")
+    held = WorkerMemory(
+        problem.byte_count, rows * cols * dtype.itemsize, chunk_bytes, 0, f"{largest.id} ({rows} x {cols})"
+    )
     held.require(allowed)
 
     threads = settings.cpus_per_worker if settings.executor == "ray" else None
@@ -186,7 +188,10 @@ def worker_count(settings: Settings) -> int:
     """Give the number of workers: as set, or this machine's CPUs shared out."""
     if settings.executor == "serial":
         if settings.workers not in {None, 1}:
-            raise SpecError(f"`workers` got {settings.workers} with executor=serial, which computes in this process: use executor=ray")
+            raise SpecError(
+                f"`workers` got {settings.workers} with executor=serial, which computes in this process: "
+                "use executor=ray"
+            )
         return 1
     return settings.workers or max(1, len(os.sched_getaffinity(0)) // settings.cpus_per_worker)
 
@@ -198,18 +203,13 @@ def versions() -> dict[str, str]:
 
 
 def _tile_width(chunk_bytes: int, side: int, allowed: int) -> int:
-    """Give the chunk columns of a tile one chunk high.
-
-    Both engines pull a row back through the whole network whatever its columns, so a tile is a band as wide as memory
-    allows.
-    """
+    """Give the chunk columns of a tile one chunk high."""
+    # Both engines pull a row back through the whole network whatever its columns: a band as wide as memory allows.
     room = TILES_SHARE * (allowed - PROCESS_BYTES - CHUNKS_IN_WRITER * chunk_bytes)
     return max(1, min(side, int(room / (BUFFERED_TILES * chunk_bytes))))
 
 
-def _segments(
-    tiling: TilingPlan, tiles: Sequence[Tile], problem: Problem, engines: dict[str, str]
-) -> list[Segment]:
+def _segments(tiling: TilingPlan, tiles: Sequence[Tile], problem: Problem, engines: dict[str, str]) -> list[Segment]:
     """Give, for each row parameter, the columns of the widest tile it is computed in."""
     widest: dict[str, Segment] = {}
     for tile in tiles:

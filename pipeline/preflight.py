@@ -127,7 +127,9 @@ def _check_deterministic(placed: PlacedProblem, batch: Batch) -> None:
     values = [float(placed.loss_sum({}, batch)[0]) for _ in range(3)]
     spread = max(values) - min(values)
     drew = not torch.equal(torch.get_rng_state(), random_state)
-    changed = [name for name, b in buffers.items() if not torch.equal(b.nan_to_num(), placed.constants[name].nan_to_num())]
+    changed = [
+        name for name, b in buffers.items() if not torch.equal(b.nan_to_num(), placed.constants[name].nan_to_num())
+    ]
     if drew or spread > LOSS_TOLERANCE * max(map(abs, values)):
         raise ProblemError(
             f"loss: not deterministic ({values[0]:.12g}, then {values[1]:.12g}"
@@ -149,7 +151,7 @@ def _check_separable(placed: PlacedProblem, batch: Batch) -> None:
     scale = max(abs(float(v)) for v in (whole, a, b)) / (float(weight) if is_mean else 1.0)
     if abs(float(total - parts)) > LOSS_TOLERANCE * scale:
         raise ProblemError(
-            f"loss: of {count} samples it is {float(total):.9g}, put together from two parts of them {float(parts):.9g}: "
+            f"loss: of {count} samples it is {float(total):.9g}, put together from two parts {float(parts):.9g}: "
             f"it is not a {placed.problem.reduction} over samples. Return (sum, weight), say reduction="
             f"{'sum' if is_mean else 'mean'!r} if that is what it is, or separable=False (one batch only) "
             f"if samples act on each other {_suspects(placed.problem.model, 'BatchNorm')}".rstrip()

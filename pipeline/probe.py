@@ -205,9 +205,7 @@ class _BytesModel:
         return int((target_bytes / rows - self.fixed) / self.slope)
 
 
-def _costs(
-    placed: PlacedProblem, segments: Sequence[Segment], samples: int, row_group: int
-) -> dict[str, Measured]:
+def _costs(placed: PlacedProblem, segments: Sequence[Segment], samples: int, row_group: int) -> dict[str, Measured]:
     """Measure the row parameters, those with most rows first, for a few seconds; the rest is taken as their mean."""
     costs: dict[str, Measured] = {}
     spent = 0.0

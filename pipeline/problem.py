@@ -21,10 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from pipeline.data import Batch, byte_count, digest, microbatches, read_batches, sample_count
-from pipeline.errors import ProblemError
+from pipeline.errors import ProblemError, nearest
 from pipeline.layout import ParameterLayout
 from pipeline.losses import Reduction, SumAndWeight, as_terms, checked
-from pipeline.spec import nearest
 
 Objective = Callable[[Callable[..., Any], Batch], SumAndWeight]
 
@@ -75,6 +74,7 @@ class Problem:
         if loss is not None:
             self._terms, self.reduction = as_terms(loss, reduction)
         self._values: dict[str, Tensor] | None = None  # in place of the model's own, see `at`
+        self._slots = _slots(model)
         self.layout = _select(model, params)
         _check_weights(model)
         with unchanged(model):
@@ -155,7 +155,8 @@ class Problem:
         def call(*args: Any, **kwargs: Any) -> Any:
             if params is None:
                 return self.model(*args, **kwargs)
-            return functional_call(self.model, dict(params), args, kwargs)
+            slots = {slot: params[name] for slot, name in self._slots.items() if name in params}
+            return functional_call(self.model, slots, args, kwargs, tie_weights=False)
 
         if self.objective is not None:
             return checked(self.objective(call, batch), "objective")
@@ -259,11 +260,7 @@ def exact_kernels() -> Iterator[None]:
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Leave a model, and the random state, bit for bit as they are, whatever happens inside.
-
-    torch.func.functional_call can leave swapped parameters behind where a module is reachable by two paths
-    (pytorch issue 164759), so the module's own dictionaries are put back as well.
-    """
+    """Leave a model, and the random state, bit for bit as they are, whatever happens inside."""
     modules = [(m, dict(m._parameters), dict(m._buffers), m.training) for m in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
@@ -286,6 +283,19 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         random.setstate(python_state)
         if cuda_states:
             torch.cuda.set_rng_state_all(cuda_states)
+
+
+def _slots(model: nn.Module) -> dict[str, str]:
+    """Give every place in the modules that holds a parameter or a buffer, with the name that tensor goes by."""
+    # A tied tensor has several places. A module reachable by two paths has one: functional_call given two names for it
+    # would leave the model's own parameter replaced (pytorch issue 164759).
+    names = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    return {
+        f"{path}.{key}" if path else key: names[id(tensor)]
+        for path, module in model.named_modules()
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]
+        if tensor is not None
+    }
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -21,23 +20,21 @@ from pipeline.memory import mebibytes
 LINE_SECONDS = 10.0
 
 
-class Reporter(Protocol):
-    """What a run tells while it goes on; this one keeps silent."""
+class Reporter:
+    """What a run tells while it goes on; this one says nothing."""
 
-    def say(self, text: str) -> None:
+    def say(self, text: str) -> None:  # noqa: ARG002
         """Report a step."""
+        return
 
     @contextmanager
-    def tiles(self, total: int, done: int) -> Iterator["Reporter"]:
+    def tiles(self, total: int, done: int) -> Iterator["Reporter"]:  # noqa: ARG002
         """Report on tiles inside the context, of which some were done before."""
         yield self
 
-    def advance(self, tile_bytes: int) -> None:
+    def advance(self, tile_bytes: int) -> None:  # noqa: ARG002
         """Report a finished tile."""
-
-
-class Silent(Reporter):
-    """Says nothing."""
+        return
 
 
 class ConsoleReporter(Reporter):

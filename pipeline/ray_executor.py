@@ -88,7 +88,7 @@ class _Pool:
         self._queue = queue
         self._attempts: Counter[str] = Counter()
         self._handles: list[_Handle] = []
-        self._calls: dict[Any, tuple[_Handle, Tile | None]] = {}
+        self._calls: dict[Any, _Handle] = {}
         self._failed_starts = 0
         on_gpu = settings.gpus_per_worker > 0
         self._actor = ray.remote(_Actor).options(
@@ -112,12 +112,12 @@ class _Pool:
         """Feed actors and collect receipts until no tile is left."""
         while self._calls:
             (reference,), _ = ray.wait(list(self._calls), num_returns=1)
-            handle, tile = self._calls.pop(reference)
+            handle = self._calls.pop(reference)
             handle.in_flight -= 1
             try:
                 receipts: list[Receipt] = ray.get(reference)
             except RayError as error:
-                self._lost(handle, tile, error)
+                self._lost(handle, error)
                 continue
             handle.started, self._failed_starts = True, 0
             for receipt in receipts:
@@ -147,16 +147,15 @@ class _Pool:
             handle.owed[tile.id] = tile
             reference = handle.actor.compute.remote(tile, self._attempts[tile.id])
         handle.in_flight += 1
-        self._calls[reference] = handle, tile
+        self._calls[reference] = handle
 
-    def _lost(self, handle: _Handle, tile: Tile | None, error: RayError) -> None:
+    def _lost(self, handle: _Handle, error: RayError) -> None:
         """Replace an actor that died or failed, and put its unfinished tiles back."""
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, NotFiniteError) or (isinstance(cause, HessianError) and cause.exit_code == BAD_INPUT):
             raise cause
-        for reference, (other, _) in list(self._calls.items()):
-            if other is handle:
-                del self._calls[reference]
+        for reference in [r for r, other in self._calls.items() if other is handle]:
+            del self._calls[reference]
         self._handles.remove(handle)
         ray.kill(handle.actor)
         if not handle.started:

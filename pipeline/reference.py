@@ -93,9 +93,7 @@ def hessian_vector_products(placed: PlacedProblem, vectors: Vector, weight: floa
     return _numpy(products / weight + placed.problem.l2 * directions)
 
 
-def differenced_products(
-    placed: PlacedProblem, vectors: Vector, weight: float, microbatch: int | None, step: float
-) -> Vector:
+def differenced_products(placed: PlacedProblem, vectors: Vector, microbatch: int | None, step: float) -> Vector:
     """Multiply H with vectors by central differences of the gradient, of fourth order.
 
         H v = (8 (g(+h) - g(-h)) - (g(+2h) - g(-2h))) / 12 h,        g(t) = dL / dtheta at theta + t v
@@ -103,7 +101,6 @@ def differenced_products(
     Args:
         placed: the problem, usually in float64.
         vectors: one a row.  # shape: (k, P)
-        weight: the total weight.
         microbatch: samples at a time.
         step: h, relative to the length of v.
 
@@ -145,4 +142,3 @@ def _flat(tensors: tuple[Tensor, ...]) -> Tensor:
 
 def _numpy(tensor: Tensor) -> Vector:
     return tensor.detach().to("cpu", torch.float64).numpy()
-

@@ -19,7 +19,7 @@ from pipeline.manifest import Manifest
 from pipeline.output import GRADIENT, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output
 from pipeline.planner import JobPlan, make_plan, matrix_bytes, worker_count
 from pipeline.problem import Problem, unchanged
-from pipeline.progress import Reporter, Silent
+from pipeline.progress import Reporter
 from pipeline.spec import JobSpec, Settings, parse
 from pipeline.store import MatrixStore, stored_sizes, tile_keys
 from pipeline.tiling import Tile
@@ -166,7 +166,7 @@ def run(
     Returns:
         What was done.
     """
-    report = report or Silent()
+    report = report or Reporter()
     problem = problem.select(settings.params)
     with unchanged(problem.model), _destination(url, settings) as output:
         outcome = _Run(problem, settings, output, report, name, code).outcome()
@@ -186,7 +186,13 @@ class _Run:
     """One call of a run."""
 
     def __init__(
-        self, problem: Problem, settings: Settings, output: Output, report: Reporter, name: str | None, code: Path | None
+        self,
+        problem: Problem,
+        settings: Settings,
+        output: Output,
+        report: Reporter,
+        name: str | None,
+        code: Path | None,
     ) -> None:
         self.problem, self.settings, self.output, self.report = problem, settings, output, report
         self.name, self.code = name, code
@@ -315,7 +321,9 @@ def _destination(url: str | None, settings: Settings) -> Iterator[Output]:
     if url is not None:
         output = Output(url)
         if output.is_memory and settings.executor == "ray":
-            raise OutputError(f"output {url}: lies in this process, where Ray workers cannot write; use executor=serial")
+            raise OutputError(
+                f"output {url}: lies in this process, where Ray workers cannot write; use executor=serial"
+            )
         yield output
     elif settings.executor == "serial":
         yield Output(f"memory://hessian-{uuid.uuid4().hex}")
@@ -362,5 +370,3 @@ def status(url: str) -> dict[str, Any]:
         "finished": output.get(SUCCESS) is not None,
         "verified": None if verified is None else bool(json.loads(verified)["ok"]),
     }
-
-

@@ -3,7 +3,6 @@
 Two frozen, strict models. `Settings` is how to compute, `JobSpec` adds what to compute and where to put it.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, PositiveInt, ValidationError
 
-from pipeline.errors import SpecError
+from pipeline.errors import SpecError, nearest
 
 
 def _dtype_name(value: object) -> object:
@@ -145,17 +144,3 @@ def _fault(model: type[Settings], error: Mapping[str, Any]) -> str:
         return f"missing key `{key}`: {model.model_fields[key].description}"
     field = model.model_fields[str(error["loc"][0])]
     return f"`{error['loc'][0]}` got {error['input']!r}: {error['msg']} ({field.description})"
-
-
-def nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    """Suggest the valid name closest to an unknown one.
-
-    Args:
-        name: what was got.
-        known: the valid names.
-
-    Returns:
-        A clause to append to an error message.
-    """
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean `{match[0]}`?" if match else f"; expected one of {', '.join(known)}"

@@ -2,7 +2,7 @@
 
 import threading
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -82,7 +82,11 @@ class MatrixStore:
             gradient: dL / dtheta.  # shape: (P,)
         """
         size = manifest.layout.size
-        about = {"parameters": manifest.parameters, "loss": manifest.fingerprint.loss, "symmetry": manifest.symmetry}
+        about: dict[str, Any] = {
+            "parameters": manifest.parameters,
+            "loss": manifest.fingerprint.loss,
+            "symmetry": manifest.symmetry,
+        }
         zarr.create_array(
             output.zarr_store(MATRIX),
             shape=(size, size),
@@ -131,6 +135,9 @@ class MatrixStore:
     def read_chunk(self, i: int, j: int) -> Matrix:
         """Read and check one stored chunk as it lies.
 
+        Returns:
+            Its entries, without padding.  # shape: (B, B), less at the ragged end
+
         Raises:
             IncompleteError: it is missing, does not match its checksum, or cannot be decoded.
         """
@@ -178,7 +185,7 @@ def tile_keys(manifest: Manifest, tile: Tile) -> set[str]:
     return keys | {chunk_key(j, i) for i, j in chunks} if manifest.symmetry == "mirrored" else keys
 
 
-def _codecs(name: str) -> list[BytesBytesCodec]:
+def _codecs(name: Literal["none", "lz4", "zstd"]) -> list[BytesBytesCodec]:
     """Give the codecs of a chunk; the checksum comes last, so that it covers what lies in the store."""
     if name == "none":
         return [Crc32cCodec()]

@@ -71,7 +71,7 @@ class TilingPlan:
         return [
             Tile(band, range(start, min(start + width, run.stop)))
             for band in bands
-            for run in _runs(self.selected[band.start : band.stop].any(axis=0))
+            for run in _runs(np.asarray(self.selected[band.start : band.stop].any(axis=0)))
             for start in range(run.start, run.stop, width)
         ]
 
@@ -88,9 +88,7 @@ class TilingPlan:
         return int(sides @ self.selected @ sides)
 
 
-def plan_tiles(
-    layout: ParameterLayout, blocks: BlockSelection, chunk: int, tile_shape: tuple[int, int]
-) -> TilingPlan:
+def plan_tiles(layout: ParameterLayout, blocks: BlockSelection, chunk: int, tile_shape: tuple[int, int]) -> TilingPlan:
     """Make the plan of a Hessian.
 
     Args:
@@ -117,7 +115,7 @@ def plan_tiles(
 def default_chunk(size: int) -> int:
     """Choose B: `MAX_CHUNK`, or for a small P the power of two that gives some `CHUNKS_PER_SIDE` row bands."""
     wanted = max(size, 1) / CHUNKS_PER_SIDE
-    return min(MAX_CHUNK, max(MIN_CHUNK, 2 ** math.ceil(math.log2(wanted))))
+    return min(MAX_CHUNK, max(MIN_CHUNK, 1 << math.ceil(math.log2(wanted))))
 
 
 def _wanted(layout: ParameterLayout, blocks: BlockSelection) -> Iterator[tuple[range, range]]:

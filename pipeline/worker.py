@@ -67,6 +67,9 @@ class Receipt:
     def from_json(cls, values: Mapping[str, Any]) -> "Receipt":
         """Read what `to_bytes` wrote.
 
+        Returns:
+            The receipt.
+
         Raises:
             KeyError: it is not a receipt.
             TypeError: it is not a receipt.
@@ -178,7 +181,9 @@ class Worker:
         if len(bad):
             row, col = rows.start + int(bad[0, 0]), cols.start + int(bad[0, 1])
             a, b = (next(self.layout.segments(range(k, k + 1)))[0].name for k in (row, col))
-            raise NotFiniteError(f"{len(bad)} entries are NaN or infinite, the first at row {row}, column {col}: H[{a}, {b}]")
+            raise NotFiniteError(
+                f"{len(bad)} entries are NaN or infinite, the first at row {row}, column {col}: H[{a}, {b}]"
+            )
 
     def _write(self, tile: Tile, values: npt.NDArray[Any], compute_seconds: float, attempt: int) -> Receipt:
         """Put all chunks of a tile, then its receipt; runs on the writer's thread."""

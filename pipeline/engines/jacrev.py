@@ -50,10 +50,11 @@ class Jacrev:
                 return self.problem.loss_sum({**columns, parameter.name: row_parameter}, batch)[0]
 
             at = columns.get(parameter.name, theta[parameter.name])
-            return grad(loss)(at).reshape(-1)[first:last]  # shape: (rows,)
+            gradient: Tensor = grad(loss)(at)
+            return gradient.reshape(-1)[first:last]  # shape: (rows,)
 
         columns = list(self.problem.layout.segments(cols))
-        _, pull_back = vjp(row_gradient, {p.name: theta[p.name] for p, _ in columns})
+        pull_back = vjp(row_gradient, {p.name: theta[p.name] for p, _ in columns})[1]
         for start in range(0, len(rows), self.row_group):
             group = range(start, min(start + self.row_group, len(rows)))
             unit = out.new_zeros(len(group), len(rows))

@@ -1,0 +1,18 @@
+import os
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before Ray is imported: no word leaves the machine from a test
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+
+import pytest
+import torch
+import zoo
+
+
+@pytest.fixture(params=zoo.CASES, ids=lambda make: make.__name__)
+def case(request):
+    return request.param()
+
+
+@pytest.fixture(autouse=True)
+def _one_seed():
+    torch.manual_seed(0)
