@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.manifest import Manifest
 from pipeline.output import Output
@@ -19,13 +18,11 @@ class Work:
         problem: with the run's weights.
         manifest: the run.
         output: where tiles go.
-        code: folder of the problem's source, whose modules travel with it.
     """
 
     problem: Problem
     manifest: Manifest
     output: Output
-    code: Path | None = None
 
 
 def serial(work: Work, tiles: Sequence[Tile]) -> Iterator[Receipt]:

@@ -1,6 +1,5 @@
 """Reading: a finished Hessian as an object that knows its blocks, wherever it lies."""
 
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -212,13 +211,6 @@ def open_hessian(url: str) -> Hessian:
     if output.get(SUCCESS) is None:
         raise IncompleteError(f"output {url}: the run is not finished; run the same job again, it goes on from there")
     return Hessian(output, manifest)
-
-
-def in_memory(output: Output, manifest: Manifest) -> Hessian:
-    """Give a handle on a memory output that goes away with the handle."""
-    hessian = Hessian(output, manifest)
-    weakref.finalize(hessian, output.remove)
-    return hessian
 
 
 def _compact(index: npt.NDArray[np.int64]) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import fsspec
 import psutil
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from zarr.abc.store import Store
@@ -44,6 +45,13 @@ class Output:
         if self.is_local:
             self._root = os.path.abspath(self._root)
             self.url = self._root
+
+    @classmethod
+    def private(cls) -> "Output":
+        """Give a place in memory that nobody else sees and that goes away with the last reference to it."""
+        output = cls("memory://hessian")
+        output._fs = _PrivateMemory()
+        return output
 
     @property
     def is_local(self) -> bool:
@@ -114,6 +122,8 @@ class Output:
         """Open the Zarr store below this folder."""
         if self.is_local:
             return LocalStore(self.path(name))
+        if self.is_memory:
+            return FsspecStore(AsyncFileSystemWrapper(self._fs, asynchronous=True), path=self.path(name))
         return FsspecStore.from_url(f"{self.url}/{name}", storage_options={"use_listings_cache": False})
 
     def check_writable(self) -> None:
@@ -151,6 +161,17 @@ class Output:
         """Remove the folder and all in it, if it is there."""
         if self._fs.exists(self._root):
             self._fs.rm(self._root, recursive=True)
+
+
+class _PrivateMemory(MemoryFileSystem):  # type: ignore[misc]
+    """A memory filesystem with a store of its own; fsspec's is one for the whole process."""
+
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store: dict[str, Any] = {}
+        self.pseudo_dirs = [""]
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -147,15 +147,20 @@ def _check_separable(placed: PlacedProblem, batch: Batch) -> None:
     head, tail = take(batch, slice(0, 1 + count // 3)), take(batch, slice(1 + count // 3, None))
     (whole, weight), (a, weight_a), (b, weight_b) = (placed.loss_sum({}, part) for part in (batch, head, tail))
     is_mean = placed.problem.reduction == "mean"
-    total, parts = (whole / weight, (a + b) / (weight_a + weight_b)) if is_mean else (whole, a + b)
-    scale = max(abs(float(v)) for v in (whole, a, b)) / (float(weight) if is_mean else 1.0)
-    if abs(float(total - parts)) > LOSS_TOLERANCE * scale:
+    gaps = [_gap(whole, a, b), _gap(weight, weight_a, weight_b) if is_mean else 0.0]
+    if max(gaps) > LOSS_TOLERANCE:
         raise ProblemError(
-            f"loss: of {count} samples it is {float(total):.9g}, put together from two parts {float(parts):.9g}: "
-            f"it is not a {placed.problem.reduction} over samples. Return (sum, weight), say reduction="
-            f"{'sum' if is_mean else 'mean'!r} if that is what it is, or separable=False (one batch only) "
+            f"loss: (sum, weight) of {count} samples is ({float(whole):.9g}, {float(weight):.9g}), of two parts "
+            f"({float(a):.9g}, {float(weight_a):.9g}) and ({float(b):.9g}, {float(weight_b):.9g}): "
+            f"it is not a {placed.problem.reduction} over samples. Return (sum, weight), say "
+            f"reduction={'sum' if is_mean else 'mean'!r} if that is what it is, or separable=False (one batch only) "
             f"if samples act on each other {_suspects(placed.problem.model, 'BatchNorm')}".rstrip()
         )
+
+
+def _gap(whole: Tensor, a: Tensor, b: Tensor) -> float:
+    """Give how far two parts miss the whole, relative to the largest of them."""
+    return abs(float(whole - a - b)) / (max(abs(float(part)) for part in (whole, a, b)) or 1.0)
 
 
 def _suspects(model: nn.Module, kind: str) -> str:

@@ -6,11 +6,13 @@ replaced, and its unfinished tiles go back into the queue.
 
 import os
 import sys
+import sysconfig
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ray
@@ -202,8 +204,8 @@ def _ray(settings: Settings, workers: int) -> Iterator[None]:
 
 
 def _pickle(work: Work) -> bytes:
-    """Serialise the problem, with the source of modules that lie beside the job spec."""
-    modules = [m for m in sys.modules.values() if work.code and _lies_in(m, work.code)]
+    """Serialise the problem, with the source of modules that are not installed: no worker could import them."""
+    modules = [module for module in list(sys.modules.values()) if _is_user_code(module)]
     for module in modules:
         ray.cloudpickle.register_pickle_by_value(module)
     try:
@@ -219,9 +221,13 @@ def _pickle(work: Work) -> bytes:
     return blob
 
 
-def _lies_in(module: Any, folder: Path) -> bool:
+def _is_user_code(module: ModuleType) -> bool:
+    """Say whether a module comes from a file that lies neither in an installation nor in this package."""
     file = getattr(module, "__file__", None)
-    return isinstance(file, str) and Path(file).resolve().parent == folder.resolve()
+    if not isinstance(file, str) or module.__name__ == "__main__":  # __main__ is pickled by value anyway
+        return False
+    installed = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
+    return not any(Path(file).is_relative_to(folder) for folder in (*installed, Path(__file__).parent))
 
 
 def _short(cause: BaseException) -> str:

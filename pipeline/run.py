@@ -3,7 +3,6 @@
 import json
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.errors import OutputError, SpecError, VerificationError
 from pipeline.executors import Work, serial
 from pipeline.factory import build_problem
-from pipeline.handle import Hessian, in_memory
+from pipeline.handle import Hessian
 from pipeline.identity import require_same, require_same_settings, save_weights
 from pipeline.manifest import Manifest
 from pipeline.output import GRADIENT, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output
@@ -141,7 +140,7 @@ def run_job(spec: JobSpec, folder: Path, report: Reporter) -> Outcome:
         raise SpecError("missing key `output`: say where the Hessian goes, in the spec or with --output")
     Output(spec.output).check_writable()
     report.say(f"building {spec.problem}")
-    return run(load_problem(spec, folder), spec, spec.output, report=report, name=spec.problem, code=folder)
+    return run(load_problem(spec, folder), spec, spec.output, report=report, name=spec.problem)
 
 
 def run(
@@ -151,7 +150,6 @@ def run(
     *,
     report: Reporter | None = None,
     name: str | None = None,
-    code: Path | None = None,
 ) -> Outcome:
     """Run a problem; see `compute_hessian`.
 
@@ -161,7 +159,6 @@ def run(
         url: where to; None for memory.
         report: told about progress.
         name: of the problem, for the manifest.
-        code: folder whose modules travel to the workers.
 
     Returns:
         What was done.
@@ -169,7 +166,7 @@ def run(
     report = report or Reporter()
     problem = problem.select(settings.params)
     with unchanged(problem.model), _destination(url, settings) as output:
-        outcome = _Run(problem, settings, output, report, name, code).outcome()
+        outcome = _Run(problem, settings, output, report, name).outcome()
         return outcome if url is not None else _kept_in_memory(outcome, output)
 
 
@@ -186,16 +183,9 @@ class _Run:
     """One call of a run."""
 
     def __init__(
-        self,
-        problem: Problem,
-        settings: Settings,
-        output: Output,
-        report: Reporter,
-        name: str | None,
-        code: Path | None,
+        self, problem: Problem, settings: Settings, output: Output, report: Reporter, name: str | None
     ) -> None:
-        self.problem, self.settings, self.output, self.report = problem, settings, output, report
-        self.name, self.code = name, code
+        self.problem, self.settings, self.output, self.report, self.name = problem, settings, output, report, name
 
     def outcome(self) -> Outcome:
         """Plan or resume, compute what is missing, verify, and mark as finished."""
@@ -247,7 +237,7 @@ class _Run:
 
     def _compute(self, manifest: Manifest, tiles: Sequence[Tile], total: int) -> None:
         """Have the executor compute tiles."""
-        work = Work(self.problem, manifest, self.output, self.code)
+        work = Work(self.problem, manifest, self.output)
         with self.report.tiles(total, total - len(tiles)) as report:
             for receipt in self._receipts(work, tiles):
                 report.advance(receipt.bytes)
@@ -326,7 +316,7 @@ def _destination(url: str | None, settings: Settings) -> Iterator[Output]:
             )
         yield output
     elif settings.executor == "serial":
-        yield Output(f"memory://hessian-{uuid.uuid4().hex}")
+        yield Output.private()
     else:
         with tempfile.TemporaryDirectory(prefix="hessian-") as folder:
             yield Output(folder)
@@ -336,11 +326,11 @@ def _kept_in_memory(outcome: Outcome, output: Output) -> Outcome:
     """Move a result into this process's memory."""
     memory = output
     if not output.is_memory:
-        memory = Output(f"memory://hessian-{uuid.uuid4().hex}")
+        memory = Output.private()
         memory.check_room(matrix_bytes(outcome.hessian.manifest))
         for name in output.sizes():
             memory.put(name, output.get(name) or b"")
-    return Outcome(**{**vars(outcome), "hessian": in_memory(memory, outcome.hessian.manifest)})
+    return Outcome(**{**vars(outcome), "hessian": Hessian(memory, outcome.hessian.manifest)})
 
 
 def status(url: str) -> dict[str, Any]:

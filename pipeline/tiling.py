@@ -114,7 +114,7 @@ def plan_tiles(layout: ParameterLayout, blocks: BlockSelection, chunk: int, tile
 
 def default_chunk(size: int) -> int:
     """Choose B: `MAX_CHUNK`, or for a small P the power of two that gives some `CHUNKS_PER_SIDE` row bands."""
-    wanted = max(size, 1) / CHUNKS_PER_SIDE
+    wanted = max(size / CHUNKS_PER_SIDE, 1)
     return min(MAX_CHUNK, max(MIN_CHUNK, 1 << math.ceil(math.log2(wanted))))
 
 

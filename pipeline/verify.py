@@ -6,25 +6,24 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from pipeline.errors import IncompleteError
 from pipeline.handle import Hessian, open_hessian
 from pipeline.identity import require_same
 from pipeline.layout import Parameter
 from pipeline.planner import REFERENCE_MICROBATCH
-from pipeline.problem import PlacedProblem, Problem, exact_kernels, unchanged
+from pipeline.problem import Problem, exact_kernels, unchanged
 from pipeline.reference import Vector, differenced_products, hessian_vector_products
-from pipeline.store import chunk_key
+from pipeline.scan import Scan
 
-TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # block error of a product
-DIFFERENCES_TOLERANCE = 1e-5  # the same where differences of the gradient are the reference
+# Block errors that are let pass, by the types that compute and store, and by the reference.
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5, "double backward": 0.0, "differences": 1e-5}
+ROUNDING = {"double backward": 4e-15, "differences": 1e-8}  # of max|H|, in the reference itself
+NOISE = 8  # times the rounding that plain double backward shows in the run's own type
+FLOOR = 1e-9  # of max|H|, in the denominator of a block error
 STEPS = (1e-2, 1e-3, 1e-4, 1e-5)  # lengths of the shift in parameter space; two neighbours must agree
 VECTOR_BYTES = 256 * 2**20  # of directions multiplied in one pass over the store
 SAMPLED_ROWS = 16  # recomputed entry by entry from the other side of the diagonal
-ROUNDING = 16 * float(np.finfo(np.float64).eps)
-FLOOR = 1e-9  # of max|H|, in the denominator of a block error
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def verify_hessian(hessian: Hessian | str, problem: Problem | None = None) -> Ve
     """
     hessian = open_hessian(hessian) if isinstance(hessian, str) else hessian
     if problem is None:
-        scan = _Scan(hessian, np.zeros((0, hessian.shape[0])))
+        scan = Scan(hessian, np.zeros((0, hessian.shape[0])))
         return Verification(ok=not scan.faults, chunks=scan.chunks, faults=scan.faults)
     same = require_same(problem.select(hessian.parameters.names), hessian.manifest, hessian.output)
     return check(hessian, same)
@@ -115,118 +114,49 @@ def verify_hessian(hessian: Hessian | str, problem: Problem | None = None) -> Ve
 def check(hessian: Hessian, problem: Problem) -> Verification:
     """Check a Hessian against its problem, which is known to be the same; see `verify_hessian`."""
     with unchanged(problem.model), exact_kernels():
-        return _Check(hessian, problem.place(torch.float64)).run()
-
-
-class _Scan:
-    """One pass over the store: every chunk checked, and products with vectors on the way.
-
-    Attributes:
-        chunks: read, mirrors included.
-        faults: what is wrong, one line a chunk.
-        products: H V'.  # shape: (k, P)
-        largest: max|H_aa| by parameter; max|H| where that block was not computed.
-    """
-
-    def __init__(self, hessian: Hessian, vectors: Vector) -> None:
-        self.faults: list[str] = []
-        self.chunks = 0
-        self.products = np.zeros_like(vectors)
-        self.largest = {p.name: 0.0 for p in hessian.parameters}
-        self._hessian, self._store = hessian, hessian.store
-        plan, maximum = hessian.manifest.plan, 0.0
-        for i, j in np.argwhere(plan.selected):
-            chunk = self._checked(int(i), int(j))
-            if chunk is None:
-                continue
-            rows, cols = plan.span(range(i, i + 1)), plan.span(range(j, j + 1))
-            self._multiply(chunk, rows, cols, vectors)
-            self._measure(chunk, rows, cols)
-            maximum = max(maximum, float(np.abs(chunk).max()))
-        for p in hessian.parameters:
-            if not plan.covers(p.span, p.span):
-                self.largest[p.name] = maximum
-
-    def _checked(self, i: int, j: int) -> npt.NDArray[np.float64] | None:
-        """Read a chunk and its mirror image."""
-        chunk = self._read(i, j)
-        if i != j and self._hessian.manifest.symmetry == "mirrored":
-            mirror = self._read(j, i)
-            if chunk is not None and mirror is not None and not np.array_equal(chunk, mirror.T):
-                self.faults.append(f"{chunk_key(j, i)} is not the mirror image of {chunk_key(i, j)}")
-        if i == j and chunk is not None and not np.array_equal(chunk, chunk.T):
-            self.faults.append(f"{chunk_key(i, j)} is not symmetric")
-        return chunk
-
-    def _read(self, i: int, j: int) -> npt.NDArray[np.float64] | None:
-        self.chunks += 1
-        try:
-            return self._store.read_chunk(i, j).astype(np.float64)
-        except IncompleteError as error:
-            self.faults.append(str(error))
-            return None
-
-    def _multiply(self, chunk: npt.NDArray[np.float64], rows: range, cols: range, vectors: Vector) -> None:
-        self.products[:, _slice(rows)] += vectors[:, _slice(cols)] @ chunk.T
-        if rows != cols:
-            self.products[:, _slice(cols)] += vectors[:, _slice(rows)] @ chunk
-
-    def _measure(self, chunk: npt.NDArray[np.float64], rows: range, cols: range) -> None:
-        """Note the largest entries of diagonal blocks."""
-        for p, r in self._hessian.parameters.segments(rows):
-            c = range(max(cols.start, p.offset), min(cols.stop, p.span.stop))
-            if c:
-                part = chunk[r.start - rows.start : r.stop - rows.start, c.start - cols.start : c.stop - cols.start]
-                self.largest[p.name] = max(self.largest[p.name], float(np.abs(part).max()))
+        return _Check(hessian, problem).run()
 
 
 class _Check:
     """The comparison with a reference."""
 
-    def __init__(self, hessian: Hessian, placed: PlacedProblem) -> None:
-        self._hessian, self._placed = hessian, placed
+    def __init__(self, hessian: Hessian, problem: Problem) -> None:
         manifest = hessian.manifest
-        self._weight, self._plan = manifest.fingerprint.weight, manifest.plan
-        self._by_rows = "rows" in manifest.engines.values()
-        stored = TOLERANCE[manifest.store_dtype]
-        self._tolerance = max(TOLERANCE[manifest.dtype], stored, DIFFERENCES_TOLERANCE if self._by_rows else 0.0)
+        self._hessian, self._plan, self._weight = hessian, manifest.plan, manifest.fingerprint.weight
+        self._placed = problem.place(torch.float64)
+        self._same_type = problem.place(torch.float32) if manifest.dtype == "float32" else None
+        self._method = "differences" if "rows" in manifest.engines.values() else "double backward"
+        kinds = (manifest.dtype, manifest.store_dtype, self._method)
+        self._tolerance = max(TOLERANCE[kind] for kind in kinds)
         self._parameters = [p for p in hessian.parameters if p.size]
         self._random = np.random.default_rng(0)
+        self._scan: Scan  # the latest
 
     def run(self) -> Verification:
         """Scan, multiply, compare."""
         errors: dict[tuple[str, str], float] = {}
-        inconclusive: list[tuple[str, str]] = []
-        scan = None
         for group in self._groups():
             vectors = np.stack([self._direction(p) for p in group])
-            scan = _Scan(self._hessian, vectors)
-            if scan.faults:
-                return Verification(ok=False, chunks=scan.chunks, faults=scan.faults)
-            references = self._references(vectors)
-            for k, b in enumerate(group):
-                for a in self._parameters:
-                    if self._plan.covers(a.span, b.span):
-                        error = self._error(scan, a, b, scan.products[k], [r[k] for r in references])
-                        if error is None:
-                            inconclusive.append((a.name, b.name))
-                        else:
-                            errors[a.name, b.name] = error
-        if scan is None:
-            raise IncompleteError("the Hessian has no entries to check")
-        worst = max(errors, key=lambda pair: errors[pair]) if errors else None
-        block_error = errors[worst] if worst else 0.0
-        sampled, entry = self._sample(scan)
+            self._scan = Scan(self._hessian, vectors)
+            if self._scan.faults:
+                return Verification(ok=False, chunks=self._scan.chunks, faults=self._scan.faults)
+            errors |= self._block_errors(group, vectors)
+        known = {pair: error for pair, error in errors.items() if not np.isnan(error)}
+        inconclusive = [pair for pair in errors if pair not in known]
+        worst = max(known, key=lambda pair: known[pair]) if known else None
+        block_error = known[worst] if worst else 0.0
+        rows = self._sampled_rows()
+        entry = self._worst_entry(rows) if rows else None
         failed = max(block_error, entry[2] if entry else 0.0) > self._tolerance
         return Verification(
             ok=not (failed or inconclusive),
-            chunks=scan.chunks,
+            chunks=self._scan.chunks,
             faults=[],
-            method="differences" if self._by_rows else "double backward",
+            method=self._method,
             blocks=len(errors),
             worst_block=worst,
             block_error=block_error,
-            sampled_rows=sampled,
+            sampled_rows=len(rows),
             worst_entry=entry,
             tolerance=self._tolerance,
             inconclusive=inconclusive,
@@ -244,55 +174,73 @@ class _Check:
         vector[_slice(p.span)] = self._random.choice((-1.0, 1.0), p.size) / p.size**0.5
         return vector
 
+    def _block_errors(self, group: list[Parameter], vectors: Vector) -> dict[tuple[str, str], float]:
+        """Compare the scan's products, column parameter by row parameter; NaN where no two steps agree."""
+        references = self._references(vectors)
+        noise = self._noise(vectors, references[-1])
+        errors: dict[tuple[str, str], float] = {}
+        for k, b in enumerate(group):
+            for a in self._parameters:
+                if self._plan.covers(a.span, b.span):
+                    rows = _slice(a.span)
+                    scale = self._scale(a, b, float(noise[k, rows].max()))
+                    reference = self._agreed([r[k, rows] for r in references], scale)
+                    errors[a.name, b.name] = float(np.abs(self._scan.products[k, rows] - reference).max()) / scale
+        return errors
+
     def _references(self, vectors: Vector) -> list[Vector]:
         """Give H V' by other means; by several steps where differences are taken.  # shape of each: (k, P)."""
-        if not self._by_rows:
+        if self._method == "double backward":
             return [hessian_vector_products(self._placed, vectors, self._weight, REFERENCE_MICROBATCH)]
-        return [differenced_products(self._placed, vectors, REFERENCE_MICROBATCH, s) for s in STEPS]
+        return [differenced_products(self._placed, vectors, REFERENCE_MICROBATCH, step) for step in STEPS]
 
-    def _error(self, scan: _Scan, a: Parameter, b: Parameter, found: Vector, references: list[Vector]) -> float | None:
-        """Give the block error of H_ab v; None where no two neighbouring steps agree."""
-        scale = self._scale(scan, a, b)
-        parts = [r[_slice(a.span)] for r in references]
-        if len(parts) > 1:
-            gaps = [float(np.abs(x - y).max()) / scale for x, y in pairwise(parts)]
-            best = int(np.argmin(gaps))
-            if gaps[best] > self._tolerance:
-                return None
-            parts = [parts[best + 1]]
-        gap = self._beyond_rounding(scan, np.abs(found[_slice(a.span)] - parts[0]))
-        return float(gap.max()) / scale
+    def _agreed(self, references: list[Vector], scale: float) -> Vector:
+        """Give the reference of the two neighbouring steps that agree best; NaN where none do."""
+        if len(references) == 1:
+            return references[0]
+        gaps = [float(np.abs(x - y).max()) / scale for x, y in pairwise(references)]
+        best = int(np.argmin(gaps))
+        return references[best + 1] if gaps[best] <= self._tolerance else np.full_like(references[0], np.nan)
 
-    def _scale(self, scan: _Scan, a: Parameter, b: Parameter) -> float:
+    def _noise(self, vectors: Vector, reference: Vector) -> Vector:
+        """Measure the rounding of plain double backward in the run's own type.  # shape: (k, P)."""
+        if self._same_type is None:
+            return np.zeros_like(reference)
+        rounded = hessian_vector_products(self._same_type, vectors, self._weight, REFERENCE_MICROBATCH)
+        return NOISE * np.abs(rounded - reference)
+
+    def _scale(self, a: Parameter, b: Parameter, noise: float) -> float:
         """Give the denominator of a block error; 1 where all of H is zero."""
-        return (scan.largest[a.name] * scan.largest[b.name]) ** 0.5 + FLOOR * max(scan.largest.values()) or 1.0
+        # Never so small that rounding alone would exceed the tolerance: structural zeros (a bias before a
+        # normalisation) carry the rounding of max|H| whatever their own size.
+        largest = self._scan.largest
+        scale = (largest[a.name] * largest[b.name]) ** 0.5 + FLOOR * max(largest.values())
+        rounding = max(noise, ROUNDING[self._method] * max(largest.values()))
+        return max(scale, rounding / self._tolerance) or 1.0
 
-    @staticmethod
-    def _beyond_rounding(scan: _Scan, gap: Vector) -> Vector:
-        """Take off the rounding of max|H|, which structural zeros carry whatever their own size."""
-        return np.maximum(gap - ROUNDING * max(scan.largest.values()), 0)
-
-    def _sample(self, scan: _Scan) -> tuple[int, tuple[int, int, float] | None]:
-        """Recompute rows below the diagonal from their own gradient entry and compare every entry left of it."""
+    def _sampled_rows(self) -> list[int]:
+        """Choose the last rows of some parameters, whose columns to the left are all there."""
         last = [p.span.stop - 1 for p in self._parameters if self._plan.covers(range(p.span.stop), p.span)]
-        rows = sorted(
-            {*last[-SAMPLED_ROWS // 2 :], *self._random.choice(last, min(len(last), SAMPLED_ROWS // 2))} if last else ()
-        )
-        if not rows:
-            return 0, None
+        if len(last) > SAMPLED_ROWS:
+            last = [last[-1], *self._random.choice(last[:-1], SAMPLED_ROWS - 1, replace=False)]
+        return sorted(map(int, last))
+
+    def _worst_entry(self, rows: list[int]) -> tuple[int, int, float]:
+        """Recompute rows from their own gradient entry and compare every entry left of the diagonal."""
         units = np.zeros((len(rows), self._hessian.shape[0]))
         units[np.arange(len(rows)), rows] = 1
         truth = hessian_vector_products(self._placed, units, self._weight, REFERENCE_MICROBATCH)
+        noise = self._noise(units, truth)
         worst = (rows[0], 0, 0.0)
-        for row, expected in zip(rows, truth, strict=True):
-            found = self._hessian[int(row), : row + 1].astype(np.float64)
+        for k, row in enumerate(rows):
+            found = self._hessian[row, : row + 1].astype(np.float64)
             b, _ = next(self._hessian.parameters.segments(range(row, row + 1)))
             for a, cols in self._hessian.parameters.segments(range(row + 1)):
-                gap = self._beyond_rounding(scan, np.abs(found[_slice(cols)] - expected[_slice(cols)]))
-                gap /= self._scale(scan, a, b)
+                scale = self._scale(a, b, float(noise[k, _slice(cols)].max()))
+                gap = np.abs(found[_slice(cols)] - truth[k, _slice(cols)]) / scale
                 if gap.max() > worst[2]:
-                    worst = (int(row), cols.start + int(gap.argmax()), float(gap.max()))
-        return len(rows), worst
+                    worst = (row, cols.start + int(gap.argmax()), float(gap.max()))
+        return worst
 
 
 def _slice(span: range) -> slice:

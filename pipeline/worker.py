@@ -167,8 +167,9 @@ class Worker:
             for batch in self._placed.batches(self.manifest.microbatch):
                 for parameter, segment in self.layout.segments(rows):
                     right = range(max(cols.start, segment.start), cols.stop)
-                    engine = self._engines[self.manifest.engines[parameter.name]]
-                    engine.add(batch, segment, right, _view(out, rows, cols, segment, right))
+                    if right:  # not all below the diagonal
+                        engine = self._engines[self.manifest.engines[parameter.name]]
+                        engine.add(batch, segment, right, _view(out, rows, cols, segment, right))
         out /= self._weight
         for i in range(max(rows.start, cols.start), min(rows.stop, cols.stop)):
             out[i - rows.start, i - cols.start] += self._l2

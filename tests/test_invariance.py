@@ -1,0 +1,95 @@
+"""The same matrix for every cut: tile, chunk, micro-batch, row group, symmetry, executor, workers, engine, history."""
+
+import numpy as np
+import pytest
+import ray
+import torch
+import zoo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import block_error
+
+from pipeline import compute_hessian, open_hessian
+from pipeline.output import SUCCESS, Output
+from pipeline.run import missing_tiles
+
+TRUTH = {make: make().truth() for make in (zoo.layer_norm, zoo.weighted_ignored, zoo.uneven_batches)}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    make=st.sampled_from(sorted(TRUTH, key=lambda make: make.__name__)),
+    engine=st.sampled_from(["jacrev", "rows"]),
+    chunk=st.integers(3, 70),
+    tile=st.one_of(st.none(), st.tuples(st.integers(1, 4), st.integers(1, 4))),
+    microbatch=st.integers(1, 9),
+    row_group=st.integers(1, 20),
+    symmetry=st.sampled_from(["mirrored", "upper"]),
+)
+def test_any_cut(make, **options):
+    H = compute_hessian(make().problem, executor="serial", dtype="float64", **options)
+    assert block_error(H.to_numpy(), TRUTH[make], H.parameters) < 1e-10
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray that runs already: runs join it and leave it running."""
+    ray.init(num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("symmetry", ["mirrored", "upper"])
+def test_ray_equals_serial_bit_for_bit(cluster, tmp_path, workers, symmetry):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        options = {"chunk": 16, "microbatch": 4, "row_group": 8, "symmetry": symmetry}
+        serial = compute_hessian(zoo.attention().problem, executor="serial", **options)
+        H = compute_hessian(zoo.attention().problem, str(tmp_path), workers=workers, **options)
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_array_equal(H.to_numpy(), serial.to_numpy())
+    assert ray.is_initialized()
+
+
+def test_result_in_memory_from_ray(cluster):
+    H = compute_hessian(zoo.mlp().problem, dtype="float64", workers=2)
+    assert block_error(H.to_numpy(), zoo.mlp().truth(), H.parameters) < 1e-10
+    assert H.output.get(SUCCESS) is not None
+    assert H.url.startswith("memory://")
+    assert Output(H.url).sizes() == {}  # nobody else sees it
+
+
+@pytest.mark.parametrize("executor", ["serial", "ray"])
+def test_resumed_equals_undisturbed_bit_for_bit(cluster, tmp_path, executor):
+    url = str(tmp_path / "out")
+    options = {"executor": executor, "chunk": 16, "verify": False, "dtype": "float64"}
+    whole = compute_hessian(zoo.mlp().problem, url, **options).to_numpy()
+    output = Output(url)
+    (tmp_path / "out" / SUCCESS).unlink()
+    (tmp_path / "out" / "hessian.zarr" / "c" / "0" / "2").unlink()  # an object is missing
+    (tmp_path / "out" / "hessian.zarr" / "c" / "3" / "1").write_bytes(b"")  # a mirror is empty
+    (tmp_path / "out" / "receipts" / "r2-3_c2-4.json").write_text('{"tile": "r2')  # a receipt is cut off
+    H = open_hessian_anyway(url)
+    assert [t.id for t in missing_tiles(output, H.manifest)] == ["r0-1_c0-4", "r1-2_c1-4", "r2-3_c2-4"]
+    again = compute_hessian(zoo.mlp().problem, url, **options)
+    np.testing.assert_array_equal(again.to_numpy(), whole)
+    assert missing_tiles(output, again.manifest) == []
+
+
+def open_hessian_anyway(url):
+    from pipeline.handle import Hessian
+    from pipeline.manifest import Manifest
+
+    return Hessian(Output(url), Manifest.read(Output(url)))
+
+
+def test_finished_output_is_left_alone(tmp_path):
+    url = str(tmp_path)
+    compute_hessian(zoo.mlp().problem, url, executor="serial", chunk=16)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    H = compute_hessian(zoo.mlp().problem, url, executor="serial")
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
+    np.testing.assert_array_equal(open_hessian(url).to_numpy(), H.to_numpy())

@@ -1,0 +1,215 @@
+"""The contract of a Problem: what it takes, what it refuses, and that it changes nothing."""
+
+import copy
+
+import pytest
+import torch
+import zoo
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from pipeline import FingerprintError, HessianError, Problem, ProblemError, compute_hessian
+from pipeline.data import digest
+
+X, Y = zoo.data()
+
+
+def loss():
+    return nn.CrossEntropyLoss()
+
+
+def state(model):
+    return (
+        digest({**dict(model.named_parameters()), **dict(model.named_buffers())}),
+        [(id(p), p.requires_grad, p.grad) for p in model.parameters()],
+        [(name, m.training) for name, m in model.named_modules()],
+        torch.get_rng_state().tolist(),
+    )
+
+
+@pytest.mark.parametrize("engine", ["jacrev", "rows"])
+def test_nothing_is_changed(case, engine):
+    before = state(case.problem.model)
+    compute_hessian(case.problem, executor="serial", engine=engine)
+    assert state(case.problem.model) == before
+
+
+class Explodes(nn.Module):
+    """Fails on a call chosen in advance."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.net, self.calls, self.at = nn.Linear(5, 3), 0, at
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == self.at:
+            raise RuntimeError("boom")
+        return self.net(x)
+
+
+@pytest.mark.parametrize("at", [1, 8, 20, 40, 60])
+def test_nothing_is_changed_after_an_error(at):
+    model = Explodes(at)
+    before = state(model)
+    with pytest.raises((RuntimeError, HessianError), match="boom"):
+        compute_hessian(Problem(model, loss(), (X, Y)), executor="serial", engine="rows", microbatch=1, chunk=4)
+    assert state(model) == before
+
+
+def mean_of_pairs(out, target):
+    return ((out[0] - out[-1]) ** 2).sum() * len(out)
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.net(x) + torch.randn(3)
+
+
+class Augmented(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return torch.randn(5), 1
+
+
+def dropout():
+    return nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.5))
+
+
+def batch_norm():
+    return nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
+
+
+def with_nan():
+    model = nn.Linear(5, 3)
+    model.weight.data[0, 0] = float("nan")
+    return model
+
+
+def frozen():
+    return nn.Linear(5, 3).requires_grad_(False)
+
+
+def net():
+    return nn.Linear(5, 3)
+
+
+nan_data = torch.where(X[3, 2] != X, X, float("nan"))
+REFUSED = {
+    "no module": (lambda: Problem(lambda x: x, loss(), (X, Y)), "got function, expected a torch.nn.Module"),
+    "no loss": (lambda: Problem(net(), None, (X, Y)), "either a loss or an objective"),
+    "loss is no callable": (lambda: Problem(net(), "ce", (X, Y)), "expected a callable"),
+    "reduction none": (lambda: Problem(net(), nn.CrossEntropyLoss(reduction="none"), (X, Y)), "reduction='none'"),
+    "NaN in weights": (lambda: Problem(with_nan(), loss(), (X, Y)), "1 of 15 entries of `weight`"),
+    "NaN in data": (lambda: Problem(net(), loss(), (nan_data, Y)), r"leaf \[0\]: 1 of 35 values are NaN"),
+    "no data": (lambda: Problem(net(), loss(), []), "no batches"),
+    "no samples": (lambda: Problem(net(), loss(), (X[:0], Y[:0])), "at least one sample"),
+    "uneven leaves": (lambda: Problem(net(), loss(), (X, Y[:3])), "as many in every tensor"),
+    "strings": (lambda: Problem(net(), loss(), (X, "abc")), "got str, expected a tensor"),
+    "bare tensor": (lambda: Problem(net(), loss(), X), "expected a tuple"),
+    "generator": (lambda: Problem(net(), loss(), (b for b in [(X, Y)])), "read only once"),
+    "shuffling": (lambda: Problem(net(), loss(), DataLoader(TensorDataset(X, Y), 3, shuffle=True)), "shuffles"),
+    "drop_last": (lambda: Problem(net(), loss(), DataLoader(TensorDataset(X, Y), 3, drop_last=True)), "drop_last"),
+    "augmentation": (lambda: Problem(net(), loss(), Augmented()), "two passes gave different"),
+    "no such parameter": (lambda: Problem(net(), loss(), (X, Y), params=["wieght"]), "did you mean `weight`"),
+    "nothing left": (lambda: Problem(net(), loss(), (X, Y), params=["bias", "!b*"]), "leave no parameter"),
+    "all frozen": (lambda: Problem(frozen(), loss(), (X, Y)), "requires grad"),
+    "batches that act together": (
+        lambda: Problem(net(), loss(), [(X, Y), (X, Y)], separable=False),
+        "pass all samples as one batch",
+    ),
+    "reduction said twice": (lambda: Problem(net(), loss(), (X, Y), reduction="sum"), "leave it out"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_at_once(name):
+    make, message = REFUSED[name]
+    with pytest.raises(ProblemError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+CHECKED = {
+    "dropout": (lambda: Problem(dropout(), loss(), (X, Y)), "not deterministic.*`1` .Dropout. is in train mode"),
+    "noise": (lambda: Problem(Noisy(), loss(), (X, Y)), "not deterministic.*random numbers"),
+    "batch norm in train mode": (lambda: Problem(batch_norm(), loss(), (X, Y)), "BatchNorm1d.*train mode"),
+    "samples that act together": (lambda: Problem(net(), mean_of_pairs, (X, Y)), "separable=False"),
+    "a sum said to be a mean": (lambda: Problem(net(), lambda o, t: o.square().sum(), (X, Y)), "reduction='sum'"),
+    "a mean said to be a sum": (
+        lambda: Problem(net(), lambda o, t: o.square().mean(), (X, Y), reduction="sum"),
+        "reduction='mean'",
+    ),
+    "no gradient": (lambda: Problem(net(), lambda o, t: o.detach().mean(), (X, Y)), "differentiable"),
+    "no scalar": (lambda: Problem(net(), lambda o, t: o, (X, Y)), r"shape \(7, 3\), expected a scalar"),
+    "weight with a gradient": (lambda: Problem(net(), lambda o, t: (o.sum(), o.sum().exp()), (X, Y)), "weight"),
+    "all ignored": (lambda: Problem(net(), loss(), (X, torch.full((7,), -100))), "weights of all batches"),
+    "infinite": (lambda: Problem(net(), lambda o, t: (o * 0).log().mean(), (X, Y)), "finite|deterministic"),
+}
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_refused_before_any_tile(name, tmp_path):
+    make, message = CHECKED[name]
+    with pytest.raises(ProblemError, match=message) as caught:
+        compute_hessian(make(), str(tmp_path / "out"), executor="serial")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_another_problem_is_refused(tmp_path):
+    def run(problem, **options):
+        return compute_hessian(problem, str(tmp_path), executor="serial", **options)
+
+    model = zoo.tanh_net()
+    run(Problem(model, loss(), (X, Y)))
+    run(Problem(model, loss(), (X, Y)))
+    for other, message in [
+        (Problem(model, loss(), (X + 1, Y)), "data differ"),
+        (Problem(model, loss(), (X, Y), l2=0.1), "l2 is 0.1, stored 0.0"),
+        (Problem(model, loss(), (X, Y), params="*.bias"), "parameters differ"),
+        (Problem(model, nn.CrossEntropyLoss(label_smoothing=0.5), (X, Y)), "the loss is"),
+        (Problem(copy.deepcopy(model).double(), loss(), (X, Y)), "dtype is 'float64'"),
+    ]:
+        with pytest.raises(FingerprintError, match=message):
+            run(other)
+    for options in [
+        {"symmetry": "upper"},
+        {"dtype": "float64"},
+        {"engine": "rows"},
+        {"chunk": 32},
+        {"blocks": "diagonal"},
+    ]:
+        with pytest.raises(FingerprintError, match=next(iter(options))):
+            run(Problem(model, loss(), (X, Y)), **options)
+    with torch.no_grad():
+        model[0].weight[0, 0] += 0.5
+    with pytest.raises(FingerprintError, match=r"weights `0\.weight` differ by up to 0\.5"):
+        run(Problem(model, loss(), (X, Y)))
+
+
+def test_last_bits_of_a_retraining_are_tolerated(tmp_path):
+    """The stored weights count, so that old and new tiles fit together, and the model at hand is not touched."""
+    model = zoo.tanh_net()
+    first = compute_hessian(Problem(model, loss(), (X, Y)), str(tmp_path), executor="serial")
+    (tmp_path / "_SUCCESS").unlink()
+    (tmp_path / "receipts" / "r0-1_c0-1.json").unlink()
+    before = first.to_numpy()
+    with torch.no_grad():
+        model[0].weight[0, 0] *= 1 + 3e-7
+    moved = state(model)
+    again = compute_hessian(Problem(model, loss(), (X, Y)), str(tmp_path), executor="serial")
+    assert (again.to_numpy() == before).all()
+    assert state(model) == moved
+
+
+def test_no_parameter_is_computed_that_was_not_asked_for():
+    H = compute_hessian(Problem(zoo.tanh_net(), loss(), (X, Y)), params=["4.*"], executor="serial")
+    assert H.parameters.names == ("4.weight", "4.bias")

@@ -1,0 +1,65 @@
+"""Job specs: what is accepted, and how faults are said."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import SpecError
+from pipeline.spec import JobSpec, Settings, load_job, parse
+
+JOBS = Path(__file__).parents[1] / "jobs"
+
+
+def write(tmp_path, text):
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_every_field_is_documented():
+    for name, field in JobSpec.model_fields.items():
+        assert field.description, name
+        assert "\n" not in field.description
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_jobs_are_valid(path):
+    assert load_job(path).output
+
+
+@pytest.mark.parametrize("given", [torch.float64, "float64", "torch.float64"])
+def test_dtype_by_name_or_as_torch_has_it(given):
+    assert parse(Settings, {"dtype": given}, "test").dtype == "float64"
+
+
+def test_overrides(tmp_path):
+    path = write(tmp_path, "problem: a.py:f\nproblem_args: {width: 3}\n")
+    job = load_job(path, ["chunk=32", "memory=2GiB", "problem_args.width=5", "blocks=[[a, b]]"], "memory://x")
+    assert (job.chunk, job.memory, job.problem_args, job.output) == (32, 2**31, {"width": 5}, "memory://x")
+    assert job.blocks == (("a", "b"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("problem: a.py:f\nengin: rows", "unknown key `engin`; did you mean `engine`"),
+        ("engine: rows", "missing key `problem`"),
+        ("problem: a.py:f\nengine: fast", "`engine` got 'fast'.*How tiles are computed"),
+        ("problem: a.py:f\nchunk: 0", "`chunk` got 0.*greater than 0"),
+        ("problem: a.py:f\ndtype: bfloat16", "`dtype` got 'bfloat16'"),
+        ("problem: a.py:f\nblocks: half", "`blocks` got 'half'"),
+        ("- a", "got a list, expected a mapping"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_faults_are_one_clear_line(tmp_path, text, message):
+    with pytest.raises(SpecError, match=message) as caught:
+        load_job(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["chunk", "=3", "problem.x=1", "chunk=[", "problem_args.a.b.c=}"])
+def test_bad_overrides(tmp_path, override):
+    with pytest.raises(SpecError, match="--set"):
+        load_job(write(tmp_path, "problem: a.py:f"), [override])

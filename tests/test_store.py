@@ -1,0 +1,170 @@
+"""The contract of a store, on local disk and in memory; and what other readers make of it."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorstore
+import xarray
+import zoo
+
+from pipeline import BlockError, IncompleteError, OutputError, compute_hessian, open_hessian
+from pipeline.output import Output
+
+
+@pytest.fixture(params=["local", "memory"])
+def url(request, tmp_path):
+    if request.param == "local":
+        yield str(tmp_path / "out")
+    else:
+        yield "memory://contract"
+        Output("memory://contract").remove()
+
+
+def compute(url, **options):
+    return compute_hessian(
+        zoo.mlp().problem, url, executor="serial", dtype="float64", **{"chunk": 16, "verify": False, **options}
+    )
+
+
+def test_objects_are_put_whole_and_listed(url):
+    output = Output(url)
+    assert output.get("a/b") is None
+    assert output.sizes() == {}
+    output.put("a/b", b"1234")
+    output.put("a/b", b"12345")
+    output.put("c", b"")
+    assert output.get("a/b") == b"12345"
+    assert output.sizes() == {"a/b": 5, "c": 0}
+    assert output.sizes("a") == {"b": 5}
+    output.remove()
+    assert output.sizes() == {}
+
+
+def test_leftovers_of_a_killed_writer_are_ignored(tmp_path):
+    (tmp_path / "receipts").mkdir()
+    (tmp_path / "receipts" / "r0-1_c0-1.json.123.partial").write_text("{")
+    assert Output(str(tmp_path)).sizes() == {}
+
+
+def test_unknown_protocol():
+    with pytest.raises(OutputError, match="nope"):
+        Output("nope://x")
+
+
+@pytest.mark.parametrize("symmetry", ["mirrored", "upper"])
+@pytest.mark.parametrize("codec", ["none", "lz4", "zstd"])
+def test_both_symmetries_and_all_codecs_read_the_same(url, symmetry, codec):
+    H = compute(url, symmetry=symmetry, codec=codec)
+    truth = zoo.mlp().truth()
+    np.testing.assert_allclose(H.to_numpy(), truth, atol=1e-13)
+    assert (H.to_numpy() == H.to_numpy().T).all()
+    again = open_hessian(url)
+    assert again.shape == H.shape == truth.shape
+    np.testing.assert_array_equal(again[:, :], H.to_numpy())
+
+
+@pytest.mark.parametrize("symmetry", ["mirrored", "upper"])
+def test_indexing_is_orthogonal(url, symmetry):
+    H = compute(url, symmetry=symmetry)
+    full, P = H.to_numpy(), H.shape[0]
+    picked = np.array([40, 3, 3, -1])
+    flags = np.arange(P) % 7 == 0
+    np.testing.assert_array_equal(H[3:50:2, ::-1], full[3:50:2, ::-1])
+    np.testing.assert_array_equal(H[picked, 5:9], full[picked, 5:9])
+    np.testing.assert_array_equal(H[picked, flags], full[np.ix_(picked, np.flatnonzero(flags))])
+    np.testing.assert_array_equal(H[7, :], full[7])
+    np.testing.assert_array_equal(H[:, -2], full[:, -2])
+    assert H[50, 2] == full[50, 2]
+    assert H[[], :].shape == (0, P)
+
+
+@pytest.mark.parametrize("symmetry", ["mirrored", "upper"])
+def test_blocks_and_products(url, symmetry):
+    H = compute(url, symmetry=symmetry)
+    full = H.to_numpy()
+    a, b = H.parameters["4.weight"], H.parameters["0.bias"]
+    block = H["4.weight", "0.bias"]
+    assert block.shape == a.shape + b.shape == (3, 4, 4)
+    np.testing.assert_array_equal(block.reshape(12, 4), full[a.offset : a.offset + 12, b.offset : b.offset + 4])
+    np.testing.assert_array_equal(H.to_dict()["4.weight"]["0.bias"].numpy(), block)
+    v = np.random.default_rng(0).standard_normal((H.shape[0], 2))
+    np.testing.assert_allclose(H @ v, full @ v, atol=1e-14)
+    np.testing.assert_allclose(H @ v[:, 0].astype(np.float32), full @ v[:, 0].astype(np.float32), atol=1e-14)
+
+
+def test_gradient_and_loss(url):
+    import torch
+
+    problem = zoo.ridge().problem
+    H = compute_hessian(problem, url, executor="serial", verify=False)
+    model, (x, y) = problem.model.double(), problem.batches[0]
+    theta = list(model.parameters())
+    loss = torch.nn.functional.cross_entropy(model(x.double()), y) + 0.15 * sum((p**2).sum() for p in theta)
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, theta)])
+    assert H.loss == pytest.approx(float(loss.detach()), rel=1e-12)
+    np.testing.assert_allclose(H.gradient, gradient.numpy(), atol=1e-14)
+
+
+def test_wrong_requests_are_refused(url):
+    H = compute(url)
+    for key in ["0.weight", (0,), (0, 10**6), (1.5, 0), (np.zeros(3, bool), 0), ("0.weight", "0.wieght")]:
+        with pytest.raises(BlockError):
+            H[key]
+    with pytest.raises(BlockError, match="expected"):
+        H @ np.ones(3)
+
+
+@pytest.mark.parametrize("blocks", ["diagonal", [("0.bias", "4.weight"), ("2.bias", "2.bias")]])
+def test_what_was_not_selected_is_refused(url, blocks):
+    H = compute(url, blocks=blocks, chunk=4, verify=True)
+    truth = zoo.mlp().truth()
+    pairs = [(n, n) for n in H.parameters.names] if blocks == "diagonal" else [*blocks, ("4.weight", "0.bias")]
+    for a, b in pairs:
+        p, q = H.parameters[a], H.parameters[b]
+        expected = truth[p.span.start : p.span.stop, q.span.start : q.span.stop]
+        np.testing.assert_allclose(H[a, b].reshape(expected.shape), expected, atol=1e-13)
+    with pytest.raises(IncompleteError, match="not in"):
+        H["0.weight", "2.weight"]
+
+
+def test_other_readers_agree(tmp_path):
+    H = compute(str(tmp_path))
+    full, path = H.to_numpy(), tmp_path / "hessian.zarr"
+    store = tensorstore.open({"driver": "zarr3", "kvstore": f"file://{path}/"}).result()
+    np.testing.assert_array_equal(store.read().result(), full)
+    assert store.domain.labels == ("row", "col")
+    about = json.loads((path / "zarr.json").read_text())
+    assert about["attributes"]["parameters"] == H.parameters.to_json()
+    assert about["attributes"]["loss"] == H.loss
+    assert about["codecs"][-1]["name"] == "crc32c"
+    import zarr
+
+    array = xarray.DataArray(zarr.open_array(path)[:], dims=store.domain.labels, name="hessian")
+    np.testing.assert_array_equal(array.sel(row=3).values, full[3])
+
+
+def test_one_put_per_chunk_and_no_get(monkeypatch, tmp_path):
+    """A ragged grid, mirrored: metadata apart, every object is written once and none is read."""
+    from zarr.storage import LocalStore
+
+    puts, gets = [], []
+    put, get = LocalStore.set, LocalStore.get
+
+    async def counted_set(self, key, value, *rest):
+        puts.append(key)
+        await put(self, key, value, *rest)
+
+    async def counted_get(self, key, *rest, **options):
+        gets.append(key)
+        return await get(self, key, *rest, **options)
+
+    monkeypatch.setattr(LocalStore, "set", counted_set)
+    monkeypatch.setattr(LocalStore, "get", counted_get)
+    H = compute(str(tmp_path))
+    side = H.manifest.plan.side
+    assert H.shape[0] % 16
+    assert sorted(k for k in puts if k.startswith("c/") and k != "c/0") == sorted(
+        f"c/{i}/{j}" for i in range(side) for j in range(side)
+    )
+    assert not [k for k in gets if k.startswith("c/")]
