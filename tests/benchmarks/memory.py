@@ -1,0 +1,71 @@
+"""Peak memory of a worker against what was planned: three sizes, two tile shapes, two micro-batches.
+
+    python tests/benchmarks/memory.py [--results FILE]
+
+Peaks are the resident sets that Ray workers report in their receipts; each run has a worker process of its own.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import ray
+import torch
+from torch import nn
+
+from pipeline import Problem
+from pipeline.planner import make_plan
+from pipeline.run import read_receipt, run
+from pipeline.spec import Settings
+
+WIDTHS = (13, 27, 54)  # P = 985, 2,035, 4,060
+TILES = ((1, 1), (1, 64))
+MICROBATCHES = (16, 256)
+
+
+def network(hidden):
+    """One hidden layer on 256 samples."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, hidden), nn.Tanh(), nn.Linear(hidden, 10))
+    return Problem(model, nn.CrossEntropyLoss(), (torch.randn(256, 64), torch.randint(0, 10, (256,))))
+
+
+def measure(hidden, tile, microbatch):
+    """Run once, and give planned and measured bytes."""
+    settings = Settings(
+        dtype="float64", chunk=512, tile=tile, microbatch=microbatch, row_group=128, workers=1, verify=False
+    )
+    problem = network(hidden)
+    plan = make_plan(problem, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        output = run(problem, settings, f"{folder}/out").hessian.output
+        receipts = [read_receipt(output, t) for t in plan.tiling.tiles()]
+    return {
+        "P": problem.layout.size,
+        "tile": tile,
+        "microbatch": microbatch,
+        "tile_bytes": plan.memory.tile_bytes,
+        "engine_bytes": plan.memory.engine_bytes,
+        "planned_bytes": plan.memory.total_bytes,
+        "peak_bytes": max(r.peak_memory_bytes for r in receipts),
+        "matrix_bytes": plan.stored_bytes,
+    }
+
+
+def measure_all():
+    """Measure every combination."""
+    cases = [(w, t, MICROBATCHES[1]) for w in WIDTHS for t in TILES] + [(WIDTHS[-1], TILES[1], MICROBATCHES[0])]
+    return [measure(*case) for case in cases]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--results", type=Path)
+    options = parser.parse_args()
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    text = json.dumps(measure_all(), indent=1)
+    ray.shutdown()
+    print(text)
+    if options.results:
+        options.results.write_text(text + "\n")

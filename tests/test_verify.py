@@ -1,0 +1,109 @@
+"""Verification finds what is planted: wrong entries, wrong blocks, wrong bits, the wrong problem."""
+
+import json
+
+import numpy as np
+import pytest
+import zarr
+import zoo
+
+from pipeline import FingerprintError, VerificationError, compute_hessian, open_hessian, verify_hessian
+from pipeline.engines import ENGINES
+from pipeline.engines.jacrev import Jacrev
+
+
+def compute(path, make=zoo.mlp, **options):
+    return compute_hessian(make().problem, str(path), **{"executor": "serial", "chunk": 16, **options})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_problem_verifies(case, dtype, tmp_path):
+    compute_hessian(case.problem, str(tmp_path), executor="serial", dtype=dtype, chunk=16)
+    found = json.loads((tmp_path / "verify.json").read_text())
+    assert found["ok"]
+    assert found["blocks"] == len([p for p in case.problem.layout if p.size]) ** 2
+
+
+def test_rows_are_judged_by_differences(tmp_path):
+    compute(tmp_path, engine="rows", dtype="float64")
+    found = verify_hessian(str(tmp_path), zoo.mlp().problem)
+    assert found.ok
+    assert found.method == "differences"
+
+
+@pytest.mark.parametrize("symmetry", ["mirrored", "upper"])
+@pytest.mark.parametrize("entry", [(0, 0), (3, 40), (55, 57), (20, 58)])
+def test_one_wrong_entry(tmp_path, entry, symmetry):
+    compute(tmp_path, dtype="float64", symmetry=symmetry)
+    array = zarr.open_array(tmp_path / "hessian.zarr", mode="r+")
+    i, j = entry
+    wrong = array[i, j] + 1e-4
+    array[i, j] = wrong
+    if symmetry == "mirrored" or i // 16 == j // 16:
+        array[j, i] = wrong
+    assert verify_hessian(str(tmp_path)).ok  # chunks and checksums are right
+    found = verify_hessian(str(tmp_path), zoo.mlp().problem)
+    assert not found.ok
+    H = open_hessian(str(tmp_path))
+    names = {next(H.parameters.segments(range(k, k + 1)))[0].name for k in entry}
+    assert set(found.worst_block) == names
+
+
+def test_broken_mirror(tmp_path):
+    compute(tmp_path)
+    array = zarr.open_array(tmp_path / "hessian.zarr", mode="r+")
+    array[40, 3] += 1
+    found = verify_hessian(str(tmp_path))
+    assert found.faults == ["c/2/0 is not the mirror image of c/0/2"]
+
+
+@pytest.mark.parametrize("codec", ["none", "lz4", "zstd"])
+def test_every_flipped_bit_is_found(tmp_path, codec):
+    compute(tmp_path, codec=codec)
+    chunk = tmp_path / "hessian.zarr" / "c" / "1" / "2"
+    whole = chunk.read_bytes()
+    for position in np.random.default_rng(0).integers(0, 8 * len(whole), 20):
+        flipped = bytearray(whole)
+        flipped[position // 8] ^= 1 << (position % 8)
+        chunk.write_bytes(flipped)
+        assert [f[:11] for f in verify_hessian(str(tmp_path)).faults] == ["chunk c/1/2"]
+    for damaged in (b"", whole[: len(whole) // 2]):
+        chunk.write_bytes(damaged)
+        assert len(verify_hessian(str(tmp_path)).faults) == 1
+    chunk.unlink()
+    assert verify_hessian(str(tmp_path)).faults == ["chunk c/1/2 is missing"]
+
+
+def one_percent(out, rows, cols):
+    """Wrong by 1 % in one small block."""
+    if rows.start <= 24 < rows.stop and cols.stop > 58:
+        out[24 - rows.start, 58 - cols.start] *= 1.01
+
+
+def asymmetric(out, rows, cols):
+    out[:, :] *= 1 + 1e-3 * (rows.start < 20)
+
+
+@pytest.mark.parametrize("sabotage", [one_percent, asymmetric])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_wrong_engine_is_caught(tmp_path, monkeypatch, sabotage, dtype):
+    """Whatever passes preflight: the finished matrix is judged, and the run fails."""
+
+    class Wrong(Jacrev):
+        def add(self, batch, rows, cols, out):
+            super().add(batch, rows, cols, out)
+            if len(rows) > 1:
+                sabotage(out, rows, cols)
+
+    monkeypatch.setitem(ENGINES, "jacrev", Wrong)
+    with pytest.raises(VerificationError, match=r"H\[|entry \("):
+        compute(tmp_path, engine="jacrev", dtype=dtype)
+    assert not (tmp_path / "_SUCCESS").exists()
+
+
+def test_another_problem(tmp_path):
+    compute(tmp_path)
+    with pytest.raises(FingerprintError, match="data differ"):
+        verify_hessian(
+            str(tmp_path), zoo.supervised(zoo.tanh_net(), zoo.nn.CrossEntropyLoss(), *zoo.data(seed=5)).problem
+        )
