@@ -12,12 +12,12 @@ from pipeline.engines import ENGINES
 from pipeline.errors import SpecError
 from pipeline.manifest import Fingerprint, Manifest
 from pipeline.memory import (
-    ALLOCATOR_MARGIN,
     BUFFERED_TILES,
     CHUNKS_IN_WRITER,
     PROCESS_BYTES,
     WorkerMemory,
     allowed_bytes,
+    engine_budget_bytes,
 )
 from pipeline.preflight import check_loss, choose_engines
 from pipeline.probe import Measured, Segment, choose_sizes, torch_threads
@@ -156,7 +156,7 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
         sizes = choose_sizes(
             problem.place(dtype, _device(settings)),
             _segments(tiling, tiles, problem, engines),
-            int((allowed - held.total_bytes) / ALLOCATOR_MARGIN),
+            engine_budget_bytes(allowed - held.total_bytes),
             settings.microbatch,
             settings.row_group,
         )

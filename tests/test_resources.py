@@ -34,10 +34,8 @@ def test_workers_stay_under_the_plan(measured):
 
 
 def test_memory_does_not_grow_with_the_matrix(measured):
-    """With chunks as tiles, sixteen times the matrix takes no more than a few buffers more."""
-    square = [case for case in measured if case["tile"] == (1, 1)]
-    grown = square[-1]["peak_bytes"] - square[0]["peak_bytes"]
-    assert square[-1]["matrix_bytes"] > 10 * square[0]["matrix_bytes"]
-    assert grown < square[-1]["matrix_bytes"] / 2
-    planned = {case["planned_bytes"] - case["engine_bytes"] for case in square}
-    assert max(planned) - min(planned) < 0.1 * max(planned)
+    """With chunks as tiles, sixty-four times the matrix takes a few buffers more; with bands, the band more."""
+    small, *_, large = [case for case in measured if case["tile"] == (1, 1)]
+    assert large["matrix_bytes"] >= 60 * small["matrix_bytes"]
+    assert large["peak_bytes"] - small["peak_bytes"] < large["matrix_bytes"] / 4
+    assert large["planned_bytes"] - small["planned_bytes"] < large["matrix_bytes"] / 4

@@ -19,16 +19,16 @@ from pipeline.planner import make_plan
 from pipeline.run import read_receipt, run
 from pipeline.spec import Settings
 
-WIDTHS = (13, 27, 54)  # P = 985, 2,035, 4,060
+WIDTHS = (13, 27, 108)  # P = 985, 2,035, 8,110
 TILES = ((1, 1), (1, 64))
-MICROBATCHES = (16, 256)
+MICROBATCHES = (8, 64)
 
 
 def network(hidden):
-    """One hidden layer on 256 samples."""
+    """One hidden layer on 64 samples."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, hidden), nn.Tanh(), nn.Linear(hidden, 10))
-    return Problem(model, nn.CrossEntropyLoss(), (torch.randn(256, 64), torch.randint(0, 10, (256,))))
+    return Problem(model, nn.CrossEntropyLoss(), (torch.randn(64, 64), torch.randint(0, 10, (64,))))
 
 
 def measure(hidden, tile, microbatch):
@@ -55,7 +55,8 @@ def measure(hidden, tile, microbatch):
 
 def measure_all():
     """Measure every combination."""
-    cases = [(w, t, MICROBATCHES[1]) for w in WIDTHS for t in TILES] + [(WIDTHS[-1], TILES[1], MICROBATCHES[0])]
+    few, many = MICROBATCHES
+    cases = [(width, tile, few) for width in WIDTHS for tile in TILES] + [(WIDTHS[-1], TILES[1], many)]
     return [measure(*case) for case in cases]
 
 

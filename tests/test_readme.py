@@ -1,0 +1,53 @@
+"""The README's code, and the page on the question that started it, run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pipeline.spec import JobSpec, parse
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=range(len(blocks("python"))))
+def test_python(code, capsys):
+    exec(compile(code, "README.md", "exec"), {})
+    assert "(6, 8, 3)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", blocks("yaml"), ids=range(len(blocks("yaml"))))
+def test_specs(text):
+    assert parse(JobSpec, yaml.safe_load(text), "README").symmetry == "upper"
+
+
+def test_why_none():
+    sys.path.insert(0, str(ROOT / "jobs" / "examples"))
+    try:
+        import why_none
+    finally:
+        sys.path.pop(0)
+    assert why_none.slicing_the_flat_vector() is None
+    difference = why_none.ten_lines_of_torch() - why_none.this_package()
+    assert float(difference.abs().max()) < 1e-14
+    assert not torch.equal(why_none.this_package(), torch.zeros_like(difference))
+
+
+def test_cluster_file_is_valid():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text())))
+
+
+def test_module_and_command_are_one():
+    found = subprocess.run([sys.executable, "-m", "pipeline", "--help"], capture_output=True, text=True, check=True)
+    assert all(command in found.stdout for command in ("plan", "run", "verify", "status"))
