@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pipeline.manifest import Manifest
 from pipeline.output import Output
 from pipeline.problem import Problem
+from pipeline.receipts import Receipt
 from pipeline.tiling import Tile
-from pipeline.worker import Receipt, Worker
+from pipeline.worker import Worker
 
 
 @dataclass(frozen=True)

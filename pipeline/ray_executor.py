@@ -23,9 +23,10 @@ from pipeline.errors import BAD_INPUT, HessianError, NotFiniteError, TileError, 
 from pipeline.executors import Work
 from pipeline.manifest import Manifest
 from pipeline.output import Output
+from pipeline.receipts import Receipt
 from pipeline.spec import Settings
 from pipeline.tiling import Tile
-from pipeline.worker import Receipt, Worker
+from pipeline.worker import Worker
 
 IN_FLIGHT = 2  # calls per actor: one running, one waiting, so that it never waits for the driver
 MOST_ATTEMPTS = 3  # of a tile

@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,11 @@ from pipeline.output import GRADIENT, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS
 from pipeline.planner import JobPlan, make_plan, matrix_bytes, worker_count
 from pipeline.problem import Problem, unchanged
 from pipeline.progress import Reporter
+from pipeline.receipts import Receipt, missing_tiles
 from pipeline.spec import JobSpec, Settings, parse
-from pipeline.store import MatrixStore, stored_sizes, tile_keys
+from pipeline.store import MatrixStore, stored_sizes
 from pipeline.tiling import Tile
 from pipeline.verify import Verification, check
-from pipeline.worker import Receipt, receipt_name
 
 if TYPE_CHECKING:
     import torch
@@ -197,7 +197,7 @@ class _Run:
         if manifest is None:
             raise OutputError(f"output {self.output.url}: the manifest that was just written cannot be read back")
         total = len(manifest.plan.tiles())
-        if self.output.get(SUCCESS) is not None:
+        if not tiles and self.output.get(SUCCESS) is not None:
             self.report.say(f"{self.output.url} is finished already: nothing to do")
             return Outcome(Hessian(self.output, manifest), 0, total, None)
         planned = time.monotonic()
@@ -230,7 +230,7 @@ class _Run:
         require_same_settings(self.settings, self.problem, manifest, self.output)
         self.problem = require_same(self.problem, manifest, self.output)
         missing = missing_tiles(self.output, manifest)
-        if self.output.get(SUCCESS) is None:
+        if missing or self.output.get(SUCCESS) is None:
             total = len(manifest.plan.tiles())
             self.report.say(f"{self.output.url}: {total - len(missing)} of {total} tiles are there, going on")
         return missing
@@ -257,41 +257,6 @@ class _Run:
         if not found.ok:
             raise VerificationError(f"output {self.output.url}: {found.summary()}")
         return found
-
-
-def missing_tiles(output: Output, manifest: Manifest) -> list[Tile]:
-    """Find the tiles that are not done: without a readable receipt, or without the objects it lists.
-
-    Args:
-        output: of the run.
-        manifest: of the run.
-
-    Returns:
-        The tiles to compute, largest first.
-    """
-    tiling = manifest.plan
-    present, receipts = stored_sizes(output), output.sizes(RECEIPTS)
-    tiles = tiling.tiles()
-    missing = [t for t in tiles if f"{t.id}.json" not in receipts or not _is_whole(output, manifest, t, present)]
-    return sorted(missing, key=lambda t: -tiling.shape(t)[0] * tiling.shape(t)[1])
-
-
-def read_receipt(output: Output, tile: Tile) -> Receipt | None:
-    """Read a tile's receipt; None where there is none or it is damaged."""
-    data = output.get(receipt_name(tile.id))
-    try:
-        return None if data is None else Receipt.from_json(json.loads(data))
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _is_whole(output: Output, manifest: Manifest, tile: Tile, present: Mapping[str, int]) -> bool:
-    """Say whether a tile's receipt lists its chunks and these are there in full size."""
-    receipt = read_receipt(output, tile)
-    if receipt is None or receipt.tile != tile.id:
-        return False
-    listed = {chunk.key: chunk.bytes for chunk in receipt.chunks}
-    return listed.keys() == tile_keys(manifest, tile) and all(present.get(key) == size for key, size in listed.items())
 
 
 def describe(made: JobPlan) -> str:

@@ -1,13 +1,10 @@
 """The worker: where engines and the store meet. Computes tiles on the calling thread, writes them on one other."""
 
-import json
 import os
 import platform
 import resource
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,74 +15,11 @@ from torch import Tensor
 from pipeline.engines import ENGINES, Engine
 from pipeline.errors import FingerprintError, HessianError, NotFiniteError, TileError
 from pipeline.manifest import Manifest
-from pipeline.output import RECEIPTS, Output
+from pipeline.output import Output
 from pipeline.problem import Problem, exact_kernels
+from pipeline.receipts import Receipt, receipt_name
 from pipeline.store import MatrixStore, StoredObject
 from pipeline.tiling import Tile
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What a finished tile leaves behind.
-
-    Attributes:
-        tile: its id.
-        chunks: the objects put, mirrors included.
-        max_abs: largest entry.
-        norm: Frobenius norm of the computed upper part.
-        asymmetry: max|D - D'| / max|D| over the square pieces that the engine computed on both sides of the diagonal,
-            before they were made symmetric.
-        compute_seconds: of the engine.
-        write_seconds: of encoding and putting.
-        peak_memory_bytes: most resident memory of the worker's process so far.
-        attempt: 1 for the first.
-        host: where.
-        pid: the process.
-        device: of the engine.
-        finished: seconds since the epoch.
-    """
-
-    tile: str
-    chunks: tuple[StoredObject, ...]
-    max_abs: float
-    norm: float
-    asymmetry: float
-    compute_seconds: float
-    write_seconds: float
-    peak_memory_bytes: int
-    attempt: int
-    host: str
-    pid: int
-    device: str
-    finished: float
-
-    def to_bytes(self) -> bytes:
-        """Write as JSON."""
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Receipt":
-        """Read what `to_bytes` wrote.
-
-        Returns:
-            The receipt.
-
-        Raises:
-            KeyError: it is not a receipt.
-            TypeError: it is not a receipt.
-        """
-        chunks = tuple(StoredObject(**chunk) for chunk in values["chunks"])
-        return cls(**{**values, "chunks": chunks})
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all objects."""
-        return sum(chunk.bytes for chunk in self.chunks)
-
-
-def receipt_name(tile: str) -> str:
-    """Give the name of a tile's receipt in the output."""
-    return f"{RECEIPTS}/{tile}.json"
 
 
 class Worker:

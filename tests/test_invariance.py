@@ -11,7 +11,7 @@ from oracle import block_error
 
 from pipeline import compute_hessian, open_hessian
 from pipeline.output import SUCCESS, Output
-from pipeline.run import missing_tiles
+from pipeline.receipts import missing_tiles
 
 TRUTH = {make: make().truth() for make in (zoo.layer_norm, zoo.weighted_ignored, zoo.uneven_batches)}
 
@@ -68,7 +68,6 @@ def test_resumed_equals_undisturbed_bit_for_bit(cluster, tmp_path, executor):
     options = {"executor": executor, "chunk": 16, "verify": False, "dtype": "float64"}
     whole = compute_hessian(zoo.mlp().problem, url, **options).to_numpy()
     output = Output(url)
-    (tmp_path / "out" / SUCCESS).unlink()
     (tmp_path / "out" / "hessian.zarr" / "c" / "0" / "2").unlink()  # an object is missing
     (tmp_path / "out" / "hessian.zarr" / "c" / "3" / "1").write_bytes(b"")  # a mirror is empty
     (tmp_path / "out" / "receipts" / "r2-3_c2-4.json").write_text('{"tile": "r2')  # a receipt is cut off

@@ -33,4 +33,7 @@ class Engine(Protocol):
 
 
 # Fastest first. An engine is made from a placed problem and the number of rows it may treat at a time.
-ENGINES: dict[str, Callable[[PlacedProblem, int], Engine]] = {"jacrev": Jacrev, "rows": Rows}
+ENGINES: dict[str, Callable[[PlacedProblem, int], Engine]] = {
+    "jacrev": Jacrev,
+    "rows": lambda placed, _: Rows(placed),  # one at a time
+}

@@ -19,11 +19,9 @@ class Rows:
 
     Attributes:
         problem: the problem.
-        row_group: not used; rows are pulled back one at a time.
     """
 
     problem: PlacedProblem
-    row_group: int
 
     def add(self, batch: Batch, rows: range, cols: range, out: Tensor) -> None:
         """Add one micro-batch's part of H[rows, cols]; see `Engine.add`."""

@@ -16,7 +16,8 @@ from torch import nn
 
 from pipeline import Problem
 from pipeline.planner import make_plan
-from pipeline.run import read_receipt, run
+from pipeline.receipts import read_receipt
+from pipeline.run import run
 from pipeline.spec import Settings
 
 WIDTHS = (13, 27, 108)  # P = 985, 2,035, 8,110
