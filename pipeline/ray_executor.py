@@ -31,6 +31,7 @@ from pipeline.worker import Worker
 IN_FLIGHT = 2  # calls per actor: one running, one waiting, so that it never waits for the driver
 MOST_ATTEMPTS = 3  # of a tile
 MOST_FAILED_STARTS = 3  # of actors, in a row
+START_SECONDS = 300  # for the first actor: a cluster may have to add a node
 
 
 class _Actor:
@@ -89,14 +90,14 @@ class _Pool:
 
     def __init__(self, work: Work, queue: deque[Tile], settings: Settings) -> None:
         self._queue = queue
+        self._unfinished = {tile.id for tile in queue}
         self._attempts: Counter[str] = Counter()
         self._handles: list[_Handle] = []
         self._calls: dict[Any, _Handle] = {}
         self._failed_starts = 0
         on_gpu = settings.gpus_per_worker > 0
-        self._actor = ray.remote(_Actor).options(
-            num_cpus=settings.cpus_per_worker, num_gpus=settings.gpus_per_worker, max_restarts=0, max_task_retries=0
-        )
+        self._shares = {"num_cpus": settings.cpus_per_worker, "num_gpus": settings.gpus_per_worker}
+        self._actor = ray.remote(_Actor).options(**self._shares, max_restarts=0, max_task_retries=0)
         self._arguments = (
             ray.put(_pickle(work)),
             work.manifest,
@@ -113,8 +114,8 @@ class _Pool:
 
     def receipts(self) -> Iterator[Receipt]:
         """Feed actors and collect receipts until no tile is left."""
-        while self._calls:
-            (reference,), _ = ray.wait(list(self._calls), num_returns=1)
+        while self._unfinished:
+            reference = self._next_answer()
             handle = self._calls.pop(reference)
             handle.in_flight -= 1
             try:
@@ -125,8 +126,20 @@ class _Pool:
             handle.started, self._failed_starts = True, 0
             for receipt in receipts:
                 handle.owed.pop(receipt.tile, None)
+                self._unfinished.discard(receipt.tile)
                 yield receipt
             self._feed(handle)
+
+    def _next_answer(self) -> Any:
+        """Wait for a call to end; actors for which the cluster has no room stay pending, and do not matter."""
+        patience = None if any(handle.started for handle in self._handles) else START_SECONDS
+        ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=patience)
+        if not ready:
+            raise WorkerError(
+                f"no worker started within {START_SECONDS} s: asked for {self._shares}, "
+                f"the cluster has {ray.cluster_resources()}; lower cpus_per_worker or gpus_per_worker, or add nodes"
+            )
+        return ready[0]
 
     def stop(self) -> None:
         """End all actors."""

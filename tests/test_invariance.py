@@ -39,7 +39,7 @@ def cluster():
     ray.shutdown()
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 3, 4])  # one more than there is room for
 @pytest.mark.parametrize("symmetry", ["mirrored", "upper"])
 def test_ray_equals_serial_bit_for_bit(cluster, tmp_path, workers, symmetry):
     threads = torch.get_num_threads()
