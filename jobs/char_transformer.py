@@ -56,7 +56,7 @@ def transformer(
     steps: int = 60,
     seed: int = 0,
 ) -> Problem:
-    """Train on the descriptions that come with scikit-learn's data sets; 5,534 parameters at the default width."""
+    """Train on the descriptions that come with scikit-learn's data sets; 5,792 parameters at the default width."""
     torch.manual_seed(seed)
     inputs, target, symbols = prose(samples, context)
     model = Transformer(symbols, context, width, heads, layers)

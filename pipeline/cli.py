@@ -64,7 +64,7 @@ def verify_command(url: str, job: Path | None, overrides: tuple[str, ...]) -> No
     from pipeline.verify import verify_hessian
 
     problem = None if job is None else load_problem(load_job(job, overrides), job.parent)
-    found = verify_hessian(url, problem)
+    found = verify_hessian(url, problem, retrained=True)
     if not found.ok:
         raise VerificationError(f"output {url}: {found.summary()}")
     click.echo(found.summary())

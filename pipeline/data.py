@@ -33,7 +33,7 @@ def read_batches(data: Any) -> tuple[Batch, ...]:
             not made of tensors that agree in dimension 0 and hold no NaN.
     """
     if isinstance(data, tuple):
-        batches = (_tensors(data),)
+        batches: tuple[Batch, ...] = (_tensors(data),)
     else:
         batches = _one_pass(data)
         if digest(batches) != digest(_one_pass(data)):
@@ -114,11 +114,13 @@ def _check_loader(loader: DataLoader[Any]) -> None:
         raise ProblemError("data: the DataLoader drops its last batch, whose samples count as well: drop_last=False")
 
 
-def _tensors(batch: Any) -> Batch:
-    """Turn NumPy arrays into tensors, and a list (as collated) into a tuple."""
-    if isinstance(batch, list):
-        batch = tuple(batch)
-    return tree_map(lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, batch)
+def _tensors(value: Any) -> Batch:
+    """Turn NumPy arrays into tensors, and lists (as collated) into tuples."""
+    if type(value) in {list, tuple}:
+        return tuple(map(_tensors, value))
+    if type(value) is dict:
+        return {key: _tensors(item) for key, item in value.items()}
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 def _check(batch: Batch, where: str) -> None:

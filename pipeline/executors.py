@@ -19,11 +19,13 @@ class Work:
         problem: with the run's weights.
         manifest: the run.
         output: where tiles go.
+        device: of the engines.
     """
 
     problem: Problem
     manifest: Manifest
     output: Output
+    device: str = "cpu"
 
 
 def serial(work: Work, tiles: Sequence[Tile]) -> Iterator[Receipt]:
@@ -36,7 +38,7 @@ def serial(work: Work, tiles: Sequence[Tile]) -> Iterator[Receipt]:
     Yields:
         A receipt for each tile, once it is written.
     """
-    worker = Worker(work.problem, work.manifest, work.output)
+    worker = Worker(work.problem, work.manifest, work.output, work.device)
     try:
         for tile in tiles:
             yield from worker.compute(tile)

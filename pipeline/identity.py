@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from pipeline.data import sample_count
 from pipeline.errors import FingerprintError, OutputError
 from pipeline.manifest import Manifest
 from pipeline.output import WEIGHTS, Output
@@ -25,13 +26,14 @@ def save_weights(problem: Problem, output: Output) -> None:
     output.put(WEIGHTS, safetensors.torch.save(tensors))
 
 
-def require_same(problem: Problem, manifest: Manifest, output: Output) -> Problem:
+def require_same(problem: Problem, manifest: Manifest, output: Output, *, retrained: bool = False) -> Problem:
     """Refuse an output that is of another problem.
 
     Args:
         problem: the one at hand.
         manifest: the output's.
         output: where its weights and gradient lie.
+        retrained: whether a factory made the problem anew, which may have trained it to other last bits.
 
     Returns:
         The problem at the stored weights, bit for bit those that the finished tiles were computed with.
@@ -48,7 +50,7 @@ def require_same(problem: Problem, manifest: Manifest, output: Output) -> Proble
     settings = ((name, getattr(problem, name), getattr(stored, name)) for name in ("reduction", "separable", "l2"))
     differences += [f"{name} is {own!r}, stored {other!r}" for name, own, other in settings if own != other]
     tensors = _load_weights(output, stored.weights)
-    differences += _weight_differences(problem.tensors(), tensors)
+    differences += _weight_differences(problem.tensors(), tensors, RETRAINED if retrained else 0.0)
     _refuse(output, differences)
     restored = problem.at(tensors)
     at, gradient = evaluate(restored), MatrixStore.gradient(output)
@@ -72,6 +74,8 @@ def require_same_settings(settings: Settings, problem: Problem, manifest: Manife
     Raises:
         FingerprintError: a setting differs.
     """
+    largest = max(map(sample_count, problem.batches))
+    microbatch = settings.microbatch and (min(settings.microbatch, largest) if problem.separable else largest)
     dtype = settings.dtype or str(problem.dtype).removeprefix("torch.")
     asked: dict[str, Any] = {
         "blocks": settings.blocks,
@@ -81,7 +85,7 @@ def require_same_settings(settings: Settings, problem: Problem, manifest: Manife
         "codec": settings.codec,
         "chunk": settings.chunk,
         "tile_shape": settings.tile,
-        "microbatch": settings.microbatch,
+        "microbatch": microbatch,
         "row_group": settings.row_group,
     }
     found = {name: getattr(manifest, name) for name in asked}
@@ -103,8 +107,8 @@ def _load_weights(output: Output, expected: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _weight_differences(own: dict[str, torch.Tensor], stored: dict[str, torch.Tensor]) -> list[str]:
-    """Name the tensors that differ by more than the last bits of a training."""
+def _weight_differences(own: dict[str, torch.Tensor], stored: dict[str, torch.Tensor], tolerance: float) -> list[str]:
+    """Name the tensors that differ by more than a tolerance, relative to their largest entry."""
     if own.keys() != stored.keys():
         return [f"the model's tensors differ: {sorted(own.keys() ^ stored.keys())[:3]}"]
     differences = []
@@ -116,7 +120,7 @@ def _weight_differences(own: dict[str, torch.Tensor], stored: dict[str, torch.Te
             )
         elif tensor.numel() and not torch.equal(mine, tensor):
             gap = float((mine.double() - tensor.double()).abs().max())
-            if gap > RETRAINED * float(tensor.double().abs().max()):
+            if gap > tolerance * float(tensor.double().abs().max()):
                 differences.append(f"weights `{name}` differ by up to {gap:.3g}")
     return differences
 

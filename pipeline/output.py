@@ -101,6 +101,11 @@ class Output:
         except OSError as error:
             raise OutputError(f"output {self.url}: cannot read {name} ({_reason(error)})") from error
 
+    def delete(self, name: str) -> None:
+        """Remove an object, if it is there."""
+        if self._fs.exists(self.path(name)):
+            self._fs.rm_file(self.path(name))
+
     def sizes(self, folder: str = "") -> dict[str, int]:
         """List all objects below a folder, with their sizes in bytes, by one listing.
 

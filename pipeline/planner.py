@@ -154,7 +154,7 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
     threads = settings.cpus_per_worker if settings.executor == "ray" else None
     with torch_threads(threads), unchanged(problem.model):
         sizes = choose_sizes(
-            problem.place(dtype, _device(settings)),
+            problem.place(dtype, device_of(settings)),
             _segments(tiling, tiles, problem, engines),
             engine_budget_bytes(allowed - held.total_bytes),
             settings.microbatch,
@@ -185,7 +185,7 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
 
 
 def worker_count(settings: Settings) -> int:
-    """Give the number of workers: as set, or this machine's CPUs shared out."""
+    """Give the number of workers: as set, or this machine's CPUs and GPUs shared out."""
     if settings.executor == "serial":
         if settings.workers not in {None, 1}:
             raise SpecError(
@@ -193,7 +193,12 @@ def worker_count(settings: Settings) -> int:
                 "use executor=ray"
             )
         return 1
-    return settings.workers or max(1, len(os.sched_getaffinity(0)) // settings.cpus_per_worker)
+    if settings.workers is not None:
+        return settings.workers
+    by_cpu = len(os.sched_getaffinity(0)) // settings.cpus_per_worker
+    if settings.gpus_per_worker > 0:
+        return max(1, min(by_cpu, int(torch.cuda.device_count() / settings.gpus_per_worker)))
+    return max(1, by_cpu)
 
 
 def versions() -> dict[str, str]:
@@ -221,7 +226,18 @@ def _segments(tiling: TilingPlan, tiles: Sequence[Tile], problem: Problem, engin
     return list(widest.values())
 
 
-def _device(settings: Settings) -> str:
+def device_of(settings: Settings) -> str:
+    """Give the device that engines run on.
+
+    Args:
+        settings: how to compute.
+
+    Returns:
+        "cuda" or "cpu".
+
+    Raises:
+        SpecError: a GPU is asked for where torch finds none.
+    """
     if settings.gpus_per_worker > 0 and not torch.cuda.is_available():
         raise SpecError(f"`gpus_per_worker` got {settings.gpus_per_worker}, but torch finds no CUDA device here")
     return "cuda" if settings.gpus_per_worker > 0 else "cpu"

@@ -12,10 +12,15 @@ from torch import Tensor, nn
 
 from pipeline.data import Batch, sample_count, take
 from pipeline.engines import ENGINES
-from pipeline.errors import ProblemError
+from pipeline.errors import HessianError, ProblemError
 from pipeline.problem import PlacedProblem, Problem, exact_kernels, unchanged
-from pipeline.reference import moved
+from pipeline.reference import Vector, moved
 
+PART_SAMPLES = 1024  # at a time, in the pass over all data that checks sums and weights
+GRADIENT_SAMPLES = 64
+GRADIENT_STEPS = (1e-4, 2e-4)  # in parameter space, along vectors of length about one
+GRADIENT_TOLERANCE = 1e-5  # relative
+GRADIENT_ROUNDING = 1e-9  # of the loss: its last bits over a step, with room
 SAMPLES = 7  # odd and prime: no split into equal micro-batches hides a mean of means
 ROWS = 4  # of each parameter, in the comparison of engines
 SHIFT = 0.01  # of a parameter's root mean square, or of 0.1 where that is smaller
@@ -34,12 +39,20 @@ def check_loss(problem: Problem) -> None:
             not the sum (or mean) of their losses although the problem is said to be separable.
     """
     placed = _moved(problem)
-    with torch.no_grad(), exact_kernels(), unchanged(problem.model):
-        for batch in (placed.cast(problem.batches[0]), placed.cast(problem.batches[-1])):
-            few = _few(placed, batch)
-            _check_deterministic(placed, few)
-            if problem.separable and sample_count(few) > 1:
-                _check_separable(placed, few)
+    try:
+        with exact_kernels(), unchanged(problem.model):
+            with torch.no_grad():
+                for batch in (problem.batches[0], problem.batches[-1]):
+                    _check_deterministic(placed, _few(placed, placed.cast(batch), SAMPLES))
+                if problem.separable:
+                    for part in placed.batches(PART_SAMPLES):
+                        _check_separable(placed, part)
+            _check_gradient(placed)
+    except HessianError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise ProblemError(f"model or loss: evaluating them raised {type(error).__name__}: {text}") from error
 
 
 def choose_engines(problem: Problem, candidates: Sequence[str]) -> dict[str, str]:
@@ -58,7 +71,7 @@ def choose_engines(problem: Problem, candidates: Sequence[str]) -> dict[str, str
     placed = _moved(problem)
     chosen: dict[str, str] = {}
     with exact_kernels(), unchanged(problem.model):
-        batch = _few(placed, placed.cast(problem.batches[-1]))
+        batch = _few(placed, placed.cast(problem.batches[-1]), SAMPLES)
         for parameter in problem.layout:
             verdicts: list[str] = []
             truth = None
@@ -111,12 +124,51 @@ def _moved(problem: Problem) -> PlacedProblem:
     return moved(placed, shift)
 
 
-def _few(placed: PlacedProblem, batch: Batch) -> Batch:
+def _few(placed: PlacedProblem, batch: Batch, most: int) -> Batch:
     """Give a few samples, spread over a batch; all of them where samples are not separable."""
     count = sample_count(batch)
-    if not placed.problem.separable or count <= SAMPLES:
+    if not placed.problem.separable or count <= most:
         return batch
-    return take(batch, torch.linspace(0, count - 1, SAMPLES, device=placed.device).long())
+    return take(batch, torch.linspace(0, count - 1, most, device=placed.device).long())
+
+
+def _check_gradient(placed: PlacedProblem) -> None:
+    """Compare autograd with differences of the loss, along a dense random direction on each parameter.
+
+    Where autograd itself disagrees with the loss (the masked lookups of `padding_idx`), no engine helps. Only a verdict
+    on which two steps of the differences agree counts: at the kinks of a ReLU they do not.
+    """
+    random = np.random.default_rng(1)
+    for batch in dict.fromkeys((0, len(placed.problem.batches) - 1)):
+        few = _few(placed, placed.cast(placed.problem.batches[batch]), GRADIENT_SAMPLES)
+        with torch.enable_grad(), placed.own_parameters() as own:
+            value, _ = placed.problem.loss_sum(None, few)
+            if not value.requires_grad:
+                continue  # refused with its reasons by `loss_and_gradient`
+            gradients = torch.autograd.grad(value, list(own.values()), materialize_grads=True)
+        for p, gradient in zip(placed.layout, gradients, strict=True):
+            vector = np.zeros(placed.layout.size)
+            vector[p.span.start : p.span.stop] = random.standard_normal(p.size) / max(p.size, 1) ** 0.5
+            slope = float(gradient.reshape(-1) @ torch.from_numpy(vector[p.span.start : p.span.stop]))
+            near, far = (_difference(placed, few, vector, step) for step in GRADIENT_STEPS)
+            scale = max(abs(slope), abs(near), float(gradient.norm()) / max(p.size, 1) ** 0.5)
+            scale += GRADIENT_ROUNDING * abs(float(value.detach()))
+            if abs(near - far) <= GRADIENT_TOLERANCE * scale / 10 and abs(near - slope) > GRADIENT_TOLERANCE * scale:
+                raise ProblemError(
+                    f"loss: its gradient with respect to `{p.name}` is {slope:.6g} along a direction in which the loss "
+                    f"itself changes by {near:.6g}: autograd does not differentiate this loss (padding_idx masks the "
+                    "gradient of lookups that are in the data; so may custom backward functions). Change the "
+                    f"operation, or leave `{p.name}` out with params"
+                )
+
+
+def _difference(placed: PlacedProblem, batch: Batch, vector: Vector, step: float) -> float:
+    """Differentiate the loss along a vector by central differences of fourth order."""
+    total = 0.0
+    for sign, factor in ((1, 8), (-1, -8), (2, -1), (-2, 1)):
+        with torch.no_grad(), moved(placed, sign * step * vector).own_parameters():
+            total += factor * float(placed.problem.loss_sum(None, batch)[0])
+    return total / (12 * step)
 
 
 def _check_deterministic(placed: PlacedProblem, batch: Batch) -> None:
@@ -144,6 +196,8 @@ def _check_deterministic(placed: PlacedProblem, batch: Batch) -> None:
 def _check_separable(placed: PlacedProblem, batch: Batch) -> None:
     """Compare the loss of a batch with that of its uneven parts."""
     count = sample_count(batch)
+    if count == 1:
+        return
     head, tail = take(batch, slice(0, 1 + count // 3)), take(batch, slice(1 + count // 3, None))
     (whole, weight), (a, weight_a), (b, weight_b) = (placed.loss_sum({}, part) for part in (batch, head, tail))
     is_mean = placed.problem.reduction == "mean"

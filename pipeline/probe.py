@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.data import sample_count
+from pipeline.data import microbatches, sample_count
 from pipeline.engines import ENGINES
 from pipeline.errors import MemoryRefusedError
 from pipeline.layout import Parameter
@@ -99,13 +99,14 @@ def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_gr
     Args:
         placed: the problem in the run's type, on its device.
         segment: which rows, columns and engine.
-        samples: in the micro-batch, taken from the first batch; None for all.
+        samples: in the micro-batch, taken from the largest batch; None for all.
         row_group: rows at a time; as many are computed.
 
     Returns:
         What it took.
     """
-    batch = next(placed.batches(samples))
+    largest = max(placed.problem.batches, key=sample_count)
+    batch = placed.cast(next(microbatches((largest,), samples)))
     rows = segment.parameter.span[:row_group]
     out = torch.zeros(len(rows), len(segment.cols), dtype=placed.dtype, device=placed.device)
     engine = ENGINES[segment.engine](placed, row_group)
@@ -206,10 +207,12 @@ class _BytesModel:
 
 
 def _costs(placed: PlacedProblem, segments: Sequence[Segment], samples: int, row_group: int) -> dict[str, Measured]:
-    """Measure the row parameters, those with most rows first, for a few seconds; the rest is taken as their mean."""
+    """Measure the row parameters for a few seconds, the rest is taken as their mean."""
+    # The one with the most columns is always measured: it needs the most memory. Then those with the most rows.
     costs: dict[str, Measured] = {}
     spent = 0.0
-    for segment in sorted(segments, key=lambda s: -s.parameter.size):
+    widest = max(segments, key=lambda s: len(s.cols))
+    for segment in sorted(segments, key=lambda s: (s is not widest, -s.parameter.size)):
         if spent > PROBE_SECONDS:
             break
         costs[segment.parameter.name] = cost = measure(placed, segment, samples, row_group)

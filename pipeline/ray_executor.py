@@ -95,7 +95,6 @@ class _Pool:
         self._handles: list[_Handle] = []
         self._calls: dict[Any, _Handle] = {}
         self._failed_starts = 0
-        on_gpu = settings.gpus_per_worker > 0
         self._shares = {"num_cpus": settings.cpus_per_worker, "num_gpus": settings.gpus_per_worker}
         self._actor = ray.remote(_Actor).options(**self._shares, max_restarts=0, max_task_retries=0)
         self._arguments = (
@@ -103,7 +102,7 @@ class _Pool:
             work.manifest,
             work.output.url,
             settings.cpus_per_worker,
-            "cuda" if on_gpu else "cpu",
+            work.device,
         )
 
     def start_actor(self) -> None:
@@ -204,9 +203,7 @@ def _ray(settings: Settings, workers: int) -> Iterator[None]:
     if settings.address is not None:
         options["address"] = settings.address
     elif "RAY_ADDRESS" not in os.environ:
-        gpus = settings.gpus_per_worker * workers
         options |= {"num_cpus": workers * settings.cpus_per_worker, "include_dashboard": False}
-        options |= {"num_gpus": int(-(-gpus // 1))} if gpus else {}
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:

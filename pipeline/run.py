@@ -16,7 +16,7 @@ from pipeline.handle import Hessian
 from pipeline.identity import require_same, require_same_settings, save_weights
 from pipeline.manifest import Manifest
 from pipeline.output import GRADIENT, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output
-from pipeline.planner import JobPlan, make_plan, matrix_bytes, worker_count
+from pipeline.planner import JobPlan, device_of, make_plan, matrix_bytes, worker_count
 from pipeline.problem import Problem, unchanged
 from pipeline.progress import Reporter
 from pipeline.receipts import Receipt, missing_tiles
@@ -158,7 +158,7 @@ def run(
         settings: how.
         url: where to; None for memory.
         report: told about progress.
-        name: of the problem, for the manifest.
+        name: of the factory that made the problem, None where the caller did.
 
     Returns:
         What was done.
@@ -197,9 +197,10 @@ class _Run:
         if manifest is None:
             raise OutputError(f"output {self.output.url}: the manifest that was just written cannot be read back")
         total = len(manifest.plan.tiles())
-        if not tiles and self.output.get(SUCCESS) is not None:
+        if not tiles and self._is_finished():
             self.report.say(f"{self.output.url} is finished already: nothing to do")
             return Outcome(Hessian(self.output, manifest), 0, total, None)
+        self.output.delete(SUCCESS)
         planned = time.monotonic()
         self._compute(manifest, tiles, total)
         computed = time.monotonic()
@@ -210,6 +211,12 @@ class _Run:
         return Outcome(
             hessian, len(tiles), total, verification, planned - start, computed - planned, verified - computed
         )
+
+    def _is_finished(self) -> bool:
+        """Say whether an earlier run went to its end, its proof included where one is asked for."""
+        proof = self.output.get(VERIFY)
+        proven = proof is not None and json.loads(proof)["ok"]
+        return self.output.get(SUCCESS) is not None and (proven or not self.settings.verify)
 
     def _start(self) -> list[Tile]:
         """Plan, and set the output up; the manifest comes last, so that there is one only of a complete set-up."""
@@ -228,7 +235,7 @@ class _Run:
     def _resume(self, manifest: Manifest) -> list[Tile]:
         """Check that the output is of this problem, and find the tiles that are missing."""
         require_same_settings(self.settings, self.problem, manifest, self.output)
-        self.problem = require_same(self.problem, manifest, self.output)
+        self.problem = require_same(self.problem, manifest, self.output, retrained=self.name is not None)
         missing = missing_tiles(self.output, manifest)
         if missing or self.output.get(SUCCESS) is None:
             total = len(manifest.plan.tiles())
@@ -237,7 +244,7 @@ class _Run:
 
     def _compute(self, manifest: Manifest, tiles: Sequence[Tile], total: int) -> None:
         """Have the executor compute tiles."""
-        work = Work(self.problem, manifest, self.output)
+        work = Work(self.problem, manifest, self.output, device_of(self.settings))
         with self.report.tiles(total, total - len(tiles)) as report:
             for receipt in self._receipts(work, tiles):
                 report.advance(receipt.bytes)
@@ -263,10 +270,12 @@ def describe(made: JobPlan) -> str:
     """Say a plan in one line."""
     manifest = made.manifest
     engines = sorted(set(manifest.engines.values()))
+    unused = [p.name for p in manifest.layout if not made.at.gradient[p.span.start : p.span.stop].any()]
     return (
         f"P = {made.tiling.size:,}, {made.tiling.side} x {made.tiling.side} chunks of {manifest.chunk}, "
         f"{len(made.tiling.tiles())} tiles, engine {', '.join(engines)}, micro-batch {manifest.microbatch}, "
         f"row group {manifest.row_group}, {made.workers} workers, predicted {made.makespan_seconds():.1f} s"
+        + (f"; without effect on the loss: {', '.join(unused)}" if unused else "")
     )
 
 

@@ -112,6 +112,8 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), output: str | None
         raise SpecError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise SpecError(f"{path}: got a {type(values).__name__}, expected a mapping of keys such as `problem:`")
+    if wrong := [key for key in values if not isinstance(key, str)]:
+        raise SpecError(f"{path}: unknown key `{wrong[0]}`; expected names such as `problem:`")
     for text in overrides:
         _override(values, text)
     if output is not None:

@@ -19,7 +19,8 @@ from pipeline.scan import Scan
 # Block errors that are let pass, by the types that compute and store, and by the reference.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5, "double backward": 0.0, "differences": 1e-5}
 ROUNDING = {"double backward": 4e-15, "differences": 1e-8}  # of max|H|, in the reference itself
-NOISE = 8  # times the rounding that plain double backward shows in the run's own type
+NOISE = 8  # times the rounding that plain double backward shows in the run's own type, which excuses as much,
+MOST_NOISE = 1e-5  # but never more than this of max|H|
 FLOOR = 1e-9  # of max|H|, in the denominator of a block error
 STEPS = (1e-2, 1e-3, 1e-4, 1e-5)  # lengths of the shift in parameter space; two neighbours must agree
 VECTOR_BYTES = 256 * 2**20  # of directions multiplied in one pass over the store
@@ -83,7 +84,7 @@ class Verification:
         return f"block H[{a}, {b}]"
 
 
-def verify_hessian(hessian: Hessian | str, problem: Problem | None = None) -> Verification:
+def verify_hessian(hessian: Hessian | str, problem: Problem | None = None, *, retrained: bool = False) -> Verification:
     """Check a finished Hessian.
 
     Every chunk must be present and match its checksum, and its mirror image where the matrix is stored whole. With the
@@ -94,6 +95,7 @@ def verify_hessian(hessian: Hessian | str, problem: Problem | None = None) -> Ve
     Args:
         hessian: a handle, or the output's URL.
         problem: what it is the Hessian of; without it only chunks and checksums are checked.
+        retrained: whether the problem was trained anew since, to other last bits; the stored weights are used.
 
     Returns:
         What was found.
@@ -107,8 +109,8 @@ def verify_hessian(hessian: Hessian | str, problem: Problem | None = None) -> Ve
     if problem is None:
         scan = Scan(hessian, np.zeros((0, hessian.shape[0])))
         return Verification(ok=not scan.faults, chunks=scan.chunks, faults=scan.faults)
-    same = require_same(problem.select(hessian.parameters.names), hessian.manifest, hessian.output)
-    return check(hessian, same)
+    named = problem.select(hessian.parameters.names)
+    return check(hessian, require_same(named, hessian.manifest, hessian.output, retrained=retrained))
 
 
 def check(hessian: Hessian, problem: Problem) -> Verification:
@@ -215,7 +217,7 @@ class _Check:
         # normalisation) carry the rounding of max|H| whatever their own size.
         largest = self._scan.largest
         scale = (largest[a.name] * largest[b.name]) ** 0.5 + FLOOR * max(largest.values())
-        rounding = max(noise, ROUNDING[self._method] * max(largest.values()))
+        rounding = max(min(noise, MOST_NOISE * max(largest.values())), ROUNDING[self._method] * max(largest.values()))
         return max(scale, rounding / self._tolerance) or 1.0
 
     def _sampled_rows(self) -> list[int]:

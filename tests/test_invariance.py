@@ -85,6 +85,14 @@ def open_hessian_anyway(url):
     return Hessian(Output(url), Manifest.read(Output(url)))
 
 
+def test_verification_is_made_up_for(tmp_path):
+    url, options = str(tmp_path), {"executor": "serial", "microbatch": 1000}
+    compute_hessian(zoo.mlp().problem, url, verify=False, **options)
+    assert not (tmp_path / "verify.json").exists()
+    compute_hessian(zoo.mlp().problem, url, **options)
+    assert (tmp_path / "verify.json").exists()
+
+
 def test_finished_output_is_left_alone(tmp_path):
     url = str(tmp_path)
     compute_hessian(zoo.mlp().problem, url, executor="serial", chunk=16)

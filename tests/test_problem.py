@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pipeline import FingerprintError, HessianError, Problem, ProblemError, compute_hessian
 from pipeline.data import digest
+from pipeline.run import run
+from pipeline.spec import Settings, parse
 
 X, Y = zoo.data()
 
@@ -101,6 +103,16 @@ def net():
     return nn.Linear(5, 3)
 
 
+class Lookup(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(4, 3, padding_idx=0), nn.Linear(3, 3)
+
+    def forward(self, tokens):
+        return self.head(torch.tanh(self.embed(tokens).sum(1)))
+
+
+ignored = torch.where(torch.arange(7) < 2, -100, Y)
 nan_data = torch.where(X[3, 2] != X, X, float("nan"))
 REFUSED = {
     "no module": (lambda: Problem(lambda x: x, loss(), (X, Y)), "got function, expected a torch.nn.Module"),
@@ -147,6 +159,15 @@ CHECKED = {
         lambda: Problem(net(), lambda o, t: o.square().mean(), (X, Y), reduction="sum"),
         "reduction='mean'",
     ),
+    "padding that is in the data": (
+        lambda: Problem(Lookup(), loss(), (torch.tensor([[0, 1], [2, 0], [1, 3]]), torch.tensor([0, 1, 2]))),
+        "gradient with respect to `embed.weight`.*padding_idx",
+    ),
+    "ignored targets in a middle batch": (
+        lambda: Problem(net(), lambda o, t: nn.functional.cross_entropy(o, t), [(X, Y), (X, ignored), (X, Y)]),
+        "Return .sum, weight.",
+    ),
+    "wrong shape": (lambda: Problem(net(), loss(), (X[:, :3], Y)), "evaluating them raised RuntimeError: mat1"),
     "no gradient": (lambda: Problem(net(), lambda o, t: o.detach().mean(), (X, Y)), "differentiable"),
     "no scalar": (lambda: Problem(net(), lambda o, t: o, (X, Y)), r"shape \(7, 3\), expected a scalar"),
     "weight with a gradient": (lambda: Problem(net(), lambda o, t: (o.sum(), o.sum().exp()), (X, Y)), "weight"),
@@ -165,12 +186,12 @@ def test_refused_before_any_tile(name, tmp_path):
 
 
 def test_another_problem_is_refused(tmp_path):
-    def run(problem, **options):
+    def again(problem, **options):
         return compute_hessian(problem, str(tmp_path), executor="serial", **options)
 
     model = zoo.tanh_net()
-    run(Problem(model, loss(), (X, Y)))
-    run(Problem(model, loss(), (X, Y)))
+    again(Problem(model, loss(), (X, Y)))
+    again(Problem(model, loss(), (X, Y)))
     for other, message in [
         (Problem(model, loss(), (X + 1, Y)), "data differ"),
         (Problem(model, loss(), (X, Y), l2=0.1), "l2 is 0.1, stored 0.0"),
@@ -179,7 +200,7 @@ def test_another_problem_is_refused(tmp_path):
         (Problem(copy.deepcopy(model).double(), loss(), (X, Y)), "dtype is 'float64'"),
     ]:
         with pytest.raises(FingerprintError, match=message):
-            run(other)
+            again(other)
     for options in [
         {"symmetry": "upper"},
         {"dtype": "float64"},
@@ -188,26 +209,29 @@ def test_another_problem_is_refused(tmp_path):
         {"blocks": "diagonal"},
     ]:
         with pytest.raises(FingerprintError, match=next(iter(options))):
-            run(Problem(model, loss(), (X, Y)), **options)
+            again(Problem(model, loss(), (X, Y)), **options)
     with torch.no_grad():
         model[0].weight[0, 0] += 0.5
     with pytest.raises(FingerprintError, match=r"weights `0\.weight` differ by up to 0\.5"):
-        run(Problem(model, loss(), (X, Y)))
+        again(Problem(model, loss(), (X, Y)))
 
 
 def test_last_bits_of_a_retraining_are_tolerated(tmp_path):
     """The stored weights count, so that old and new tiles fit together, and the model at hand is not touched."""
     model = zoo.tanh_net()
-    first = compute_hessian(Problem(model, loss(), (X, Y)), str(tmp_path), executor="serial")
+    settings = parse(Settings, {"executor": "serial"}, "test")
+    first = run(Problem(model, loss(), (X, Y)), settings, str(tmp_path), name="a factory").hessian
     (tmp_path / "_SUCCESS").unlink()
     (tmp_path / "receipts" / "r0-1_c0-1.json").unlink()
     before = first.to_numpy()
     with torch.no_grad():
         model[0].weight[0, 0] *= 1 + 3e-7
     moved = state(model)
-    again = compute_hessian(Problem(model, loss(), (X, Y)), str(tmp_path), executor="serial")
+    again = run(Problem(model, loss(), (X, Y)), settings, str(tmp_path), name="a factory").hessian
     assert (again.to_numpy() == before).all()
     assert state(model) == moved
+    with pytest.raises(FingerprintError, match=r"weights `0\.weight`"):  # given by the caller: exactly these
+        compute_hessian(Problem(model, loss(), (X, Y)), str(tmp_path), executor="serial")
 
 
 def test_no_parameter_is_computed_that_was_not_asked_for():

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import zarr
 import zoo
 
@@ -99,6 +100,21 @@ def test_a_wrong_engine_is_caught(tmp_path, monkeypatch, sabotage, dtype):
     with pytest.raises(VerificationError, match=r"H\[|entry \("):
         compute(tmp_path, engine="jacrev", dtype=dtype)
     assert not (tmp_path / "_SUCCESS").exists()
+
+
+def test_low_precision_inside_a_model_is_no_excuse(tmp_path):
+    class Coarse(zoo.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = zoo.tanh_net()
+
+        def forward(self, x):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=x.dtype == torch.float32):
+                return self.net(x)
+
+    case = zoo.supervised(Coarse(), zoo.nn.CrossEntropyLoss(), *zoo.data())
+    with pytest.raises(VerificationError, match="worst is"):
+        compute_hessian(case.problem, str(tmp_path), executor="serial", dtype="float32")
 
 
 def test_another_problem(tmp_path):
