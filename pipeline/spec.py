@@ -18,21 +18,28 @@ def _dtype_name(value: object) -> object:
     return str(value).removeprefix("torch.") if value is not None else None
 
 
+def _tuples(value: object) -> object:
+    """Take YAML's lists as the tuples they stand for; everything else is strict."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 FloatName = Annotated[Literal["float32", "float64"], BeforeValidator(_dtype_name)]
 EngineName = Literal["auto", "jacrev", "rows"]
-BlockSelection = Literal["all", "diagonal"] | tuple[tuple[str, str], ...]
+BlockSelection = Annotated[Literal["all", "diagonal"] | tuple[tuple[str, str], ...], BeforeValidator(_tuples)]
 
 
 class Settings(BaseModel):
     """How to compute a Hessian."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    params: tuple[str, ...] | None = Field(
-        None, description="Globs of parameter names, `!glob` excludes; all that require grad when not given."
+    params: Annotated[tuple[str, ...] | None, BeforeValidator(_tuples)] = Field(
+        None,
+        description="Globs of parameter names, `!glob` excludes; all that require grad when not given.",
     )
     blocks: BlockSelection = Field(
-        "all", description="Which blocks: `all`, `diagonal` (each parameter with itself) or pairs of parameter names."
+        "all",
+        description="Which blocks: `all`, `diagonal` (each parameter with itself) or pairs of parameter names.",
     )
     engine: EngineName = Field("auto", description="How tiles are computed; `auto` takes the fastest exact one.")
     dtype: FloatName | None = Field(None, description="Computes in this type; the model's own when not given.")
@@ -42,7 +49,7 @@ class Settings(BaseModel):
     )
     codec: Literal["none", "lz4", "zstd"] = Field("lz4", description="Compression of chunks.")
     chunk: PositiveInt | None = Field(None, description="Side B of a stored chunk; from P when not given.")
-    tile: tuple[PositiveInt, PositiveInt] | None = Field(
+    tile: Annotated[tuple[PositiveInt, PositiveInt] | None, BeforeValidator(_tuples)] = Field(
         None, description="Chunk rows and chunk columns of a tile; from engine and memory when not given."
     )
     microbatch: PositiveInt | None = Field(None, description="Samples at a time; from memory when not given.")
