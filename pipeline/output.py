@@ -18,6 +18,7 @@ from pipeline.memory import mebibytes
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
+GROUP = "zarr.json"  # makes the folder a Zarr group of the two arrays
 MATRIX = "hessian.zarr"
 GRADIENT = "gradient.zarr"
 RECEIPTS = "receipts"
@@ -65,7 +66,7 @@ class Output:
 
     def path(self, name: str) -> str:
         """Give the full path of an object."""
-        return f"{self._root}/{name}"
+        return f"{self._root}/{name}".rstrip("/")
 
     def put(self, name: str, data: bytes) -> None:
         """Write an object whole or not at all.
@@ -115,7 +116,7 @@ class Output:
         Returns:
             Names relative to that folder; unfinished files are left out.
         """
-        root = self.path(folder).rstrip("/")
+        root = self.path(folder)
         try:
             found: dict[str, dict[str, Any]] = self._fs.find(root, detail=True)
         except FileNotFoundError:
@@ -123,13 +124,13 @@ class Output:
         names = {path[len(root) + 1 :] if path.startswith(root) else path: info for path, info in found.items()}
         return {name: int(info["size"]) for name, info in names.items() if not name.endswith(_PARTIAL)}
 
-    def zarr_store(self, name: str) -> Store:
-        """Open the Zarr store below this folder."""
+    def zarr_store(self, name: str = "") -> Store:
+        """Open the Zarr store below this folder, or the one that is this folder."""
         if self.is_local:
             return LocalStore(self.path(name))
         if self.is_memory:
             return FsspecStore(AsyncFileSystemWrapper(self._fs, asynchronous=True), path=self.path(name))
-        return FsspecStore.from_url(f"{self.url}/{name}", storage_options={"use_listings_cache": False})
+        return FsspecStore.from_url(f"{self.url}/{name}".rstrip("/"), storage_options={"use_listings_cache": False})
 
     def check_writable(self) -> None:
         """Write and remove a small object.

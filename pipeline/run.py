@@ -15,7 +15,7 @@ from pipeline.factory import build_problem
 from pipeline.handle import Hessian
 from pipeline.identity import require_same, require_same_settings, save_weights
 from pipeline.manifest import Manifest
-from pipeline.output import GRADIENT, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output
+from pipeline.output import GRADIENT, GROUP, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output
 from pipeline.planner import JobPlan, device_of, make_plan, matrix_bytes, worker_count
 from pipeline.problem import Problem, unchanged
 from pipeline.progress import Reporter
@@ -28,7 +28,7 @@ from pipeline.verify import Verification, check
 if TYPE_CHECKING:
     import torch
 
-_OURS = (WEIGHTS, MATRIX, GRADIENT, RECEIPTS)  # what a run leaves that was cut off before its manifest
+_OURS = (WEIGHTS, GROUP, MATRIX, GRADIENT, RECEIPTS)  # what a run leaves that was cut off before its manifest
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The chunked matrix: a Zarr v3 array, one object per chunk, each written whole by one writer."""
 
 import threading
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer
+from zarr.errors import ZarrUserWarning
 from zarr.storage import WrapperStore
 
 from pipeline.errors import IncompleteError, OutputError
@@ -110,6 +112,12 @@ class MatrixStore:
             overwrite=True,
         )
         array[:] = gradient
+        # The folder is a group of both, known without a listing: xarray opens it as a data set.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ZarrUserWarning)  # of objects beside the arrays, and of the young format
+            group = output.zarr_store()
+            zarr.open_group(group, mode="a")
+            zarr.consolidate_metadata(group)
 
     @staticmethod
     def gradient(output: Output) -> npt.NDArray[np.float64]:

@@ -138,10 +138,10 @@ def test_other_readers_agree(tmp_path):
     assert about["attributes"]["parameters"] == H.parameters.to_json()
     assert about["attributes"]["loss"] == H.loss
     assert about["codecs"][-1]["name"] == "crc32c"
-    import zarr
-
-    array = xarray.DataArray(zarr.open_array(path)[:], dims=store.domain.labels, name="hessian")
-    np.testing.assert_array_equal(array.sel(row=3).values, full[3])
+    with xarray.open_zarr(tmp_path) as opened:
+        np.testing.assert_array_equal(opened["hessian.zarr"].sel(row=3).values, full[3])
+        np.testing.assert_array_equal(opened["gradient.zarr"].values, H.gradient)
+        assert opened["hessian.zarr"].attrs["parameters"] == H.parameters.to_json()
 
 
 def test_one_put_per_chunk_and_no_get(monkeypatch, tmp_path):
