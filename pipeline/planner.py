@@ -19,7 +19,7 @@ from pipeline.memory import (
     allowed_bytes,
     engine_budget_bytes,
 )
-from pipeline.preflight import check_loss, choose_engines
+from pipeline.preflight import preflight
 from pipeline.probe import Measured, Segment, choose_sizes, torch_threads
 from pipeline.problem import Problem, exact_kernels, unchanged
 from pipeline.reference import LossAndGradient, loss_and_gradient
@@ -95,7 +95,7 @@ def matrix_bytes(manifest: Manifest) -> int:
 
 def evaluate(problem: Problem) -> LossAndGradient:
     """Evaluate loss and gradient in float64, and the fingerprint's total weight; see `loss_and_gradient`."""
-    with exact_kernels(), unchanged(problem.model):
+    with exact_kernels(problem.model), unchanged(problem.model):
         return loss_and_gradient(problem.place(torch.float64), REFERENCE_MICROBATCH)
 
 
@@ -133,10 +133,10 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
     layout = problem.layout
     chunk = settings.chunk or default_chunk(layout.size)
     selection = plan_tiles(layout, settings.blocks, chunk, (1, 1))
-    check_loss(problem)
-    at = evaluate(problem)
-    engines = choose_engines(problem, list(ENGINES) if settings.engine == "auto" else [settings.engine])
     dtype: torch.dtype = getattr(torch, settings.dtype) if settings.dtype else problem.dtype
+    candidates = list(ENGINES) if settings.engine == "auto" else [settings.engine]
+    verdict = preflight(problem, candidates, dtype, device_of(settings))
+    at = evaluate(problem)
 
     workers = worker_count(settings)
     allowed = allowed_bytes(settings.memory, workers)
@@ -155,7 +155,7 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
     with torch_threads(threads), unchanged(problem.model):
         sizes = choose_sizes(
             problem.place(dtype, device_of(settings)),
-            _segments(tiling, tiles, problem, engines),
+            _segments(tiling, tiles, problem, verdict.engines),
             engine_budget_bytes(allowed - held.total_bytes),
             settings.microbatch,
             settings.row_group,
@@ -176,7 +176,7 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
             "tile_shape": tile_shape,
             "microbatch": sizes.microbatch,
             "row_group": sizes.row_group,
-            "engines": engines,
+            "preflight": verdict,
             "problem": name,
             "versions": versions(),
         }

@@ -1,223 +1,347 @@
 """Checks on the real model before any work is spent: is there one well-defined Hessian, and which engine gets it right?
 
-Numbers are judged, not module names. Everything is evaluated in float64 on a few samples, with the parameters moved a
-little off their values, since a zero-initialised layer hides errors.
+Numbers are judged, not module names: on a few samples, in float64 and in the run's own type, with the parameters moved
+a little off their values, since a zero-initialised layer hides errors. The chain of proof, link by link: differences of
+the loss - its gradient - differences of the gradient - plain double backward - each engine.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from pipeline.data import Batch, sample_count, take
+from pipeline.contract import INCONCLUSIVE, check_deterministic, check_separable, gradient_error
+from pipeline.culprit import wrong_module
+from pipeline.differences import Differences, agreeing, fourth_order
 from pipeline.engines import ENGINES
 from pipeline.errors import HessianError, ProblemError
-from pipeline.problem import PlacedProblem, Problem, exact_kernels, unchanged
-from pipeline.reference import Vector, moved
+from pipeline.layout import Parameter
+from pipeline.manifest import ParameterVerdict, PreflightVerdict
+from pipeline.problem import PlacedProblem, Problem, contexts, exact_kernels, unchanged
+from pipeline.reference import Vector, gradient_sum, hessian_vector_products, moved
+from pipeline.samples import representative
 
-PART_SAMPLES = 1024  # at a time, in the pass over all data that checks sums and weights
-GRADIENT_SAMPLES = 64
-GRADIENT_STEPS = (1e-4, 2e-4)  # in parameter space, along vectors of length about one
-GRADIENT_TOLERANCE = 1e-5  # relative
-GRADIENT_ROUNDING = 1e-9  # of the loss: its last bits over a step, with room
-SAMPLES = 7  # odd and prime: no split into equal micro-batches hides a mean of means
-ROWS = 4  # of each parameter, in the comparison of engines
+POINTS = 3  # in parameter space, tried one after the other while differences prove nothing
 SHIFT = 0.01  # of a parameter's root mean square, or of 0.1 where that is smaller
-LOSS_TOLERANCE = 1e-9  # relative, in float64
-ENGINE_TOLERANCE = 1e-8  # block error, in float64
+ROWS = 32  # of each parameter, given to an engine
+ROW_BYTES = 64 * 2**20  # that these may take
+DIRECTIONS = 2  # random combinations of these rows, compared with plain double backward
+DIFFERENCES_TOLERANCE = 1e-6  # where differences agree to a tenth of it; else ten times their gap
+DIFFERENCES_ROUNDING = 1e-5  # of the gradient: its last bits over a step, in units of the tolerance
+ENGINE_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}  # against plain double backward
+ENGINE_ROUNDING = {torch.float64: 1e-14, torch.float32: 1e-6}  # of the largest product, in blocks that are zero
+NOISE, MOST_NOISE = 8, 1e-5  # times the rounding of plain double backward in the run's type; at most, of the largest
 
 
-def check_loss(problem: Problem) -> None:
-    """Refuse a loss that is not a deterministic sum over samples.
-
-    Args:
-        problem: as given by the user.
-
-    Raises:
-        ProblemError: two evaluations differ, draw random numbers or change buffers; or the loss of several samples is
-            not the sum (or mean) of their losses although the problem is said to be separable.
-    """
-    placed = _moved(problem)
-    try:
-        with exact_kernels(), unchanged(problem.model):
-            with torch.no_grad():
-                for batch in (problem.batches[0], problem.batches[-1]):
-                    _check_deterministic(placed, _few(placed, placed.cast(batch), SAMPLES))
-                if problem.separable:
-                    for part in placed.batches(PART_SAMPLES):
-                        _check_separable(placed, part)
-            _check_gradient(placed)
-    except HessianError:
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise ProblemError(f"model or loss: evaluating them raised {type(error).__name__}: {text}") from error
-
-
-def choose_engines(problem: Problem, candidates: Sequence[str]) -> dict[str, str]:
-    """Choose the first engine that agrees with plain double backward, for each row parameter.
+def preflight(problem: Problem, candidates: Sequence[str], dtype: torch.dtype, device: str) -> PreflightVerdict:
+    """Check that a problem has one Hessian, and choose the first engine that gets it right for each parameter.
 
     Args:
         problem: as given by the user.
         candidates: names of engines, fastest first.
+        dtype: of the run.
+        device: of the run.
 
     Returns:
-        Engine by parameter name.
+        The engine by parameter, with all that was seen.
 
     Raises:
-        ProblemError: no candidate gets a parameter right; the message names it, and what each did.
+        ProblemError: the loss is not deterministic, not a sum over samples, or not what autograd differentiates; or no
+            candidate gets a parameter right. The message names parameter, module and what each candidate did.
     """
-    placed = _moved(problem)
-    chosen: dict[str, str] = {}
-    with exact_kernels(), unchanged(problem.model):
-        batch = _few(placed, placed.cast(problem.batches[-1]), SAMPLES)
-        for parameter in problem.layout:
-            verdicts: list[str] = []
-            truth = None
-            for name in candidates:
-                try:
-                    rows = _some_rows(placed, name, parameter.span, batch)
-                    truth = _some_rows(placed, "rows", parameter.span, batch) if truth is None else truth
-                except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-                    verdicts.append(f"{name} raised {type(error).__name__}: {' '.join(str(error).split())[:300]}")
-                    continue
-                error_found = _row_error(rows, truth)
-                if error_found <= ENGINE_TOLERANCE:
-                    chosen[parameter.name] = name
-                    break
-                verdicts.append(f"{name} is off by {error_found:.1e}")
-            else:
-                raise ProblemError(
-                    f"no engine computes the rows of `{parameter.name}`: {'; '.join(verdicts)}; "
-                    "leave it out with params, or change the operation"
-                )
-    return chosen
+    start = time.monotonic()
+    few = representative(problem)
+    with exact_kernels(problem.model), unchanged(problem.model):
+        with _explained():
+            placed = few.place(torch.float64, device)
+            buffers = check_deterministic(placed)
+            if problem.separable:
+                check_separable(problem.place(torch.float64, device), placed)
+            _require_finite(placed)
+            errors = _check_autograd(few, dtype, device)
+        trial = _Trial(_Point(few, 0, dtype, device))
+        chosen = {p.name: trial.choose(p, candidates) for p in problem.layout}
+        asymmetry = trial.asymmetry()
+    return PreflightVerdict(
+        samples=few.sample_count,
+        contexts=contexts(problem.model, torch.device(device)) + [f"buffer {name} restored" for name in buffers],
+        parameters={
+            name: ParameterVerdict(engine=engine, gradient=errors[name][0], differences=errors[name][1], tried=tried)
+            for name, (engine, tried) in chosen.items()
+        },
+        asymmetry=asymmetry,
+        seconds=time.monotonic() - start,
+    )
 
 
-def _some_rows(placed: PlacedProblem, engine: str, span: range, batch: Batch) -> Tensor:
-    """Compute a few rows spread over a parameter, against all columns.  # shape: (rows, P)."""
-    size = placed.layout.size
-    picked = sorted({int(k) for k in np.linspace(span.start, span.stop - 1, min(ROWS, len(span)))})
-    out = torch.zeros(len(picked), size, dtype=placed.dtype, device=placed.device)
-    for k, row in enumerate(picked):
-        ENGINES[engine](placed, 1).add(batch, range(row, row + 1), range(size), out[k : k + 1])
-    return out
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what a model or a loss raises into an error of ours."""
+    try:
+        yield
+    except HessianError:
+        raise
+    except Exception as error:
+        raise ProblemError(f"model or loss: evaluating them raised {_words(error)}") from error
 
 
-def _row_error(rows: Tensor, truth: Tensor) -> float:
-    """Give the largest difference over the largest entry; infinite where an entry is not finite."""
-    if not bool(rows.isfinite().all()):
-        return float("inf")
-    scale = float(truth.abs().max()) if truth.numel() else 0.0
-    return float((rows - truth).abs().max()) / scale if scale > 0 else float(rows.abs().sum())
+def _require_finite(placed: PlacedProblem) -> None:
+    """Refuse second derivatives that do not exist, or are not finite at the weights themselves."""
+    everywhere = np.random.default_rng(0).standard_normal((1, placed.layout.size))
+    try:
+        product = hessian_vector_products(placed, everywhere, 1.0, None)[0]
+    except (RuntimeError, NotImplementedError) as error:
+        raise ProblemError(
+            f"loss: plain double backward raised {_words(error)}{wrong_module(placed, order=2)}. No engine can help: "
+            "change the operation, or leave the parameters before it out with params"
+        ) from error
+    for p in placed.layout:
+        if not np.isfinite(product[_slice(p)]).all():
+            raise ProblemError(
+                f"loss: its second derivatives with respect to `{p.name}` are NaN or infinite at these weights: look "
+                "for sqrt, norm, log or a division at zero, and for torch.where over a branch that is not finite"
+            )
 
 
-def _moved(problem: Problem) -> PlacedProblem:
-    """Place a problem in float64, its parameters moved a little by a fixed random vector."""
-    placed = problem.place(torch.float64)
-    generator = np.random.default_rng(0)
-    shift = np.zeros(problem.layout.size)
-    for p in problem.layout:
-        rms = float(placed.parameters[p.name].square().mean().sqrt()) if p.size else 0.0
-        shift[p.span.start : p.span.stop] = SHIFT * max(rms, 0.1) * generator.standard_normal(p.size)
-    return moved(placed, shift)
+class _Point:
+    """A problem on a few samples near its weights: the same point in float64 and in the run's type.
 
-
-def _few(placed: PlacedProblem, batch: Batch, most: int) -> Batch:
-    """Give a few samples, spread over a batch; all of them where samples are not separable."""
-    count = sample_count(batch)
-    if not placed.problem.separable or count <= most:
-        return batch
-    return take(batch, torch.linspace(0, count - 1, most, device=placed.device).long())
-
-
-def _check_gradient(placed: PlacedProblem) -> None:
-    """Compare autograd with differences of the loss, along a dense random direction on each parameter.
-
-    Where autograd itself disagrees with the loss (the masked lookups of `padding_idx`), no engine helps. Only a verdict
-    on which two steps of the differences agree counts: at the kinks of a ReLU they do not.
+    Args:
+        few: the problem.
+        seed: of the shift.
+        dtype: of the run.
+        device: of the run.
     """
-    random = np.random.default_rng(1)
-    for batch in dict.fromkeys((0, len(placed.problem.batches) - 1)):
-        few = _few(placed, placed.cast(placed.problem.batches[batch]), GRADIENT_SAMPLES)
-        with torch.enable_grad(), placed.own_parameters() as own:
-            value, _ = placed.problem.loss_sum(None, few)
-            if not value.requires_grad:
-                continue  # refused with its reasons by `loss_and_gradient`
-            gradients = torch.autograd.grad(value, list(own.values()), materialize_grads=True)
-        for p, gradient in zip(placed.layout, gradients, strict=True):
-            vector = np.zeros(placed.layout.size)
-            vector[p.span.start : p.span.stop] = random.standard_normal(p.size) / max(p.size, 1) ** 0.5
-            slope = float(gradient.reshape(-1) @ torch.from_numpy(vector[p.span.start : p.span.stop]))
-            near, far = (_difference(placed, few, vector, step) for step in GRADIENT_STEPS)
-            scale = max(abs(slope), abs(near), float(gradient.norm()) / max(p.size, 1) ** 0.5)
-            scale += GRADIENT_ROUNDING * abs(float(value.detach()))
-            if abs(near - far) <= GRADIENT_TOLERANCE * scale / 10 and abs(near - slope) > GRADIENT_TOLERANCE * scale:
-                raise ProblemError(
-                    f"loss: its gradient with respect to `{p.name}` is {slope:.6g} along a direction in which the loss "
-                    f"itself changes by {near:.6g}: autograd does not differentiate this loss (padding_idx masks the "
-                    "gradient of lookups that are in the data; so may custom backward functions). Change the "
-                    f"operation, or leave `{p.name}` out with params"
-                )
+
+    def __init__(self, few: Problem, seed: int, dtype: torch.dtype, device: str) -> None:
+        placed, random = few.place(torch.float64, device), np.random.default_rng(seed)
+        shift = np.zeros(few.layout.size)
+        for p in few.layout:
+            rms = float(placed.parameters[p.name].square().mean().sqrt()) if p.size else 0.0
+            shift[_slice(p)] = SHIFT * max(rms, 0.1) * random.standard_normal(p.size)
+        parameters = {name: t.to(dtype) for name, t in moved(placed, shift).parameters.items()}
+        rounded = {name: t.double() for name, t in parameters.items()}
+        self.exact = PlacedProblem(few, rounded, placed.constants, torch.float64, placed.device)
+        constants = few.place(dtype, device).constants
+        self.in_run = PlacedProblem(few, parameters, constants, dtype, placed.device)
+
+    @property
+    def types(self) -> list[PlacedProblem]:
+        """The point in float64, and in the run's type where that is another."""
+        return [self.exact] if self.in_run.dtype == torch.float64 else [self.exact, self.in_run]
 
 
-def _difference(placed: PlacedProblem, batch: Batch, vector: Vector, step: float) -> float:
-    """Differentiate the loss along a vector by central differences of fourth order."""
-    total = 0.0
-    for sign, factor in ((1, 8), (-1, -8), (2, -1), (-2, 1)):
-        with torch.no_grad(), moved(placed, sign * step * vector).own_parameters():
-            total += factor * float(placed.problem.loss_sum(None, batch)[0])
-    return total / (12 * step)
+def _check_autograd(few: Problem, dtype: torch.dtype, device: str) -> dict[str, tuple[float, float]]:
+    """Compare the gradient with differences of the loss, and double backward with differences of the gradient.
 
-
-def _check_deterministic(placed: PlacedProblem, batch: Batch) -> None:
-    """Evaluate a few times and compare values, buffers and the random state."""
-    model = placed.problem.model
-    random_state = torch.get_rng_state()
-    buffers = {name: b.detach().clone() for name, b in placed.constants.items()}
-    values = [float(placed.loss_sum({}, batch)[0]) for _ in range(3)]
-    spread = max(values) - min(values)
-    drew = not torch.equal(torch.get_rng_state(), random_state)
-    changed = [
-        name for name, b in buffers.items() if not torch.equal(b.nan_to_num(), placed.constants[name].nan_to_num())
-    ]
-    if drew or spread > LOSS_TOLERANCE * max(map(abs, values)):
+    Returns:
+        Both errors, by parameter.
+    """
+    found: dict[str, tuple[float, float]] = {p.name: (0.0, 0.0) for p in few.layout if not p.size}
+    for seed in range(POINTS):
+        placed = _Point(few, seed, dtype, device).exact
+        random = np.random.default_rng(seed)
+        for p in few.layout:
+            if p.name not in found:
+                vector = np.zeros(few.layout.size)
+                vector[_slice(p)] = random.standard_normal(p.size) / p.size**0.5
+                first, second = gradient_error(placed, p, vector), _product_error(placed, p, vector)
+                if first is not None and second is not None:
+                    found[p.name] = first, second
+    if missing := [p.name for p in few.layout if p.name not in found]:
         raise ProblemError(
-            f"loss: not deterministic ({values[0]:.12g}, then {values[1]:.12g}"
-            f"{'; random numbers were drawn' if drew else ''}): {_suspects(model, 'Dropout')}call model.eval()"
+            f"loss: no two steps of differences agree along `{missing[0]}` at {POINTS} points near its weights, so "
+            "that nothing proves its derivatives: it jumps or bends too often (rounding, quantization, lower precision "
+            f"inside?). Change the operation, or leave `{missing[0]}` out with params"
         )
-    if changed:
+    return found
+
+
+def _product_error(placed: PlacedProblem, parameter: Parameter, vector: Vector) -> float | None:
+    """Compare H v by double backward with differences of the gradient, row parameter by row parameter.
+
+    Returns:
+        The largest error of a block; None where no two steps of the differences agree.
+    """
+    size = float(np.abs(_gradient(placed)).max(initial=0.0))
+
+    def pieces(product: Vector) -> list[Vector]:
+        return [product[_slice(p)] for p in placed.layout]
+
+    def scales(parts: list[Vector]) -> list[float]:
+        return _scales(parts, 1e-2, DIFFERENCES_ROUNDING * size)
+
+    def gradient(t: float) -> Vector:
+        return _gradient(moved(placed, t * vector))
+
+    truth: Differences = agreeing(lambda step: pieces(fourth_order(gradient, step)), scales)
+    product = pieces(hessian_vector_products(placed, vector[None], 1.0, None)[0])
+    worst = 0.0
+    for p, own, value, gap, scale in zip(
+        placed.layout, product, truth.values, truth.gaps, scales(truth.values), strict=True
+    ):
+        error = float(np.abs(own - value).max(initial=0.0)) / scale
+        if gap <= INCONCLUSIVE and not error <= max(DIFFERENCES_TOLERANCE, 10 * gap):
+            raise ProblemError(
+                f"loss: its second derivatives H[{p.name}, {parameter.name}] by double backward are off by {error:.1e} "
+                f"from differences of the gradient{wrong_module(placed, order=2)}. No engine can help: change the "
+                f"operation, or leave `{parameter.name}` out with params"
+            )
+        worst = max(worst, error)
+    return worst if max(truth.gaps) <= INCONCLUSIVE else None
+
+
+def _gradient(placed: PlacedProblem) -> Vector:
+    """Give the gradient of the un-normalised loss.  # shape: (P,)."""
+    total = torch.zeros(placed.layout.size, dtype=placed.dtype, device=placed.device)
+    with placed.own_parameters() as own:
+        for batch in placed.batches(None):
+            total += gradient_sum(placed.problem.loss_sum(None, batch)[0], own)
+    return total.cpu().numpy()
+
+
+def _scales(parts: list[Vector], share: float, least: float) -> list[float]:
+    """Give what an error in each part counts against: its largest entry, and a share of the largest of all."""
+    sizes = [float(np.abs(part).max(initial=0.0)) for part in parts]
+    return [size + share * max(sizes) + least or 1.0 for size in sizes]
+
+
+@dataclass(frozen=True)
+class _Error:
+    """The largest error of a block, and where."""
+
+    value: float
+    dtype: torch.dtype
+    row: str
+    col: str
+
+    def __str__(self) -> str:
+        return f"{self.value:.1e} in H[{self.row}, {self.col}] ({str(self.dtype).removeprefix('torch.')})"
+
+
+class _Trial:
+    """Engines against plain double backward, at one point."""
+
+    def __init__(self, point: _Point) -> None:
+        self._point, self._layout = point, point.exact.layout
+        self._random = np.random.default_rng(0)
+        everywhere = self._random.standard_normal((1, self._layout.size))
+        active = np.abs(hessian_vector_products(point.exact, everywhere, 1.0, None)[0])
+        self._top = float(active.max())
+        self._runs = {p.name: self._pick(p, active[_slice(p)]) for p in self._layout if p.size}
+        self._picked = [row for p in self._layout if p.size for row in self._rows(p)]
+        self._sides: dict[str, Vector] = {}
+
+    def _pick(self, p: Parameter, active: Vector) -> list[range]:
+        """Choose rows of a parameter, in two runs: around the largest curvature, and anywhere."""
+        most = max(2, min(ROWS, ROW_BYTES // (8 * self._layout.size)))
+        if p.size <= most:
+            return [p.span]
+        half, last = most // 2, p.size - most // 2
+        first = sorted({min(int(active.argmax()), last), int(self._random.integers(last + 1))})
+        if len(first) == 2 and first[1] < first[0] + half:
+            return [p.span[first[0] : first[1] + half]]
+        return [p.span[k : k + half] for k in first]
+
+    def choose(self, p: Parameter, candidates: Sequence[str]) -> tuple[str, dict[str, str]]:
+        """Try engines on the rows of a parameter.
+
+        Args:
+            p: the parameter.
+            candidates: names of engines, fastest first.
+
+        Returns:
+            The first engine that is right, and what each that was tried did.
+
+        Raises:
+            ProblemError: there is none.
+        """
+        tried: dict[str, str] = {}
+        if not p.size:
+            return candidates[0], tried
+        mixing = self._random.standard_normal((DIRECTIONS, len(self._rows(p))))
+        for name in candidates:
+            try:
+                errors = [self._error(name, placed, p, mixing) for placed in self._point.types]
+            except Exception as error:  # whatever it is, this engine cannot be used, and the verdict says why
+                tried[name] = f"raised {_words(error)}"
+                continue
+            tried[name] = "off by " + ", ".join(map(str, errors))
+            if all(error.value <= ENGINE_TOLERANCE[error.dtype] for error in errors):
+                return name, tried
+        faults = "; ".join(f"{name} {did}" for name, did in tried.items())
         raise ProblemError(
-            f"model: evaluating it changes its buffer `{changed[0]}`: {_suspects(model, 'Norm')}call model.eval()"
+            f"no engine computes the rows of `{p.name}`: {faults}. Leave it out with params, or change the operation; "
+            "where only float32 is off, take dtype=float64 or look for lower precision inside the model"
         )
 
+    def _error(self, engine: str, placed: PlacedProblem, p: Parameter, mixing: Vector) -> "_Error":
+        """Compare random combinations of an engine's rows with plain double backward, block by block."""
+        exact, found = self._point.exact, self._engine_rows(engine, placed, p)
+        vectors = np.zeros((len(mixing), self._layout.size))
+        vectors[:, self._rows(p)] = mixing
+        truth = hessian_vector_products(exact, vectors, 1.0, None)
+        noise = np.zeros_like(truth)
+        if placed is exact:
+            self._sides[p.name] = found[:, self._picked]
+        else:
+            own = hessian_vector_products(placed, vectors, 1.0, None)
+            noise = np.minimum(NOISE * np.abs(own - truth), MOST_NOISE * self._top)
+        tolerance = ENGINE_TOLERANCE[placed.dtype]
+        least, worst = ENGINE_ROUNDING[placed.dtype] / tolerance * self._top, _Error(0.0, placed.dtype, p.name, p.name)
+        gaps = np.abs(mixing @ found - truth)
+        for gap, product, excused in zip(gaps, truth, noise, strict=True):
+            scales = _scales([product[_slice(b)] for b in self._layout], 0.0, least)
+            for b, scale in zip(self._layout, scales, strict=True):
+                allowed = max(scale, float(excused[_slice(b)].max(initial=0.0)) / tolerance)
+                error = float(np.nan_to_num(gap[_slice(b)], nan=np.inf).max(initial=0.0)) / allowed
+                worst = max(worst, _Error(error, placed.dtype, p.name, b.name), key=lambda e: e.value)
+        return worst
 
-def _check_separable(placed: PlacedProblem, batch: Batch) -> None:
-    """Compare the loss of a batch with that of its uneven parts."""
-    count = sample_count(batch)
-    if count == 1:
-        return
-    head, tail = take(batch, slice(0, 1 + count // 3)), take(batch, slice(1 + count // 3, None))
-    (whole, weight), (a, weight_a), (b, weight_b) = (placed.loss_sum({}, part) for part in (batch, head, tail))
-    is_mean = placed.problem.reduction == "mean"
-    gaps = [_gap(whole, a, b), _gap(weight, weight_a, weight_b) if is_mean else 0.0]
-    if max(gaps) > LOSS_TOLERANCE:
-        raise ProblemError(
-            f"loss: (sum, weight) of {count} samples is ({float(whole):.9g}, {float(weight):.9g}), of two parts "
-            f"({float(a):.9g}, {float(weight_a):.9g}) and ({float(b):.9g}, {float(weight_b):.9g}): "
-            f"it is not a {placed.problem.reduction} over samples. Return (sum, weight), say "
-            f"reduction={'sum' if is_mean else 'mean'!r} if that is what it is, or separable=False (one batch only) "
-            f"if samples act on each other {_suspects(placed.problem.model, 'BatchNorm')}".rstrip()
-        )
+    def _rows(self, p: Parameter) -> list[int]:
+        """Give the rows chosen."""
+        return [row for run in self._runs[p.name] for row in run]
+
+    def _engine_rows(self, engine: str, placed: PlacedProblem, p: Parameter) -> Vector:
+        """Have an engine compute the rows chosen against all columns, batch by batch.  # shape: (rows, P)."""
+        size, used, parts = self._layout.size, ENGINES[engine](placed, ROWS), []
+        for run in self._runs[p.name]:
+            parts.append(torch.zeros(len(run), size, dtype=placed.dtype, device=placed.device))
+            for batch in placed.batches(None):
+                used.add(batch, run, range(size), parts[-1])
+        return torch.cat(parts).to("cpu", torch.float64).numpy()
+
+    def asymmetry(self) -> float:
+        """Compare block (a, b) with block (b, a), each computed in its own right.
+
+        Returns:
+            The largest difference, relative to the block.
+
+        Raises:
+            ProblemError: it is too large; the message names the block.
+        """
+        sides = np.concatenate(list(self._sides.values())) if self._sides else np.zeros((0, 0))
+        top, start, worst = float(np.abs(sides).max(initial=0.0)), 0, 0.0
+        for a, rows in self._sides.items():
+            stop, first = start + len(rows), 0
+            for b, other in self._sides.items():
+                last = first + len(other)
+                block, mirror = sides[start:stop, first:last], sides[first:last, start:stop].T
+                gap = float(np.abs(block - mirror).max(initial=0.0))
+                error = gap / (float(np.abs(block).max(initial=0.0)) + 1e-6 * top or 1.0)
+                if error > ENGINE_TOLERANCE[torch.float64]:
+                    raise ProblemError(f"engines: H[{a}, {b}] and H[{b}, {a}] differ by {error:.1e}; take engine=rows")
+                worst, first = max(worst, error), last
+            start = stop
+        return worst
 
 
-def _gap(whole: Tensor, a: Tensor, b: Tensor) -> float:
-    """Give how far two parts miss the whole, relative to the largest of them."""
-    return abs(float(whole - a - b)) / (max(abs(float(part)) for part in (whole, a, b)) or 1.0)
+def _slice(p: Parameter) -> slice:
+    return slice(p.span.start, p.span.stop)
 
 
-def _suspects(model: nn.Module, kind: str) -> str:
-    """Name modules in train mode whose class name has a word in it."""
-    found = [name for name, m in model.named_modules() if m.training and kind in type(m).__name__]
-    return f"`{found[0]}` ({type(model.get_submodule(found[0])).__name__}) is in train mode; " if found else ""
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

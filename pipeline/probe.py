@@ -112,7 +112,7 @@ def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_gr
     engine = ENGINES[segment.engine](placed, row_group)
     _synchronize(placed.device)
     start = time.perf_counter()
-    with exact_kernels(), FlopCounterMode(display=False) as flops, LiveBytes() as memory:
+    with exact_kernels(placed.problem.model), FlopCounterMode(display=False) as flops, LiveBytes() as memory:
         engine.add(batch, rows, segment.cols, out)
         _synchronize(placed.device)
     seconds = time.perf_counter() - start

@@ -130,6 +130,12 @@ class Problem:
         other._values = dict(tensors)
         return other
 
+    def on(self, batches: tuple[Batch, ...], *, l2: float) -> "Problem":
+        """Give the same problem on other data, which was checked already, with another L2 term."""
+        other = copy.copy(self)
+        other.batches, other.l2 = batches, l2
+        return other
+
     def weights_digest(self) -> str:
         """Hash all parameters and buffers."""
         return weights_digest(self.tensors())
@@ -228,12 +234,13 @@ class PlacedProblem:
             The module's own selected parameters. They alone require grad.
         """
         model, values = self.problem.model, {**self.constants, **self.parameters}
-        named = dict(model.named_parameters())
-        tensors = {**named, **dict(model.named_buffers())}
+        named, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        tensors = {**named, **buffers}
         saved = {name: (tensor.data, tensor.requires_grad) for name, tensor in tensors.items()}
         try:
             for name, tensor in tensors.items():
-                tensor.data = values[name]
+                # Running statistics are changed by evaluations: those of a copy.
+                tensor.data = values[name].clone() if name in buffers else values[name]
                 tensor.requires_grad_(name in self.parameters)
             yield {name: named[name] for name in self.parameters}
         finally:
@@ -242,47 +249,84 @@ class PlacedProblem:
                 tensors[name].requires_grad_(requires_grad)
 
 
+def contexts(model: nn.Module, device: torch.device) -> list[str]:
+    """Name what `exact_kernels` sets for a model on a device."""
+    names = ["math attention"]
+    if device.type == "cuda":
+        names += ["TF32 off", *(["cuDNN off"] if _is_recurrent(model) else [])]
+    return names
+
+
 @contextmanager
-def exact_kernels() -> Iterator[None]:
+def exact_kernels(model: nn.Module) -> Iterator[None]:
     """Choose kernels that have right second derivatives and full precision.
 
-    The fused attention kernels have no double backward; TF32 leaves 1e-3 of relative noise.
+    The fused attention kernels have no double backward, nor have cuDNN's recurrent ones; TF32 leaves 1e-3 of relative
+    noise.
+
+    Args:
+        model: what is going to be evaluated.
+
+    Yields:
+        Nothing; the settings are put back at the end.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    saved = matmul.allow_tf32, cudnn.allow_tf32
+    saved = matmul.allow_tf32, cudnn.allow_tf32, cudnn.enabled
     try:
         matmul.allow_tf32 = cudnn.allow_tf32 = False
+        cudnn.enabled = cudnn.enabled and not _is_recurrent(model)
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = saved
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.enabled = saved
+
+
+def _is_recurrent(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.RNNBase) for m in model.modules())
 
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Leave a model, and the random state, bit for bit as they are, whatever happens inside."""
-    modules = [(m, dict(m._parameters), dict(m._buffers), m.training) for m in model.modules()]
+    modules = [(m, dict(m._parameters), dict(m._buffers), _plain_tensors(m), m.training) for m in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    state = random_state()
     try:
         yield
     finally:
-        for module, parameters, own_buffers, training in modules:
+        for module, parameters, own_buffers, plain, training in modules:
             module._parameters.update(parameters)
             module._buffers.update(own_buffers)
+            for name in _plain_tensors(module).keys() - plain.keys():
+                del module.__dict__[name]
+            module.__dict__.update(plain)
             module.training = training
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         for buffer, value in buffers:
             if not torch.equal(buffer.detach().nan_to_num(), value.nan_to_num()):
                 buffer.detach().copy_(value)
-        torch.set_rng_state(torch_state)
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
+        _set_random_state(state)
+
+
+def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Give tensors held as plain attributes: the old weight_norm recomputes one in every forward pass."""
+    return {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+
+
+def random_state() -> dict[str, Any]:
+    """Give the state of the generators a model may draw from: torch's, CUDA's, NumPy's and Python's."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": np.random.get_state(), "python": random.getstate()}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])
 
 
 def _slots(model: nn.Module) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import grad
 
 from pipeline.errors import ProblemError
@@ -52,8 +52,9 @@ def loss_and_gradient(placed: PlacedProblem, microbatch: int | None = None) -> L
     with torch.enable_grad(), placed.own_parameters() as own:
         for batch in placed.batches(microbatch):
             value, batch_weight = problem.loss_sum(None, batch)
-            _check_differentiable(value, batch_weight)
-            gradient += _flat(grad(value, list(own.values()), materialize_grads=True))
+            if batch_weight.requires_grad:
+                raise ProblemError("loss: the weight depends on the parameters; only the sum may")
+            gradient += gradient_sum(value, own)
             total += float(value.detach())
             weight += float(batch_weight)
     weight = weight if problem.reduction == "mean" else 1.0
@@ -63,7 +64,34 @@ def loss_and_gradient(placed: PlacedProblem, microbatch: int | None = None) -> L
     loss = total / weight + 0.5 * problem.l2 * float(theta @ theta)
     if not np.isfinite(loss):
         raise ProblemError(f"loss: got {loss} over the data, expected a finite number")
+    for p in problem.layout:
+        if not bool(gradient[p.span.start : p.span.stop].isfinite().all()):
+            raise ProblemError(
+                f"loss: its gradient with respect to `{p.name}` is NaN or infinite: look for sqrt, norm, log or a "
+                "division at zero, and for torch.where over a branch that is not finite"
+            )
     return LossAndGradient(loss, _numpy(gradient / weight + problem.l2 * theta), weight)
+
+
+def gradient_sum(value: Tensor, own: dict[str, nn.Parameter]) -> Tensor:
+    """Differentiate an un-normalised loss with respect to the module's own parameters.
+
+    Args:
+        value: the loss.
+        own: the selected parameters, by name.
+
+    Returns:
+        The gradient.  # shape: (P,)
+
+    Raises:
+        ProblemError: the loss does not depend on them.
+    """
+    if not value.requires_grad:
+        raise ProblemError(
+            "loss: does not depend on the selected parameters through differentiable operations; "
+            "look for .detach(), .item(), torch.no_grad() or integer results on the way"
+        )
+    return _flat(grad(value, list(own.values()), materialize_grads=True))
 
 
 def hessian_vector_products(placed: PlacedProblem, vectors: Vector, weight: float, microbatch: int | None) -> Vector:
@@ -123,17 +151,6 @@ def moved(placed: PlacedProblem, shift: Vector) -> PlacedProblem:
         p.name: placed.parameters[p.name] + flat[p.span.start : p.span.stop].reshape(p.shape) for p in placed.layout
     }
     return PlacedProblem(placed.problem, parameters, placed.constants, placed.dtype, placed.device)
-
-
-def _check_differentiable(value: Tensor, weight: Tensor) -> None:
-    """Refuse a loss without a gradient and a weight with one."""
-    if not value.requires_grad:
-        raise ProblemError(
-            "loss: does not depend on the selected parameters through differentiable operations; "
-            "look for .detach(), .item(), torch.no_grad() or integer results on the way"
-        )
-    if weight.requires_grad:
-        raise ProblemError("loss: the weight depends on the parameters; only the sum may")
 
 
 def _flat(tensors: tuple[Tensor, ...]) -> Tensor:

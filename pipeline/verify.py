@@ -40,7 +40,7 @@ class Verification:
         worst_block: the pair with the largest block error.
         block_error: that error.
         sampled_rows: rows recomputed entry by entry from the other side of the diagonal.
-        worst_entry: row, column and block error of the worst sampled entry.
+        worst_entry: row, column and block error of the worst sampled entry, and the names of its block.
         tolerance: that errors are held against.
         inconclusive: pairs at which no two steps of the differences agreed.
     """
@@ -53,7 +53,7 @@ class Verification:
     worst_block: tuple[str, str] | None = None
     block_error: float = 0.0
     sampled_rows: int = 0
-    worst_entry: tuple[int, int, float] | None = None
+    worst_entry: tuple[int, int, float, str, str] | None = None
     tolerance: float | None = None
     inconclusive: list[tuple[str, str]] = field(default_factory=list)
 
@@ -79,7 +79,7 @@ class Verification:
     def _worst(self) -> str:
         entry = self.worst_entry
         if entry is not None and entry[2] >= self.block_error:
-            return f"entry ({entry[0]}, {entry[1]}), off by {entry[2]:.1e}"
+            return f"entry ({entry[0]}, {entry[1]}) of block H[{entry[3]}, {entry[4]}], off by {entry[2]:.1e}"
         a, b = self.worst_block or ("?", "?")
         return f"block H[{a}, {b}]"
 
@@ -115,7 +115,7 @@ def verify_hessian(hessian: Hessian | str, problem: Problem | None = None, *, re
 
 def check(hessian: Hessian, problem: Problem) -> Verification:
     """Check a Hessian against its problem, which is known to be the same; see `verify_hessian`."""
-    with unchanged(problem.model), exact_kernels():
+    with unchanged(problem.model), exact_kernels(problem.model):
         return _Check(hessian, problem).run()
 
 
@@ -227,13 +227,13 @@ class _Check:
             last = [last[-1], *self._random.choice(last[:-1], SAMPLED_ROWS - 1, replace=False)]
         return sorted(map(int, last))
 
-    def _worst_entry(self, rows: list[int]) -> tuple[int, int, float]:
+    def _worst_entry(self, rows: list[int]) -> tuple[int, int, float, str, str]:
         """Recompute rows from their own gradient entry and compare every entry left of the diagonal."""
         units = np.zeros((len(rows), self._hessian.shape[0]))
         units[np.arange(len(rows)), rows] = 1
         truth = hessian_vector_products(self._placed, units, self._weight, REFERENCE_MICROBATCH)
         noise = self._noise(units, truth)
-        worst = (rows[0], 0, 0.0)
+        worst = (rows[0], 0, 0.0, "", "")
         for k, row in enumerate(rows):
             found = self._hessian[row, : row + 1].astype(np.float64)
             b, _ = next(self._hessian.parameters.segments(range(row, row + 1)))
@@ -241,7 +241,7 @@ class _Check:
                 scale = self._scale(a, b, float(noise[k, _slice(cols)].max()))
                 gap = np.abs(found[_slice(cols)] - truth[k, _slice(cols)]) / scale
                 if gap.max() > worst[2]:
-                    worst = (row, cols.start + int(gap.argmax()), float(gap.max()))
+                    worst = (row, cols.start + int(gap.argmax()), float(gap.max()), b.name, a.name)
         return worst
 
 

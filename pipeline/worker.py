@@ -97,7 +97,7 @@ class Worker:
         """Compute the tile's part of the upper triangle; entries below the diagonal are left zero."""
         rows, cols = self.plan.span(tile.rows), self.plan.span(tile.cols)
         out = torch.zeros(len(rows), len(cols), dtype=self._placed.dtype, device=self._placed.device)
-        with exact_kernels():
+        with exact_kernels(self._placed.problem.model):
             for batch in self._placed.batches(self.manifest.microbatch):
                 for parameter, segment in self.layout.segments(rows):
                     right = range(max(cols.start, segment.start), cols.stop)

@@ -51,7 +51,7 @@ CASES = {
     "block": (["--set", "blocks=[['0.weight', '2.wait']]"], "no parameter `2.wait`"),
     "NaN in weights": (["--set", "problem=made.py:nan_weights"], "3 of 3 entries of `bias` are NaN"),
     "NaN in data": (["--set", "problem=made.py:nan_data"], "30 of 30 values are NaN"),
-    "dropout": (["--set", "problem=made.py:dropout"], "`1` (Dropout) is in train mode"),
+    "dropout": (["--set", "problem=made.py:dropout"], "drawn in `1` (Dropout)"),
     "shuffling": (["--set", "problem=made.py:shuffling"], "shuffles"),
     "output is a file": (["--output", "made.py/out"], "cannot write"),
     "output of something else": (["--output", "."], "holds something else"),

@@ -25,7 +25,7 @@ def test_any_rectangle(engine, rows, cols):
     case = zoo.layer_norm()
     placed = case.problem.place(torch.float64)
     out = torch.ones(len(rows), len(cols), dtype=torch.float64)
-    with exact_kernels():
+    with exact_kernels(placed.problem.model):
         for batch in placed.batches(3):
             ENGINES[engine](placed, 5).add(batch, rows, cols, out)
     expected = 1 + 7 * case.truth()[rows.start : rows.stop, cols.start : cols.stop]  # a mean over seven samples

@@ -150,7 +150,7 @@ def test_refused_at_once(name):
 
 
 CHECKED = {
-    "dropout": (lambda: Problem(dropout(), loss(), (X, Y)), "not deterministic.*`1` .Dropout. is in train mode"),
+    "dropout": (lambda: Problem(dropout(), loss(), (X, Y)), "not deterministic.*`1` .Dropout."),
     "noise": (lambda: Problem(Noisy(), loss(), (X, Y)), "not deterministic.*random numbers"),
     "batch norm in train mode": (lambda: Problem(batch_norm(), loss(), (X, Y)), "BatchNorm1d.*train mode"),
     "samples that act together": (lambda: Problem(net(), mean_of_pairs, (X, Y)), "separable=False"),
@@ -169,7 +169,7 @@ CHECKED = {
     ),
     "wrong shape": (lambda: Problem(net(), loss(), (X[:, :3], Y)), "evaluating them raised RuntimeError: mat1"),
     "no gradient": (lambda: Problem(net(), lambda o, t: o.detach().mean(), (X, Y)), "differentiable"),
-    "no scalar": (lambda: Problem(net(), lambda o, t: o, (X, Y)), r"shape \(7, 3\), expected a scalar"),
+    "no scalar": (lambda: Problem(net(), lambda o, t: o, (X, Y)), r"shape \(\d, 3\), expected a scalar"),
     "weight with a gradient": (lambda: Problem(net(), lambda o, t: (o.sum(), o.sum().exp()), (X, Y)), "weight"),
     "all ignored": (lambda: Problem(net(), loss(), (X, torch.full((7,), -100))), "weights of all batches"),
     "infinite": (lambda: Problem(net(), lambda o, t: (o * 0).log().mean(), (X, Y)), "finite|deterministic"),

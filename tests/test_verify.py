@@ -8,7 +8,7 @@ import torch
 import zarr
 import zoo
 
-from pipeline import FingerprintError, VerificationError, compute_hessian, open_hessian, verify_hessian
+from pipeline import FingerprintError, ProblemError, VerificationError, compute_hessian, open_hessian, verify_hessian
 from pipeline.engines import ENGINES
 from pipeline.engines.jacrev import Jacrev
 
@@ -75,45 +75,70 @@ def test_every_flipped_bit_is_found(tmp_path, codec):
     assert verify_hessian(str(tmp_path)).faults == ["chunk c/1/2 is missing"]
 
 
-def one_percent(out, rows, cols):
-    """Wrong by 1 % in one small block."""
+def one_percent(out, rows, cols, **_):
+    """Wrong by 1 % in one entry of one small block."""
     if rows.start <= 24 < rows.stop and cols.stop > 58:
         out[24 - rows.start, 58 - cols.start] *= 1.01
 
 
-def asymmetric(out, rows, cols):
+def asymmetric(out, rows, **_):
+    """Wrong by 1e-3 above the diagonal block only."""
     out[:, :] *= 1 + 1e-3 * (rows.start < 20)
 
 
-@pytest.mark.parametrize("sabotage", [one_percent, asymmetric])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_wrong_engine_is_caught(tmp_path, monkeypatch, sabotage, dtype):
-    """Whatever passes preflight: the finished matrix is judged, and the run fails."""
+def later_batches(out, batch, first, **_):
+    """Wrong in all micro-batches but the first."""
+    out[:, :] *= 1 + 1e-3 * (not torch.equal(batch[0][0], first))
+
+
+def in_single_precision(out, rows, **_):
+    out[:, :] *= 1 + 1e-2 * (out.dtype == torch.float32 and rows.start < 20)
+
+
+SABOTAGE = {
+    one_percent: ("float32", "float64"),
+    asymmetric: ("float32", "float64"),
+    later_batches: ("float32", "float64"),
+    in_single_precision: ("float32",),
+}
+
+
+@pytest.mark.parametrize(("sabotage", "dtype"), [(s, dtype) for s, dtypes in SABOTAGE.items() for dtype in dtypes])
+@pytest.mark.parametrize("behaves_in", ["nothing", "preflight"])
+def test_a_wrong_engine_is_caught(tmp_path, monkeypatch, sabotage, dtype, behaves_in):
+    """Preflight finds it; what it cannot see, in the finished matrix, fails the run. Both name the block."""
+    first = zoo.data()[0][0].to(getattr(torch, dtype))
 
     class Wrong(Jacrev):
         def add(self, batch, rows, cols, out):
-            super().add(batch, rows, cols, out)
-            if len(rows) > 1:
-                sabotage(out, rows, cols)
+            part = torch.zeros_like(out)
+            super().add(batch, rows, cols, part)
+            if behaves_in == "nothing" or (tmp_path / "manifest.json").exists():
+                sabotage(part, rows=rows, cols=cols, batch=batch, first=first)
+            out += part
 
     monkeypatch.setitem(ENGINES, "jacrev", Wrong)
-    with pytest.raises(VerificationError, match=r"H\[|entry \("):
-        compute(tmp_path, engine="jacrev", dtype=dtype)
+    expected = VerificationError if behaves_in == "preflight" else ProblemError
+    with pytest.raises(expected, match=r"H\["):
+        compute(tmp_path, engine="jacrev", dtype=dtype, microbatch=3)
     assert not (tmp_path / "_SUCCESS").exists()
 
 
+class Coarse(zoo.nn.Module):
+    """Half precision inside, where the run is in single precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = zoo.tanh_net()
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=x.dtype == torch.float32):
+            return self.net(x)
+
+
 def test_low_precision_inside_a_model_is_no_excuse(tmp_path):
-    class Coarse(zoo.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = zoo.tanh_net()
-
-        def forward(self, x):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=x.dtype == torch.float32):
-                return self.net(x)
-
     case = zoo.supervised(Coarse(), zoo.nn.CrossEntropyLoss(), *zoo.data())
-    with pytest.raises(VerificationError, match="worst is"):
+    with pytest.raises(ProblemError, match=r"off by .* in .*float32.*take dtype=float64"):
         compute_hessian(case.problem, str(tmp_path), executor="serial", dtype="float32")
 
 

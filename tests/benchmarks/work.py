@@ -35,7 +35,7 @@ def full_square(placed):
     """All rows against all columns."""
     size = placed.layout.size
     out = torch.zeros(size, size)
-    with exact_kernels():
+    with exact_kernels(placed.problem.model):
         ENGINES["jacrev"](placed, ROW_GROUP).add(next(placed.batches(None)), range(size), range(size), out)
     return out
 
@@ -46,7 +46,7 @@ def upper_triangle(placed):
     plan = plan_tiles(layout, "all", default_chunk(layout.size), (1, 10**6))
     out = torch.zeros(layout.size, layout.size)
     engine, batch = ENGINES["jacrev"](placed, ROW_GROUP), next(placed.batches(None))
-    with exact_kernels():
+    with exact_kernels(placed.problem.model):
         for tile in plan.tiles():
             rows, cols = plan.span(tile.rows), plan.span(tile.cols)
             for _, segment in layout.segments(rows):

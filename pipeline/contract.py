@@ -1,0 +1,182 @@
+"""The contract of a loss: deterministic, a sum over samples, and differentiated by autograd as it changes.
+
+Everything is evaluated in float64 on the module itself, so that the checks hold for what `torch.func` cannot transform.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.culprit import drawing_module, unsteady_module, wrong_module
+from pipeline.data import Batch, digest, sample_count, take
+from pipeline.differences import Differences, agreeing, fourth_order
+from pipeline.errors import ProblemError
+from pipeline.layout import Parameter
+from pipeline.problem import PlacedProblem, Problem, random_state
+from pipeline.reference import Vector, gradient_sum, moved
+
+PASSES = 5  # of the loss: a random branch may be rare
+PART_SAMPLES = 1024  # at a time, in the pass over all data that checks sums and weights
+LOSS_TOLERANCE = 1e-9  # relative, in float64
+GRADIENT_TOLERANCE = 1e-6  # relative, where differences agree to a tenth of it; else ten times their gap
+INCONCLUSIVE = 1e-4  # relative gap between two steps beyond which differences prove nothing
+ROUNDING = 1e-9  # of the loss: its last bits over a step, with room
+
+
+def check_deterministic(placed: PlacedProblem) -> list[str]:
+    """Evaluate loss and gradient several times; compare values, random state and buffers.
+
+    Args:
+        placed: the problem on a few samples, in float64.
+
+    Returns:
+        Buffers that evaluations change, without effect on the loss.
+
+    Raises:
+        ProblemError: values differ, or random numbers are drawn; the message names the module.
+    """
+    with placed.own_parameters() as own:
+        buffers = {name: digest(b) for name, b in placed.problem.model.named_buffers()}
+        for batch in placed.batches(None):
+            # The first pass may set a seed of its own.
+            passes = [(_evaluate(placed, own, batch), digest(random_state())) for _ in range(PASSES)]
+            (values, gradients), states = zip(*(seen for seen, _ in passes), strict=True), {s for _, s in passes}
+            if not np.isfinite(values).all():
+                raise ProblemError(
+                    f"loss: got {values[0]} for {sample_count(batch)} samples, expected a finite number; a mean over "
+                    "targets that are all ignored is NaN: Return (sum, weight)"
+                )
+            spread, scale = max(values) - min(values), max(map(abs, values))
+            wander = max(float((g - gradients[0]).abs().max()) for g in gradients[1:])
+            if len(states) > 1:
+                raise ProblemError(
+                    f"loss: not deterministic, random numbers are drawn{drawing_module(placed, batch)}: a Hessian is "
+                    "of one function. Call model.eval(), or fix what is drawn"
+                )
+            if not (
+                spread <= LOSS_TOLERANCE * scale
+                and wander <= LOSS_TOLERANCE * max(float(gradients[0].abs().max()), scale)
+            ):
+                raise ProblemError(
+                    f"loss: not deterministic ({values[0]:.12g}, then {values[1]:.12g}, then {values[2]:.12g}; "
+                    f"gradients differ by up to {wander:.3g}){unsteady_module(placed, batch)}: a Hessian is of one "
+                    "function. Call model.eval(), or keep state out of the forward pass"
+                )
+        return [name for name, b in placed.problem.model.named_buffers() if digest(b) != buffers[name]]
+
+
+def _evaluate(placed: PlacedProblem, own: dict[str, torch.nn.Parameter], batch: Batch) -> tuple[float, Tensor]:
+    """Give the loss of a batch and its gradient."""
+    value, _ = placed.problem.loss_sum(None, batch)
+    return float(value.detach()), gradient_sum(value, own)
+
+
+def check_separable(all_data: PlacedProblem, few: PlacedProblem) -> None:
+    """Compare the losses of batches with those of their parts: over all data two uneven ones, for a few every sample.
+
+    Args:
+        all_data: the problem in float64.
+        few: the same on a few samples.
+
+    Raises:
+        ProblemError: a loss is not the sum, or mean, of its parts' losses.
+    """
+    with torch.no_grad(), all_data.own_parameters():
+        for batch in all_data.batches(PART_SAMPLES):
+            cut = 1 + sample_count(batch) // 3
+            _compare(all_data, batch, [take(batch, slice(0, cut)), take(batch, slice(cut, None))])
+    with torch.no_grad(), few.own_parameters():
+        for batch in few.batches(None):
+            _compare(few, batch, [take(batch, slice(k, k + 1)) for k in range(sample_count(batch))])
+
+
+def _compare(placed: PlacedProblem, batch: Batch, parts: list[Batch]) -> None:
+    """Refuse a batch whose (sum, weight) is not that of its parts."""
+    parts = [part for part in parts if sample_count(part)]
+    if len(parts) == 1:
+        return
+    problem = placed.problem
+    whole, weight = map(float, problem.loss_sum(None, batch))
+    try:
+        found = [tuple(map(float, problem.loss_sum(None, part))) for part in parts]
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise ProblemError(
+            f"loss: {sample_count(batch)} samples can be evaluated, {sample_count(parts[0])} of them cannot "
+            f"({_words(error)}), and micro-batches are of any size: keep dimension 0 (squeeze() drops it), or say "
+            "separable=False (one batch only)"
+        ) from error
+    sums, weights = (sum(values) for values in zip(*found, strict=True))
+    is_mean = problem.reduction == "mean"
+    scale = max(abs(whole), *(abs(part) for part, _ in found)) or 1.0
+    gap = abs(whole - sums) / scale
+    if is_mean:
+        gap = max(gap, abs(weight - weights) / (abs(weight) or 1.0))
+    if not gap <= LOSS_TOLERANCE:
+        raise ProblemError(
+            f"loss: (sum, weight) of {sample_count(batch)} samples is ({whole:.9g}, {weight:.9g}), of its "
+            f"{len(parts)} parts together ({sums:.9g}, {weights:.9g}): it is not a {problem.reduction} over samples"
+            f"{_coupling(problem)}. Return (sum, weight), say reduction={'sum' if is_mean else 'mean'!r} if that is "
+            "what it is, or separable=False (one batch only) if samples act on each other"
+        )
+
+
+def _coupling(problem: Problem) -> str:
+    """Name a module in train mode that may be what couples samples."""
+    found = [(name, m) for name, m in problem.model.named_modules() if m.training and "Norm" in type(m).__name__]
+    return f" (`{found[0][0]}` ({type(found[0][1]).__name__}) is in train mode)" if found else ""
+
+
+def gradient_error(placed: PlacedProblem, parameter: Parameter, vector: Vector) -> float | None:
+    """Compare autograd with differences of the loss, along a dense random direction on one parameter.
+
+    Where autograd itself disagrees with the loss (masked lookups of `padding_idx`, straight-through estimators, wrong
+    custom backward functions), no engine helps.
+
+    Args:
+        placed: the problem on a few samples, in float64.
+        parameter: which.
+        vector: the direction, zero elsewhere.  # shape: (P,)
+
+    Returns:
+        The relative error of the slope; None where no two steps of the differences agree.
+
+    Raises:
+        ProblemError: they contradict each other; the message names parameter and module.
+    """
+    slope, size, loss = 0.0, 0.0, 0.0
+    with placed.own_parameters() as own:
+        for batch in placed.batches(None):
+            value, _ = placed.problem.loss_sum(None, batch)
+            gradient = gradient_sum(value, own)[parameter.span.start : parameter.span.stop].cpu().numpy()
+            slope += float(gradient @ vector[parameter.span.start : parameter.span.stop])
+            size += float(np.linalg.norm(gradient)) / max(parameter.size, 1) ** 0.5
+            loss += abs(float(value.detach()))
+    found = _slope(placed, vector, size + ROUNDING * loss)
+    scale = max(abs(slope), size) + ROUNDING * loss or 1.0
+    error, gap = abs(float(found.values[0][0]) - slope) / scale, found.gaps[0]
+    if gap > INCONCLUSIVE:
+        return None
+    if error > max(GRADIENT_TOLERANCE, 10 * gap):
+        raise ProblemError(
+            f"loss: its gradient with respect to `{parameter.name}` is {slope:.6g} along a direction in which the "
+            f"loss itself changes by {float(found.values[0][0]):.6g}: autograd does not differentiate this loss"
+            f"{wrong_module(placed, order=1)}. Lookups at padding_idx, straight-through estimators, .detach() and "
+            f"custom backward functions do this. Change the operation, or leave `{parameter.name}` out with params"
+        )
+    return error
+
+
+def _slope(placed: PlacedProblem, vector: Vector, floor: float) -> Differences:
+    """Differentiate the loss along a vector by differences."""
+
+    def loss(t: float) -> Vector:
+        with torch.no_grad(), moved(placed, t * vector).own_parameters():
+            return np.array([sum(float(placed.problem.loss_sum(None, b)[0]) for b in placed.batches(None))])
+
+    return agreeing(
+        lambda step: [fourth_order(loss, step)], lambda values: [max(abs(float(values[0][0])), floor) or 1.0]
+    )
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,0 +1,60 @@
+"""A few samples of a problem on which engines are tried: small, and with what is rare in them."""
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from pipeline.data import Batch, sample_count, take
+from pipeline.problem import Problem
+
+SPREAD = 4  # samples taken from the first batch, and from the last
+
+
+def representative(problem: Problem) -> Problem:
+    """Give the same problem on a few samples.
+
+    They are spread over the first and the last batch; to these come, for every integer tensor of the data, a sample
+    that holds its smallest value, its largest and its commonest one: ignored targets, padding and masks are among them.
+    The result has two uneven batches at least, unless samples act on each other: then it is all data.
+
+    Args:
+        problem: with all its data.
+
+    Returns:
+        The problem on a few samples, without the L2 term: engines do not know it.
+    """
+    if not problem.separable:
+        return problem.on(problem.batches, l2=0.0)
+    picked: dict[int, set[int]] = {}
+    for index in {0, len(problem.batches) - 1}:
+        count = sample_count(problem.batches[index])
+        picked[index] = {round(k) for k in torch.linspace(0, count - 1, min(SPREAD, count)).tolist()}
+    for index, sample in _extremes(problem.batches):
+        picked.setdefault(index, set()).add(sample)
+    few = [take(problem.batches[index], torch.tensor(sorted(samples))) for index, samples in sorted(picked.items())]
+    return problem.on(tuple(few) if len(few) > 1 else _uneven(few[0]), l2=0.0)
+
+
+def _uneven(batch: Batch) -> tuple[Batch, ...]:
+    """Cut a batch in two; equal parts would hide a mean of means."""
+    count = sample_count(batch)
+    if count == 1:
+        return (batch,)
+    return take(batch, slice(0, 1 + count // 3)), take(batch, slice(1 + count // 3, None))
+
+
+def _extremes(batches: tuple[Batch, ...]) -> list[tuple[int, int]]:
+    """Find samples, as (batch, place), with the smallest, largest and commonest value of every integer tensor."""
+    found: dict[tuple[int, str], tuple[float, int, int]] = {}
+    common: dict[int, Tensor] = {}
+    for index, batch in enumerate(batches):
+        for k, leaf in enumerate(tree_leaves(batch)):
+            if not isinstance(leaf, Tensor) or leaf.is_floating_point() or leaf.is_complex() or leaf.numel() == 0:
+                continue
+            flat = leaf.reshape(len(leaf), -1).long()
+            mode = common.setdefault(k, flat.flatten().mode().values)
+            scores = {"low": -flat.amin(1), "high": flat.amax(1), "common": (flat == mode).sum(1)}
+            for kind, score in scores.items():
+                best = (float(score.max()), index, int(score.argmax()))
+                found[k, kind] = max(found.get((k, kind), best), best, key=lambda entry: entry[0])
+    return [(index, sample) for _, index, sample in found.values()]
