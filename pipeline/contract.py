@@ -3,6 +3,8 @@
 Everything is evaluated in float64 on the module itself, so that the checks hold for what `torch.func` cannot transform.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from pipeline.errors import ProblemError
 from pipeline.layout import Parameter
 from pipeline.problem import PlacedProblem, Problem, random_state
 from pipeline.reference import Vector, gradient_sum, moved
+from pipeline.samples import two_parts
 
 PASSES = 5  # of the loss: a random branch may be rare
 PART_SAMPLES = 1024  # at a time, in the pass over all data that checks sums and weights
@@ -83,16 +86,14 @@ def check_separable(all_data: PlacedProblem, few: PlacedProblem) -> None:
     """
     with torch.no_grad(), all_data.own_parameters():
         for batch in all_data.batches(PART_SAMPLES):
-            cut = 1 + sample_count(batch) // 3
-            _compare(all_data, batch, [take(batch, slice(0, cut)), take(batch, slice(cut, None))])
+            _compare(all_data, batch, two_parts(batch))
     with torch.no_grad(), few.own_parameters():
         for batch in few.batches(None):
             _compare(few, batch, [take(batch, slice(k, k + 1)) for k in range(sample_count(batch))])
 
 
-def _compare(placed: PlacedProblem, batch: Batch, parts: list[Batch]) -> None:
+def _compare(placed: PlacedProblem, batch: Batch, parts: Sequence[Batch]) -> None:
     """Refuse a batch whose (sum, weight) is not that of its parts."""
-    parts = [part for part in parts if sample_count(part)]
     if len(parts) == 1:
         return
     problem = placed.problem
@@ -102,8 +103,8 @@ def _compare(placed: PlacedProblem, batch: Batch, parts: list[Batch]) -> None:
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise ProblemError(
             f"loss: {sample_count(batch)} samples can be evaluated, {sample_count(parts[0])} of them cannot "
-            f"({_words(error)}), and micro-batches are of any size: keep dimension 0 (squeeze() drops it), or say "
-            "separable=False (one batch only)"
+            f"({_words(error)}){_coupling(problem)}, and micro-batches are of any size: keep dimension 0 (squeeze() "
+            "drops it), call model.eval(), or say separable=False (one batch only)"
         ) from error
     sums, weights = (sum(values) for values in zip(*found, strict=True))
     is_mean = problem.reduction == "mean"

@@ -3,6 +3,7 @@
 Best effort: a clause for a message that is going to be raised anyway, empty where nothing is found.
 """
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,19 +35,30 @@ class _Call:
     drew: bool
 
     def clause(self, what: str) -> str:
-        place = f"`{self.path}`" if self.path else "the model's own forward"
-        return f" {what} {place} ({type(self.module).__name__})"
+        return _place(what, self.path, self.module)
+
+
+def _place(what: str, path: str, module: nn.Module) -> str:
+    return f"{what} `{path}` ({type(module).__name__})" if path else f"{what} the model ({type(module).__name__})"
+
+
+def raising_module(model: nn.Module, error: BaseException) -> str:
+    """Name the innermost module in whose code an error was raised, as in " in `1` (BatchNorm1d)"."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    frames = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
+    inside = [module for module in frames if id(module) in paths]
+    return _place(" in", paths[id(inside[-1])], inside[-1]) if inside else ""
 
 
 def drawing_module(placed: PlacedProblem, batch: Batch) -> str:
     """Name the module that draws random numbers, as in " in `1` (Dropout)"."""
-    return next((call.clause("in") for call in _calls(placed, batch) if call.drew), " in the loss")
+    return next((call.clause(" in") for call in _calls(placed, batch) if call.drew), " in the loss")
 
 
 def unsteady_module(placed: PlacedProblem, batch: Batch) -> str:
     """Name the first module whose output differs between two passes."""
     pairs = zip(_calls(placed, batch), _calls(placed, batch), strict=False)
-    return next((a.clause("from") for a, b in pairs if digest(a.output) != digest(b.output)), " from the loss")
+    return next((a.clause(" from") for a, b in pairs if digest(a.output) != digest(b.output)), " from the loss")
 
 
 def wrong_module(placed: PlacedProblem, *, order: int) -> str:
@@ -57,7 +69,7 @@ def wrong_module(placed: PlacedProblem, *, order: int) -> str:
         order: 1 for the derivative, 2 for the second one.
 
     Returns:
-        A clause, as in ": it goes wrong in `embed` (Embedding)".
+        A clause, as in ", and it goes wrong in `embed` (Embedding)".
     """
     with placed.own_parameters():
         for batch in placed.batches(None):
@@ -65,10 +77,10 @@ def wrong_module(placed: PlacedProblem, *, order: int) -> str:
                 try:
                     is_wrong = _is_wrong(call, order)
                 except (RuntimeError, NotImplementedError) as error:
-                    return f"{call.clause(': it goes wrong in')}, {' '.join(str(error).split())[:200]}"
+                    return f"{call.clause(', and it goes wrong in')}, {' '.join(str(error).split())[:200]}"
                 if is_wrong:
-                    return call.clause(": it goes wrong in")
-    return ": it goes wrong outside the model's modules"
+                    return call.clause(", and it goes wrong in")
+    return ", and it goes wrong outside the model's modules"
 
 
 def _calls(placed: PlacedProblem, batch: Batch) -> list[_Call]:

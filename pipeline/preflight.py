@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.contract import INCONCLUSIVE, check_deterministic, check_separable, gradient_error
-from pipeline.culprit import wrong_module
+from pipeline.culprit import raising_module, wrong_module
 from pipeline.differences import Differences, agreeing, fourth_order
 from pipeline.engines import ENGINES
 from pipeline.errors import HessianError, ProblemError
@@ -22,7 +22,7 @@ from pipeline.layout import Parameter
 from pipeline.manifest import ParameterVerdict, PreflightVerdict
 from pipeline.problem import PlacedProblem, Problem, contexts, exact_kernels, unchanged
 from pipeline.reference import Vector, gradient_sum, hessian_vector_products, moved
-from pipeline.samples import representative
+from pipeline.samples import representative, uneven_parts
 
 POINTS = 3  # in parameter space, tried one after the other while differences prove nothing
 SHIFT = 0.01  # of a parameter's root mean square, or of 0.1 where that is smaller
@@ -55,12 +55,13 @@ def preflight(problem: Problem, candidates: Sequence[str], dtype: torch.dtype, d
     start = time.monotonic()
     few = representative(problem)
     with exact_kernels(problem.model), unchanged(problem.model):
-        with _explained():
+        with _explained(problem):
             placed = few.place(torch.float64, device)
             buffers = check_deterministic(placed)
             if problem.separable:
                 check_separable(problem.place(torch.float64, device), placed)
-            _require_finite(placed)
+            few = uneven_parts(few)
+            _require_finite(few.place(torch.float64, device))
             errors = _check_autograd(few, dtype, device)
         trial = _Trial(_Point(few, 0, dtype, device))
         chosen = {p.name: trial.choose(p, candidates) for p in problem.layout}
@@ -78,14 +79,16 @@ def preflight(problem: Problem, candidates: Sequence[str], dtype: torch.dtype, d
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(problem: Problem) -> Iterator[None]:
     """Turn what a model or a loss raises into an error of ours."""
     try:
         yield
     except HessianError:
         raise
     except Exception as error:
-        raise ProblemError(f"model or loss: evaluating them raised {_words(error)}") from error
+        raise ProblemError(
+            f"model or loss: evaluating them raised {_words(error)}{raising_module(problem.model, error)}"
+        ) from error
 
 
 def _require_finite(placed: PlacedProblem) -> None:

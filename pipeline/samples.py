@@ -15,7 +15,6 @@ def representative(problem: Problem) -> Problem:
 
     They are spread over the first and the last batch; to these come, for every integer tensor of the data, a sample
     that holds its smallest value, its largest and its commonest one: ignored targets, padding and masks are among them.
-    The result has two uneven batches at least, unless samples act on each other: then it is all data.
 
     Args:
         problem: with all its data.
@@ -32,15 +31,21 @@ def representative(problem: Problem) -> Problem:
     for index, sample in _extremes(problem.batches):
         picked.setdefault(index, set()).add(sample)
     few = [take(problem.batches[index], torch.tensor(sorted(samples))) for index, samples in sorted(picked.items())]
-    return problem.on(tuple(few) if len(few) > 1 else _uneven(few[0]), l2=0.0)
+    return problem.on(tuple(few), l2=0.0)
 
 
-def _uneven(batch: Batch) -> tuple[Batch, ...]:
-    """Cut a batch in two; equal parts would hide a mean of means."""
+def uneven_parts(problem: Problem) -> Problem:
+    """Give the same problem with every batch cut in two uneven ones, unless samples act on each other."""
+    if not problem.separable:
+        return problem
+    return problem.on(tuple(part for batch in problem.batches for part in two_parts(batch)), l2=problem.l2)
+
+
+def two_parts(batch: Batch) -> tuple[Batch, ...]:
+    """Cut a batch in two, as long as it has two samples; equal parts would hide a mean of means."""
     count = sample_count(batch)
-    if count == 1:
-        return (batch,)
-    return take(batch, slice(0, 1 + count // 3)), take(batch, slice(1 + count // 3, None))
+    cut = max(1, count // 3)
+    return (batch,) if count == 1 else (take(batch, slice(0, cut)), take(batch, slice(cut, None)))
 
 
 def _extremes(batches: tuple[Batch, ...]) -> list[tuple[int, int]]:

@@ -162,9 +162,9 @@ def dropout():
 
 
 NOT_DETERMINISTIC = {
-    "dropout": (dropout, lambda: loader(batch_size=3), "`1` .Dropout. is in train mode"),
+    "dropout": (dropout, lambda: loader(batch_size=3), "`1` .Dropout."),
     "batch norm, shuffled": (batch_norm, lambda: loader(batch_size=3, shuffle=True), "shuffles"),
-    "batch norm": (batch_norm, lambda: loader(batch_size=3), "BatchNorm1d.*train mode"),
+    "batch norm": (batch_norm, lambda: loader(batch_size=3), "`1` .BatchNorm1d."),
     "drop_last": (lambda: mlp(10, 5, 2), lambda: loader(batch_size=5, drop_last=True), "drop_last"),
     "drop_last, shuffled": (
         lambda: mlp(10, 5, 2), lambda: loader(batch_size=5, drop_last=True, shuffle=True), "shuffles|drop_last"
