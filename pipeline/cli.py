@@ -29,13 +29,17 @@ def cli() -> None:
 
 @cli.command("plan")
 @_job_argument
+@click.option("--preflight", is_flag=True, help="Show what preflight found: the errors seen and the engines tried.")
 @_set_option
-def plan_command(job: Path, overrides: tuple[str, ...]) -> None:
+def plan_command(job: Path, overrides: tuple[str, ...], *, preflight: bool) -> None:
     """Say what running JOB would do, and whether it would fit; starts nothing."""
     from pipeline.run import plan
     from pipeline.spec import load_job
 
-    _show_plan(plan(load_job(job, overrides), job.parent))
+    made = plan(load_job(job, overrides), job.parent)
+    if preflight:
+        _show_preflight(made)
+    _show_plan(made)
 
 
 @cli.command("run")
@@ -108,6 +112,31 @@ def _table(rows: Any) -> "Table":
     for name, value in rows:
         table.add_row(str(name), f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
     return table
+
+
+def _show_preflight(made: "JobPlan") -> None:
+    """Print what preflight found."""
+    from rich.table import Table
+
+    verdict = made.manifest.preflight
+    table = Table("parameter", "engine", "gradient", "double backward", "engines tried", title="preflight")
+    for name, found in verdict.parameters.items():
+        tried = "\n".join(f"{engine} {did}" for engine, did in found.tried.items())
+        table.add_row(name, found.engine, f"{found.gradient:.0e}", f"{found.differences:.0e}", tried)
+    console = _console()
+    console.print(table)
+    console.print(
+        _table(
+            [
+                ("gradient", "its error against differences of the loss"),
+                ("double backward", "its error against differences of the gradient"),
+                ("block (a, b) against (b, a)", f"{verdict.asymmetry:.0e}"),
+                ("samples", verdict.samples),
+                ("set for the run", ", ".join(verdict.contexts)),
+                ("seconds", f"{verdict.seconds:.1f}"),
+            ]
+        )
+    )
 
 
 def _show_plan(made: "JobPlan") -> None:

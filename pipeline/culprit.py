@@ -45,8 +45,8 @@ def _place(what: str, path: str, module: nn.Module) -> str:
 def raising_module(model: nn.Module, error: BaseException) -> str:
     """Name the innermost module in whose code an error was raised, as in " in `1` (BatchNorm1d)"."""
     paths = {id(module): path for path, module in model.named_modules()}
-    frames = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
-    inside = [module for module in frames if id(module) in paths]
+    owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    inside = [owner for owner in owners if isinstance(owner, nn.Module) and id(owner) in paths]
     return _place(" in", paths[id(inside[-1])], inside[-1]) if inside else ""
 
 

@@ -4,7 +4,7 @@ A batch is a pair (inputs, target), or whatever an `objective` takes; dimension 
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ def _one_pass(data: Any) -> tuple[Batch, ...]:
     elif isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         samples = [data[i] for i in range(len(data))]  # type: ignore[arg-type]
         return (_tensors(default_collate(samples)),) if samples else ()
-    elif isinstance(data, Tensor | dict) or not hasattr(data, "__iter__"):
+    elif isinstance(data, Tensor | Mapping) or not hasattr(data, "__iter__"):
         raise ProblemError(
             f"data: got {type(data).__name__}, expected a tuple (inputs, target), a Dataset, a DataLoader "
             "or a re-iterable of such tuples"
@@ -110,7 +110,7 @@ def _check_loader(loader: DataLoader[Any]) -> None:
     """Refuse loaders that do not give all samples in one order."""
     if isinstance(loader.sampler, RandomSampler):
         raise ProblemError("data: the DataLoader shuffles: pass shuffle=False")
-    if loader.drop_last:
+    if loader.drop_last or getattr(loader.batch_sampler, "drop_last", False):
         raise ProblemError("data: the DataLoader drops its last batch, whose samples count as well: drop_last=False")
 
 
@@ -118,7 +118,7 @@ def _tensors(value: Any) -> Batch:
     """Turn NumPy arrays into tensors, and lists (as collated) into tuples."""
     if type(value) in {list, tuple}:
         return tuple(map(_tensors, value))
-    if type(value) is dict:
+    if isinstance(value, Mapping):  # tokenizers give mappings of their own
         return {key: _tensors(item) for key, item in value.items()}
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 

@@ -23,15 +23,15 @@ Reduction = Literal["mean", "sum"]
 SumAndWeight = tuple[Tensor, Tensor]
 Terms = Callable[[Any, Any, Batch], SumAndWeight]  # (output, target, batch) -> (sum, weight)
 
-_CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss)
-
 
 def as_terms(loss: Callable[..., Any], reduction: Reduction | None) -> tuple[Terms, Reduction]:
     """Turn a loss into a function that gives (sum, weight).
 
     Args:
         loss: a loss of torch.nn or torch.nn.functional (with `functools.partial` for its keywords), or a callable
-            (output, target) that gives a scalar or (sum, weight).
+            (output, target) that gives a scalar or (sum, weight). A torch loss of several inputs takes them from
+            tuples: (x1, x2) and a target, (anchor, positive, negative) and None, (mean, variance) and a target, log
+            probabilities and (targets, input lengths, target lengths).
         reduction: for a callable that gives a scalar: whether that is the mean (default) or the sum over samples.
 
     Returns:
@@ -94,18 +94,36 @@ def _like(loss: Any, output: Any) -> Any:
 
 
 def _torch_terms(
-    elementwise: Callable[..., Tensor], loss: Any, reduction: str, output: Any, target: Any, batch: Batch
+    elementwise: Callable[..., Tensor], loss: Any, reduction: str, output: Any, target: Any, _: Batch
 ) -> SumAndWeight:
     """Add up a torch loss; see `torch.nn` for what each mean divides by."""
     function = loss.func if isinstance(loss, functools.partial) else loss
-    if isinstance(function, nn.CTCLoss):
-        raise ProblemError("loss: CTCLoss takes lengths: pass it as an objective(call, batch) that gives (sum, weight)")
-    terms = _like(elementwise, output)(output, target)
-    is_class_loss = isinstance(function, _CLASS_LOSSES[:2]) or function in _CLASS_LOSSES[2:]
-    if is_class_loss and not target.is_floating_point():
+    arguments = _arguments(function, output, target)
+    terms = _like(elementwise, output)(*arguments)
+    if _is(function, nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss) and not target.is_floating_point():
         return terms.sum(), _class_weight(loss, target, terms)
-    count = sample_count(batch) if reduction == "batchmean" else terms.numel()
+    if _is(function, nn.CTCLoss, F.ctc_loss) and reduction == "mean":
+        terms = terms / arguments[3].clamp(min=1).to(terms)  # each by the length of its target
+    count = len(terms) if reduction == "batchmean" else terms.numel()
     return terms.sum(), terms.new_tensor(float(count))
+
+
+def _arguments(function: Any, output: Any, target: Any) -> tuple[Tensor, ...]:
+    """Lay out what a torch loss takes: outputs, then targets, either of which may be several."""
+    outputs = output if isinstance(output, tuple) else (output,)
+    targets = () if target is None else target if isinstance(target, tuple) else (target,)
+    if wrong := [value for value in (*outputs, *targets) if not isinstance(value, Tensor)]:
+        raise ProblemError(
+            f"loss: {_name(function)} takes tensors, got {type(wrong[0]).__name__}: pass a callable (output, target) "
+            "that picks them, such as lambda out, y: cross_entropy(out.logits, y)"
+        )
+    if _is(function, nn.GaussianNLLLoss, F.gaussian_nll_loss) and len(outputs) == 2:
+        return outputs[0], *targets, outputs[1]  # mean and variance, with the target between them
+    return *outputs, *targets
+
+
+def _is(function: Any, *losses: Any) -> bool:
+    return any(isinstance(function, loss) if isinstance(loss, type) else function is loss for loss in losses)
 
 
 def _class_weight(loss: Any, target: Tensor, terms: Tensor) -> Tensor:

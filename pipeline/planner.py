@@ -42,6 +42,7 @@ class JobPlan:
         allowed_bytes: for one worker.
         workers: how many.
         costs: measured, by row parameter.
+        left_out: parameters of the model that are frozen or not selected.
     """
 
     manifest: Manifest
@@ -51,6 +52,7 @@ class JobPlan:
     allowed_bytes: int
     workers: int
     costs: dict[str, Measured]
+    left_out: tuple[str, ...]
 
     @property
     def stored_bytes(self) -> int:
@@ -181,7 +183,8 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
             "versions": versions(),
         }
     )
-    return JobPlan(manifest, tiling, at, memory, allowed, workers, sizes.costs)
+    left_out = tuple(name for name, _ in problem.model.named_parameters() if name not in set(layout.names))
+    return JobPlan(manifest, tiling, at, memory, allowed, workers, sizes.costs, left_out)
 
 
 def worker_count(settings: Settings) -> int:

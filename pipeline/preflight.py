@@ -86,9 +86,8 @@ def _explained(problem: Problem) -> Iterator[None]:
     except HessianError:
         raise
     except Exception as error:
-        raise ProblemError(
-            f"model or loss: evaluating them raised {_words(error)}{raising_module(problem.model, error)}"
-        ) from error
+        place = raising_module(problem.model, error)
+        raise ProblemError(f"model or loss: evaluating them raised {_words(error)}{place}") from error
 
 
 def _require_finite(placed: PlacedProblem) -> None:

@@ -36,7 +36,8 @@ class Problem:
         loss: a loss of `torch.nn` or `torch.nn.functional`, or a callable (output, target) that gives a scalar (see
             `reduction`) or (sum, weight). The weight must not depend on the parameters.
         data: a tuple (inputs, target), a `Dataset`, a `DataLoader` of fixed order, or a re-iterable of batches; inputs
-            are a tensor, a tuple (positional) or a dict (keywords), dimension 0 of every tensor is the sample.
+            are a tensor, a tuple (positional) or a dict (keywords), dimension 0 of every tensor is the sample. A batch
+            that is a dict goes whole to the model, as keywords, and to the loss, in the place of the target.
         params: globs of parameter names; `!glob` excludes. All that require grad when None.
         objective: instead of a loss, `objective(call, batch) -> (sum, weight)`, where `call(*inputs)` runs the model:
             for losses of several forward passes.
@@ -166,9 +167,7 @@ class Problem:
 
         if self.objective is not None:
             return checked(self.objective(call, batch), "objective")
-        if not isinstance(batch, tuple) or len(batch) != 2:
-            raise ProblemError(f"batch: got {type(batch).__name__}, expected a tuple (inputs, target)")
-        inputs, target = batch
+        inputs, target = (batch, batch) if isinstance(batch, dict) else _pair(batch)
         if isinstance(inputs, dict):
             output = call(**inputs)
         else:
@@ -247,6 +246,13 @@ class PlacedProblem:
             for name, (data, requires_grad) in saved.items():
                 tensors[name].data = data
                 tensors[name].requires_grad_(requires_grad)
+
+
+def _pair(batch: Batch) -> tuple[Any, Any]:
+    """Take a batch as (inputs, target)."""
+    if not isinstance(batch, tuple) or len(batch) != 2:
+        raise ProblemError(f"batch: got {type(batch).__name__}, expected (inputs, target), or a dict of inputs")
+    return batch
 
 
 def contexts(model: nn.Module, device: torch.device) -> list[str]:
