@@ -9,12 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.culprit import drawing_module, unsteady_module, wrong_module
+from pipeline.culprit import (
+    coupling_module,
+    drawing_module,
+    raising_module,
+    remembering_module,
+    unsteady_module,
+    wrong_module,
+)
 from pipeline.data import Batch, digest, sample_count, take
 from pipeline.differences import Differences, agreeing, fourth_order
 from pipeline.errors import ProblemError
 from pipeline.layout import Parameter
-from pipeline.problem import PlacedProblem, Problem, random_state
+from pipeline.problem import PlacedProblem, Problem, random_state, unchanged
 from pipeline.reference import Vector, gradient_sum, moved
 from pipeline.samples import two_parts
 
@@ -23,7 +30,7 @@ PART_SAMPLES = 1024  # at a time, in the pass over all data that checks sums and
 LOSS_TOLERANCE = 1e-9  # relative, in float64
 GRADIENT_TOLERANCE = 1e-6  # relative, where differences agree to a tenth of it; else ten times their gap
 INCONCLUSIVE = 1e-4  # relative gap between two steps beyond which differences prove nothing
-ROUNDING = 1e-9  # of the loss: its last bits over a step, with room
+ROUNDING = 1e-4  # of the loss, in units of the tolerance: its last bits over a step
 
 
 def check_deterministic(placed: PlacedProblem) -> list[str]:
@@ -49,6 +56,7 @@ def check_deterministic(placed: PlacedProblem) -> list[str]:
                     f"loss: got {values[0]} for {sample_count(batch)} samples, expected a finite number; a mean over "
                     "targets that are all ignored is NaN: Return (sum, weight)"
                 )
+            _require_finite_gradient(placed, gradients[0])
             spread, scale = max(values) - min(values), max(map(abs, values))
             wander = max(float((g - gradients[0]).abs().max()) for g in gradients[1:])
             if len(states) > 1:
@@ -68,6 +76,47 @@ def check_deterministic(placed: PlacedProblem) -> list[str]:
         return [name for name, b in placed.problem.model.named_buffers() if digest(b) != buffers[name]]
 
 
+def check_without_memory(placed: PlacedProblem, elsewhere: PlacedProblem) -> None:
+    """Evaluate at one point, with and without an evaluation at another before.
+
+    Args:
+        placed: the problem on a few samples, in float64.
+        elsewhere: the same with other parameters.
+
+    Raises:
+        ProblemError: the model keeps something from one evaluation to the next, such as a cache that is not renewed.
+    """
+    model = placed.problem.model
+    for batch in placed.batches(None):
+        with unchanged(model):
+            fresh = _numbers_at(elsewhere, batch)
+        with unchanged(model):
+            _numbers_at(placed, batch)
+            used = _numbers_at(elsewhere, batch)
+        if abs(fresh[0] - used[0]) > LOSS_TOLERANCE * max(abs(fresh[0]), abs(used[0])):
+            raise ProblemError(
+                f"loss: {fresh[0]:.12g} at first, {used[0]:.12g} after an evaluation with other parameters"
+                f"{remembering_module(placed, batch)}: a Hessian is of a function of the parameters alone. Compute "
+                "anew what depends on them"
+            )
+
+
+def _numbers_at(placed: PlacedProblem, batch: Batch) -> tuple[float, float]:
+    """Give sum and weight of a batch, evaluated on the module itself."""
+    with torch.enable_grad(), placed.own_parameters():
+        return _numbers(placed.problem, batch)
+
+
+def _require_finite_gradient(placed: PlacedProblem, gradient: Tensor) -> None:
+    """Refuse a gradient with NaN, naming the parameter."""
+    for p in placed.layout:
+        if not bool(gradient[p.span.start : p.span.stop].isfinite().all()):
+            raise ProblemError(
+                f"loss: its gradient with respect to `{p.name}` is NaN or infinite{wrong_module(placed, order=1)}: "
+                "look for sqrt, norm, log or a division at zero, and for torch.where over a branch that is not finite"
+            )
+
+
 def _evaluate(placed: PlacedProblem, own: dict[str, torch.nn.Parameter], batch: Batch) -> tuple[float, Tensor]:
     """Give the loss of a batch and its gradient."""
     value, _ = placed.problem.loss_sum(None, batch)
@@ -84,10 +133,10 @@ def check_separable(all_data: PlacedProblem, few: PlacedProblem) -> None:
     Raises:
         ProblemError: a loss is not the sum, or mean, of its parts' losses.
     """
-    with torch.no_grad(), all_data.own_parameters():
+    with torch.enable_grad(), all_data.own_parameters():  # a loss may differentiate by itself
         for batch in all_data.batches(PART_SAMPLES):
             _compare(all_data, batch, two_parts(batch))
-    with torch.no_grad(), few.own_parameters():
+    with torch.enable_grad(), few.own_parameters():
         for batch in few.batches(None):
             _compare(few, batch, [take(batch, slice(k, k + 1)) for k in range(sample_count(batch))])
 
@@ -97,14 +146,15 @@ def _compare(placed: PlacedProblem, batch: Batch, parts: Sequence[Batch]) -> Non
     if len(parts) == 1:
         return
     problem = placed.problem
-    whole, weight = map(float, problem.loss_sum(None, batch))
+    whole, weight = _numbers(problem, batch)
     try:
-        found = [tuple(map(float, problem.loss_sum(None, part))) for part in parts]
+        found = [_numbers(problem, part) for part in parts]
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        place = raising_module(problem.model, error)
         raise ProblemError(
             f"loss: {sample_count(batch)} samples can be evaluated, {sample_count(parts[0])} of them cannot "
-            f"({_words(error)}){_coupling(problem)}, and micro-batches are of any size: keep dimension 0 (squeeze() "
-            "drops it), call model.eval(), or say separable=False (one batch only)"
+            f"({_words(error)}{place}), and micro-batches are of any size: keep dimension 0 (squeeze() drops it), call "
+            "model.eval(), or say separable=False (one batch only)"
         ) from error
     sums, weights = (sum(values) for values in zip(*found, strict=True))
     is_mean = problem.reduction == "mean"
@@ -113,18 +163,19 @@ def _compare(placed: PlacedProblem, batch: Batch, parts: Sequence[Batch]) -> Non
     if is_mean:
         gap = max(gap, abs(weight - weights) / (abs(weight) or 1.0))
     if not gap <= LOSS_TOLERANCE:
+        coupling = coupling_module(placed, batch, parts[0])
         raise ProblemError(
             f"loss: (sum, weight) of {sample_count(batch)} samples is ({whole:.9g}, {weight:.9g}), of its "
-            f"{len(parts)} parts together ({sums:.9g}, {weights:.9g}): it is not a {problem.reduction} over samples"
-            f"{_coupling(problem)}. Return (sum, weight), say reduction={'sum' if is_mean else 'mean'!r} if that is "
-            "what it is, or separable=False (one batch only) if samples act on each other"
+            f"{len(parts)} parts together ({sums:.9g}, {weights:.9g}): it is not a {problem.reduction} over "
+            f"samples{coupling}. Return (sum, weight), say reduction={'sum' if is_mean else 'mean'!r} if that is what "
+            "it is, call model.eval(), or say separable=False (one batch only) if samples act on each other"
         )
 
 
-def _coupling(problem: Problem) -> str:
-    """Name a module in train mode that may be what couples samples."""
-    found = [(name, m) for name, m in problem.model.named_modules() if m.training and "Norm" in type(m).__name__]
-    return f" (`{found[0][0]}` ({type(found[0][1]).__name__}) is in train mode)" if found else ""
+def _numbers(problem: Problem, batch: Batch) -> tuple[float, float]:
+    """Give the sum and weight of a batch."""
+    total, weight = problem.loss_sum(None, batch)
+    return float(total.detach()), float(weight.detach())
 
 
 def gradient_error(placed: PlacedProblem, parameter: Parameter, vector: Vector) -> float | None:
@@ -171,8 +222,8 @@ def _slope(placed: PlacedProblem, vector: Vector, floor: float) -> Differences:
     """Differentiate the loss along a vector by differences."""
 
     def loss(t: float) -> Vector:
-        with torch.no_grad(), moved(placed, t * vector).own_parameters():
-            return np.array([sum(float(placed.problem.loss_sum(None, b)[0]) for b in placed.batches(None))])
+        with torch.enable_grad(), moved(placed, t * vector).own_parameters():  # a loss may differentiate by itself
+            return np.array([sum(float(placed.problem.loss_sum(None, b)[0].detach()) for b in placed.batches(None))])
 
     return agreeing(
         lambda step: [fourth_order(loss, step)], lambda values: [max(abs(float(values[0][0])), floor) or 1.0]

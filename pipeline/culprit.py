@@ -3,6 +3,7 @@
 Best effort: a clause for a message that is going to be raised anyway, empty where nothing is found.
 """
 
+import math
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,6 +62,36 @@ def unsteady_module(placed: PlacedProblem, batch: Batch) -> str:
     return next((a.clause(" from") for a, b in pairs if digest(a.output) != digest(b.output)), " from the loss")
 
 
+def remembering_module(placed: PlacedProblem, batch: Batch) -> str:
+    """Name a module that holds another tensor as an attribute after an evaluation than before."""
+    modules = list(placed.problem.model.named_modules())
+    before = [dict(vars(module)) for _, module in modules]
+    placed.problem.loss_sum(None, batch)
+    for (path, module), attributes in zip(modules, before, strict=True):
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and value is not attributes.get(name):
+                return f", kept as `{name}`{_place(' of', path, module)}"
+    return ""
+
+
+def coupling_module(placed: PlacedProblem, batch: Batch, part: Batch) -> str:
+    """Name the first module whose output for the first samples of a batch depends on the others."""
+    try:
+        pairs = list(zip(_calls(placed, batch), _calls(placed, part), strict=False))
+    except Exception:  # what cannot be evaluated is reported by the caller
+        return ""
+    return next((a.clause(", they act on each other in") for a, b in pairs if _is_coupled(a.output, b.output)), "")
+
+
+def _is_coupled(whole: Any, part: Any) -> bool:
+    """Compare the outputs for a batch, as far as they go, with those for its first samples."""
+    pairs = [(w, p) for w, p in zip(tree_leaves(whole), tree_leaves(part), strict=False) if _is_float(w) and w.ndim]
+    return any(
+        w.shape[1:] == p.shape[1:] and len(w) > len(p) and not torch.allclose(w[: len(p)], p, rtol=1e-9, atol=1e-12)
+        for w, p in pairs
+    )
+
+
 def wrong_module(placed: PlacedProblem, *, order: int) -> str:
     """Name the innermost module whose derivative by autograd is not that by differences.
 
@@ -76,8 +107,8 @@ def wrong_module(placed: PlacedProblem, *, order: int) -> str:
             for call in _calls(placed, batch):
                 try:
                     is_wrong = _is_wrong(call, order)
-                except (RuntimeError, NotImplementedError) as error:
-                    return f"{call.clause(', and it goes wrong in')}, {' '.join(str(error).split())[:200]}"
+                except (RuntimeError, NotImplementedError):
+                    is_wrong = True  # it cannot be differentiated
                 if is_wrong:
                     return call.clause(", and it goes wrong in")
     return ", and it goes wrong outside the model's modules"
@@ -132,6 +163,8 @@ def _is_wrong(call: _Call, order: int) -> bool:
     with line.restored(), torch.set_grad_enabled(order == 2):
         near, far = ((float(function(h)) - float(function(-h))) / (2 * h) for h in STEPS)
     scale = max(abs(found), abs(near), 1e-6)
+    if not math.isfinite(found):
+        return True
     return abs(near - far) < TOLERANCE * scale and abs(found - near) > 10 * TOLERANCE * scale
 
 

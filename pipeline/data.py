@@ -48,6 +48,11 @@ def read_batches(data: Any) -> tuple[Batch, ...]:
     return batches
 
 
+def dense(tensor: Tensor) -> Tensor:
+    """Give a tensor in strided layout; sparse embeddings have sparse gradients."""
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
+
+
 def sample_count(batch: Batch) -> int:
     """Count the samples of a batch."""
     return len(next(leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)))
@@ -79,7 +84,7 @@ def digest(tree: Any) -> str:
     for path, leaf in tree_flatten_with_path(tree)[0]:
         sha.update(path_of(path).encode())
         if isinstance(leaf, Tensor):
-            value = leaf.detach().cpu().contiguous()
+            value = dense(leaf.detach()).cpu().contiguous()
             sha.update(f"{value.dtype}{tuple(value.shape)}".encode())
             sha.update(value.reshape(-1).view(torch.uint8).numpy().data)
         else:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from pipeline.data import microbatches, sample_count
 from pipeline.engines import ENGINES
@@ -57,18 +57,24 @@ class Measured:
         return self.flops / self.rows / self.samples
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes alive in storages made inside the context, and their peak."""
+class Meter(TorchDispatchMode):
+    """Counts FLOPs, as torch does for matrix products and convolutions, and the bytes alive in storages made inside.
+
+    torch's own FlopCounterMode also tracks modules, by hooks that parametrised modules and losses that differentiate
+    do not bear.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.live = self.peak = self.flops = 0
         self._known: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func.overloadpacket):
+            self.flops += int(count(*args, **(kwargs or {}), out_val=result))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
                 self._note(leaf.untyped_storage())
         return result
 
@@ -112,11 +118,11 @@ def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_gr
     engine = ENGINES[segment.engine](placed, row_group)
     _synchronize(placed.device)
     start = time.perf_counter()
-    with exact_kernels(placed.problem.model), FlopCounterMode(display=False) as flops, LiveBytes() as memory:
+    with exact_kernels(placed.problem.model), Meter() as meter:
         engine.add(batch, rows, segment.cols, out)
         _synchronize(placed.device)
     seconds = time.perf_counter() - start
-    return Measured(len(rows), sample_count(batch), seconds, flops.get_total_flops(), memory.peak)
+    return Measured(len(rows), sample_count(batch), seconds, meter.flops, meter.peak)
 
 
 @dataclass(frozen=True)

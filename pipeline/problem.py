@@ -9,7 +9,7 @@ import copy
 import fnmatch
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from pipeline.data import Batch, byte_count, digest, microbatches, read_batches, sample_count
+from pipeline.data import Batch, byte_count, dense, digest, microbatches, read_batches, sample_count
 from pipeline.errors import ProblemError, nearest
 from pipeline.layout import ParameterLayout
 from pipeline.losses import Reduction, SumAndWeight, as_terms, checked
@@ -112,11 +113,11 @@ class Problem:
         return sum(t.nbytes for t in self.tensors().values()) + byte_count(self.batches)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Give all parameters and buffers by name, shared ones once, detached."""
+        """Give all parameters and buffers by name, shared ones once, detached, sparse ones made dense."""
         if self._values is not None:
             return self._values
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
-        return {name: tensor.detach() for name, tensor in named}
+        return {name: dense(tensor.detach()) for name, tensor in named}
 
     def at(self, tensors: Mapping[str, Tensor]) -> "Problem":
         """Give the same problem at other values of all parameters and buffers; the model stays as it is.
@@ -176,9 +177,11 @@ class Problem:
 
     def place(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> "PlacedProblem":
         """Give the problem with its tensors in one type on one device; the model itself stays as it is."""
+        sparse = {n: b.layout for n, b in self.model.named_buffers() if b.layout != torch.strided}
         tensors = {
             name: t.to(device, dtype) if t.is_floating_point() else t.to(device) for name, t in self.tensors().items()
         }
+        tensors |= {name: tensors[name].to_sparse(layout=layout) for name, layout in sparse.items()}
         parameters = {name: tensors.pop(name) for name in self.layout.names}
         return PlacedProblem(self, parameters, tensors, dtype, torch.device(device))
 
@@ -257,7 +260,7 @@ def _pair(batch: Batch) -> tuple[Any, Any]:
 
 def contexts(model: nn.Module, device: torch.device) -> list[str]:
     """Name what `exact_kernels` sets for a model on a device."""
-    names = ["math attention"]
+    names = ["math attention", *(["weight norm written out"] if _has_weight_norm(model) else [])]
     if device.type == "cuda":
         names += ["TF32 off", *(["cuDNN off"] if _is_recurrent(model) else [])]
     return names
@@ -267,8 +270,8 @@ def contexts(model: nn.Module, device: torch.device) -> list[str]:
 def exact_kernels(model: nn.Module) -> Iterator[None]:
     """Choose kernels that have right second derivatives and full precision.
 
-    The fused attention kernels have no double backward, nor have cuDNN's recurrent ones; TF32 leaves 1e-3 of relative
-    noise.
+    The fused attention kernels have no double backward, nor have cuDNN's recurrent ones; that of the fused weight norm
+    is wrong; TF32 leaves 1e-3 of relative noise.
 
     Args:
         model: what is going to be evaluated.
@@ -281,10 +284,32 @@ def exact_kernels(model: nn.Module) -> Iterator[None]:
     try:
         matmul.allow_tf32 = cudnn.allow_tf32 = False
         cudnn.enabled = cudnn.enabled and not _is_recurrent(model)
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), _WeightNormWrittenOut() if _has_weight_norm(model) else nullcontext():
             yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.enabled = saved
+
+
+class _WeightNormWrittenOut(TorchFunctionMode):
+    """Computes weight norm, w = g v / |v|, by plain operations.
+
+    The double backward of torch's fused kernel takes |v| for a constant: the block of g and v is off by a third.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch._weight_norm:
+            return func(*args, **(kwargs or {}))
+
+        def written_out(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+            return v * (g / torch.norm_except_dim(v, 2, dim))
+
+        return written_out(*args, **(kwargs or {}))
+
+
+def _has_weight_norm(model: nn.Module) -> bool:
+    """Say whether a module has the parametrisation, or the hook that came before it."""
+    parts = [part for m in model.modules() for part in (m, *m._forward_pre_hooks.values())]
+    return any(type(part).__name__ in {"_WeightNorm", "WeightNorm"} for part in parts)
 
 
 def _is_recurrent(model: nn.Module) -> bool:
@@ -294,31 +319,42 @@ def _is_recurrent(model: nn.Module) -> bool:
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Leave a model, and the random state, bit for bit as they are, whatever happens inside."""
-    modules = [(m, dict(m._parameters), dict(m._buffers), _plain_tensors(m), m.training) for m in model.modules()]
+    modules = [(m, dict(m._parameters), dict(m._buffers), dict(vars(m)), m.training) for m in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     state = random_state()
     try:
         yield
     finally:
-        for module, parameters, own_buffers, plain, training in modules:
-            module._parameters.update(parameters)
-            module._buffers.update(own_buffers)
-            for name in _plain_tensors(module).keys() - plain.keys():
-                del module.__dict__[name]
-            module.__dict__.update(plain)
-            module.training = training
+        for module, parameters, own_buffers, attributes, training in modules:
+            _put_back(module._parameters, parameters)
+            _put_back(module._buffers, own_buffers)
+            _put_back_tensors(module, attributes)
+            if module.training != training:
+                module.training = training
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         for buffer, value in buffers:
-            if not torch.equal(buffer.detach().nan_to_num(), value.nan_to_num()):
+            if digest(buffer) != digest(value):
                 buffer.detach().copy_(value)
         _set_random_state(state)
 
 
-def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Give tensors held as plain attributes: the old weight_norm recomputes one in every forward pass."""
-    return {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+def _put_back(place: Any, values: dict[str, Any]) -> None:
+    """Put back entries that were replaced; scripted modules hold theirs in no dict."""
+    for name, value in values.items():
+        if place[name] is not value:
+            place[name] = value
+
+
+def _put_back_tensors(module: nn.Module, attributes: dict[str, Any]) -> None:
+    """Put back tensors held as plain attributes: the old weight_norm makes one in every forward pass, caches do."""
+    for name, value in list(vars(module).items()):
+        before = attributes.get(name)
+        if value is not before and (isinstance(value, Tensor) or isinstance(before, Tensor)):
+            module.__dict__.pop(name)
+            if name in attributes:
+                module.__dict__[name] = before
 
 
 def random_state() -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import grad
 
+from pipeline.data import dense
 from pipeline.errors import ProblemError
 from pipeline.problem import PlacedProblem
 
@@ -154,7 +155,7 @@ def moved(placed: PlacedProblem, shift: Vector) -> PlacedProblem:
 
 
 def _flat(tensors: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([t.reshape(-1) for t in tensors])
+    return torch.cat([dense(t).reshape(-1) for t in tensors])
 
 
 def _numpy(tensor: Tensor) -> Vector:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from pipeline.data import Batch
+from pipeline.data import Batch, dense
 from pipeline.problem import PlacedProblem
 
 
@@ -32,9 +32,10 @@ class Rows:
                 (gradient,) = grad(loss, own[parameter.name], create_graph=True, materialize_grads=True)
                 if not gradient.requires_grad:  # the loss is linear in everything
                     continue
+                flat = dense(gradient).reshape(-1)
                 for row in segment:
-                    entry = gradient.reshape(-1)[row - parameter.offset]
+                    entry = flat[row - parameter.offset]
                     parts = grad(entry, [own[p.name] for p, _ in columns], retain_graph=True, materialize_grads=True)
                     for (p, span), part in zip(columns, parts, strict=True):
-                        piece = part.reshape(-1)[span.start - p.offset : span.stop - p.offset]
+                        piece = dense(part).reshape(-1)[span.start - p.offset : span.stop - p.offset]
                         out[row - rows.start, span.start - cols.start : span.stop - cols.start] += piece
