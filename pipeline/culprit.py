@@ -66,7 +66,8 @@ def remembering_module(placed: PlacedProblem, batch: Batch) -> str:
     """Name a module that holds another tensor as an attribute after an evaluation than before."""
     modules = list(placed.problem.model.named_modules())
     before = [dict(vars(module)) for _, module in modules]
-    placed.problem.loss_sum(None, batch)
+    with placed.own_parameters():
+        placed.problem.loss_sum(None, batch)
     for (path, module), attributes in zip(modules, before, strict=True):
         for name, value in vars(module).items():
             if isinstance(value, Tensor) and value is not attributes.get(name):

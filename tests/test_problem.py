@@ -154,7 +154,7 @@ CHECKED = {
     "noise": (lambda: Problem(Noisy(), loss(), (X, Y)), "not deterministic.*random numbers"),
     "batch norm in train mode": (
         lambda: Problem(batch_norm(), loss(), (X, Y)),
-        "act on each other in `1` .BatchNorm1d.",
+        "act on each other in `1` .Batch",
     ),
     "samples that act together": (lambda: Problem(net(), mean_of_pairs, (X, Y)), "separable=False"),
     "a sum said to be a mean": (lambda: Problem(net(), lambda o, t: o.square().sum(), (X, Y)), "reduction='sum'"),
