@@ -1,6 +1,9 @@
 """Verification finds what is planted: wrong entries, wrong blocks, wrong bits, the wrong problem."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,3 +151,37 @@ def test_another_problem(tmp_path):
         verify_hessian(
             str(tmp_path), zoo.supervised(zoo.tanh_net(), zoo.nn.CrossEntropyLoss(), *zoo.data(seed=5)).problem
         )
+
+
+FACTORY = """
+from pathlib import Path
+import torch
+from zoo import mlp
+from pipeline.engines import ENGINES
+from pipeline.engines.jacrev import Jacrev
+
+class Wrong(Jacrev):
+    def add(self, batch, rows, cols, out):
+        super().add(batch, rows, cols, out)
+        if {always} or Path({manifest!r}).exists():
+            out[:, -1] *= 1.01
+
+def problem():
+    ENGINES["jacrev"] = Wrong
+    return mlp().problem
+"""
+
+
+@pytest.mark.parametrize(("always", "exit_code"), [(True, 2), (False, 1)])
+def test_a_wrong_engine_fails_the_command(tmp_path, always, exit_code):
+    output = tmp_path / "out"
+    for name in ("zoo", "oracle"):
+        (tmp_path / f"{name}.py").write_text((Path(__file__).parent / f"{name}.py").read_text())
+    factory = FACTORY.format(always=always, manifest=str(output / "manifest.json"))
+    (tmp_path / "wrong.py").write_text(factory)
+    (tmp_path / "job.yaml").write_text("problem: wrong.py:problem\nengine: jacrev\nexecutor: serial\nchunk: 16\n")
+    command = [sys.executable, "-m", "pipeline", "run", str(tmp_path / "job.yaml"), "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == exit_code, done.stderr
+    assert "H[" in done.stderr.splitlines()[-1]
+    assert not (output / "_SUCCESS").exists()
