@@ -26,6 +26,7 @@ GRADIENT_TOLERANCE = 1e-6  # of the largest entry of the gradient
 TOLERANCE = 1e-6  # block error between autograd and differences
 INCONCLUSIVE = 0.02  # of all entries
 DIFFERENCE_ULPS = math.ceil(ROUNDING / np.finfo(np.float64).eps)
+MOVED = 0.01
 PASSES = 25  # a branch taken once in five is missed once in 250
 LARGE = 1e3  # a Hessian entry over the gradient's, beyond which a kink is suspected
 
@@ -91,10 +92,12 @@ class Loss:
         # A forward pass may write into parameters (max_norm), so every evaluation starts from these.
         self.start = [(p, p.detach().clone()) for p in self.model.parameters()]
 
-    def value(self, batch: Any = None) -> float:
-        """The loss at the start."""
+    def value(self, batch: Any = None, shift: float = 0.0) -> float:
+        """The loss at the start, or with a shift of all parameters that is not along them."""
         self._reset()
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            for parameter in self.parameters if shift else ():
+                parameter += shift * torch.linspace(1, 2, parameter.numel()).reshape(parameter.shape).to(parameter)
             return float(self.whole_loss(self.model, self.batch if batch is None else batch))
 
     def with_gradient(self, index: tuple[int, int] | None = None, shift: float = 0.0) -> tuple[float, np.ndarray]:
@@ -151,7 +154,7 @@ class _Finding:
         self.additive = _additive(self.loss)
         if any(p.is_complex() for p in self.loss.parameters):
             raise _Uncomputable("a parameter is complex")
-        gradient, differences = self._differences()
+        differences = self._differences()
         self.conclusive = float(np.isfinite(differences).mean())
         if self.conclusive >= 1 - INCONCLUSIVE:
             self.differences = differences
@@ -170,13 +173,17 @@ class _Finding:
             raise _Uncomputable("the loss is not finite")
         if max(values) - min(values) > 1e-12 * max(map(abs, values)):
             raise _Uncomputable("not deterministic")
+        # A state that follows the parameters (a power iteration) is settled only where it has been before.
+        moved = [self.loss.value(shift=MOVED) for _ in range(2)]
+        if abs(moved[0] - moved[1]) > 1e-12 * max(map(abs, moved)):
+            raise _Uncomputable("not deterministic: its state follows its parameters")
         ends = [_end_of_pass(self.loss, seed) for seed in (1, 2)]
         # Reseeding inside is deterministic: then the state after a pass does not depend on that before.
         for before, after, other in zip(*ends[0], ends[1][1], strict=True):
             if before != after and after != other:
                 raise _Uncomputable("draws random numbers")
 
-    def _differences(self) -> tuple[np.ndarray, np.ndarray]:
+    def _differences(self) -> np.ndarray:
         """Differentiate loss and gradient along every parameter entry; refuse a wrong gradient."""
         try:
             value, gradient = self.loss.with_gradient()
@@ -194,7 +201,7 @@ class _Finding:
         for name, wrong in (("the gradient is not the loss's", slope - gradient), ("the loss has a kink", kink)):
             if (worst := np.nanmax(np.abs(wrong), initial=0)) > GRADIENT_TOLERANCE * scale:
                 raise _Uncomputable(f"{name} (by {worst:.1e} of {scale:.1e})")
-        return gradient, np.stack(columns, axis=1)
+        return np.stack(columns, axis=1)
 
     def _autograd(self, hazard: Any) -> None:
         # `value` and `with_gradient` may have left tensors of a graph on the copy.

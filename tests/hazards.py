@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from derive import copied
+from oracle import double
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -123,7 +125,7 @@ def classifier(body, x, **options):
     """Body, flattened, a linear head, cross-entropy."""
     with torch.no_grad(), torch.random.fork_rng():
         # Probed on a copy: a batch norm's statistics are to be those of the ingredient alone.
-        features = call(copy.deepcopy(body), x).flatten(1).shape[1]
+        features = call(copied(body), double(x)).flatten(1).shape[1]
     n = len(x[0] if isinstance(x, tuple) else x)
     head = nn.Sequential(nn.Flatten(), nn.Linear(features, 3))
     model = Fn(lambda m, *inputs: m.head(m.body(*inputs)), body=body, head=head)
@@ -189,7 +191,7 @@ LAYERS = {
         (4, 1, 6, 6),
     ),
     "adaptive max pool": (lambda: nn.Sequential(nn.Conv2d(1, 2, 2), nn.AdaptiveMaxPool2d(2)), (4, 1, 6, 6)),
-    "LP pool": (lambda: nn.Sequential(nn.Conv1d(1, 2, 3), nn.LPPool1d(3, 2), tanh()), (4, 1, 8)),
+    "LP pool": (lambda: nn.Sequential(nn.Conv1d(1, 2, 3), nn.Softplus(), nn.LPPool1d(3, 2), tanh()), (4, 1, 8)),
     "pixel shuffle": (lambda: nn.Sequential(nn.Conv2d(1, 4, 2), nn.PixelShuffle(2), tanh()), (4, 1, 3, 3)),
     "channel shuffle": (lambda: nn.Sequential(nn.Conv2d(1, 4, 2), nn.ChannelShuffle(2), tanh()), (4, 1, 3, 3)),
     "unfold": (lambda: nn.Sequential(nn.Conv2d(1, 2, 2), nn.Unfold(2), tanh()), (4, 1, 4, 4)),
@@ -1295,8 +1297,8 @@ def newton_root(_, x):
 def unconverged(_, x):
     """Iterates until it changes little: the number of steps depends on the data."""
     y = torch.zeros_like(x)
-    while float((torch.cos(x * y) - y).detach().abs().max()) > 1e-3:
-        y = torch.cos(x * y)
+    while float((0.5 * torch.cos(x * y) - y).detach().abs().max()) > 1e-3:
+        y = 0.5 * torch.cos(x * y)
     return y
 
 
