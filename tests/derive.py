@@ -50,7 +50,7 @@ class Truth:
         reason: why not computable.
         differences: the Hessian by differences; NaN where no two steps agree.
         autograd: by plain double backward.
-        additive: whether the loss is a mean, or a sum, over samples.
+        sums: of "mean" and "sum", what the loss is over samples.
         layout: of the parameters.
         conclusive: fraction of entries on which two steps agree.
     """
@@ -59,7 +59,7 @@ class Truth:
     reason: str
     differences: np.ndarray | None
     autograd: np.ndarray | None
-    additive: bool
+    sums: frozenset[str]
     layout: tuple[Span, ...]
     conclusive: float = 0.0
 
@@ -132,7 +132,7 @@ def truth(hazard: Any) -> Truth:
         except _Uncomputable as reason:
             found.kind, found.reason = "uncomputable", str(reason)
         return Truth(
-            found.kind, found.reason, found.differences, found.autograd, found.additive, loss.layout, found.conclusive
+            found.kind, found.reason, found.differences, found.autograd, found.sums, loss.layout, found.conclusive
         )
 
 
@@ -147,11 +147,12 @@ class _Finding:
         self.loss, self.kind, self.reason = loss, "computable", ""
         self.differences: np.ndarray | None = None
         self.autograd: np.ndarray | None = None
-        self.additive, self.conclusive = False, 0.0
+        self.sums: frozenset[str] = frozenset()
+        self.conclusive = 0.0
 
     def derive(self, hazard: Any) -> None:
         self._deterministic()
-        self.additive = _additive(self.loss)
+        self.sums = _sums(self.loss)
         if any(p.is_complex() for p in self.loss.parameters):
             raise _Uncomputable("a parameter is complex")
         differences = self._differences()
@@ -201,7 +202,9 @@ class _Finding:
         for name, wrong in (("the gradient is not the loss's", slope - gradient), ("the loss has a kink", kink)):
             if (worst := np.nanmax(np.abs(wrong), initial=0)) > GRADIENT_TOLERANCE * scale:
                 raise _Uncomputable(f"{name} (by {worst:.1e} of {scale:.1e})")
-        return np.stack(columns, axis=1)
+        matrix = np.stack(columns, axis=1)
+        # Below this there is rounding alone, in which a zero block would be compared with noise.
+        return np.where(np.abs(matrix) < ROUNDING / 10 * scale, 0.0, matrix)
 
     def _autograd(self, hazard: Any) -> None:
         # `value` and `with_gradient` may have left tensors of a graph on the copy.
@@ -216,7 +219,7 @@ class _Finding:
 
     def _agreement(self) -> float:
         assert self.autograd is not None
-        return Truth("computable", "", self.differences, None, True, self.loss.layout).error(self.autograd)
+        return Truth("computable", "", self.differences, None, self.sums, self.loss.layout).error(self.autograd)
 
 
 def _column(loss: Loss, entry: tuple[int, int], value: float, gradient: np.ndarray) -> tuple[np.ndarray, tuple]:
@@ -236,7 +239,8 @@ def _column(loss: Loss, entry: tuple[int, int], value: float, gradient: np.ndarr
             continue
         new, scale_of = np.abs(columns[-1] - columns[-2]), np.abs(columns[-1])
         closer = new < gap
-        best, gap = np.where(closer, columns[-2], best), np.where(closer, new, gap)
+        # Rounding grows as 1 / step and truncation as its fourth power: of the first three steps the second is best.
+        best, gap = np.where(closer, columns[max(len(columns) - 2, 1)], best), np.where(closer, new, gap)
         # A jump gives 1 / step: large, never agreeing, and no measure for the other entries.
         tame = scale_of[scale_of < LARGE * scale]
         noise = ROUNDING * (scale + tame.max(initial=0))
@@ -258,7 +262,7 @@ def _settled(numbers: list[float], scale: float, value: float) -> float | None:
     return None
 
 
-def _additive(loss: Loss) -> bool:
+def _sums(loss: Loss) -> frozenset[str]:
     """Whether the whole batch's loss is the mean, or the sum, of those of two uneven parts."""
     n = len(next(leaf for leaf in tree_leaves(loss.batch) if isinstance(leaf, Tensor)))
     cut = 1 + n // 3
@@ -269,9 +273,10 @@ def _additive(loss: Loss) -> bool:
     try:
         whole, head, tail = loss.value(), part(slice(cut)), part(slice(cut, None))
     except Exception:
-        return False
-    scale = 1e-9 * max(abs(whole), abs(head), abs(tail))
-    return abs(whole - head - tail) <= scale or abs(n * whole - cut * head - (n - cut) * tail) <= n * scale
+        return frozenset()
+    gaps = {"sum": whole - head - tail, "mean": whole - (cut * head + (n - cut) * tail) / n}
+    scale = max(abs(whole), abs(head), abs(tail))
+    return frozenset(kind for kind, gap in gaps.items() if abs(gap) <= 1e-9 * scale)
 
 
 def _end_of_pass(loss: Loss, seed: int) -> tuple[list[bytes], list[bytes]]:

@@ -381,8 +381,14 @@ LAYERS = {
     ),
     "normalised rows": (lambda: Fn(lambda m, x: F.normalize(m.net(x), dim=-1), net=nn.Linear(5, 4)), (7, 5)),
 }
+LAYER_CULPRITS = {
+    "cdist": r"cdist|body\.anchors",
+    "RMS norm by hand in float32": r"float32|body",
+    "instance norm tracking in train mode": r"body\.1|InstanceNorm",
+}
 for name_, (body_, shape_) in LAYERS.items():
-    add(name_, lambda body=body_, shape=shape_: classifier(body(), normal(*shape)))
+    culprit_ = LAYER_CULPRITS.get(name_, "")
+    add(name_, lambda body=body_, shape=shape_: classifier(body(), normal(*shape)), culprit_)
 
 CULPRIT_NORM = r"body\.1|BatchNorm|GroupNorm|InstanceNorm"
 for separable in (True, False):
@@ -559,9 +565,10 @@ for layer_ in ACTIVATIONS:
             if images
             else between(copy.deepcopy(layer))
         ),
+        r"hardsigmoid|Hardsigmoid" if isinstance(layer_, nn.Hardsigmoid) else "",
     )
 add("activation RReLU in train mode", lambda: between(nn.RReLU()), r"body\.1|RReLU")
-add("activation in place on a sigmoid", lambda: between(Fn(lambda _, x: x.sigmoid().mul_(x))))
+add("activation in place on a sigmoid", lambda: between(Fn(lambda _, x: x.sigmoid().mul_(x))), r"in-?place")
 
 # --- losses: a loss, the outputs' number and activation, the target -------------------------------------------------
 
@@ -631,6 +638,7 @@ for name_, (loss_, activation_, target_) in TORCH_LOSSES.items():
             lambda loss=loss_, act=activation_, y=target_, r=reduction_: supervised(
                 scorer(act), loss(reduction=r), normal(7, 5), y
             ),
+            r"multi_?(label_?)?margin" if "margin" in name_ else "",
         )
 
 pairwise = {  # (output, target) -> scalar mean over samples
@@ -830,6 +838,7 @@ add(
         heat_by_autograd,
         (normal(6, 2),),
     ),
+    r"`[013]\.(weight|bias)|LayerNorm",
 )
 add(
     "adaptive softmax in the model",
@@ -969,10 +978,11 @@ def with_table(keep):
     return model
 
 
+WEIGHT_NORM = r"body\.0|weight_norm"
 P_NAMED = r"`\w[\w.]*`"
 WRAPPED = {
-    "weight norm old style": (lambda: nn.utils.weight_norm(nn.Linear(5, 4)), ""),
-    "weight norm": (lambda: parametrizations.weight_norm(nn.Linear(5, 4)), ""),
+    "weight norm old style": (lambda: nn.utils.weight_norm(nn.Linear(5, 4)), WEIGHT_NORM),
+    "weight norm": (lambda: parametrizations.weight_norm(nn.Linear(5, 4)), WEIGHT_NORM),
     "spectral norm old style train": (lambda: nn.utils.spectral_norm(nn.Linear(5, 4)), r"body\.0|weight|spectral"),
     "spectral norm old style eval": (
         lambda: nn.utils.spectral_norm(nn.Linear(5, 4)).eval(),
@@ -1488,7 +1498,7 @@ TRICKS = {
     "filled in place": (filled, ""),
     "in place on a saved result": (lambda _, x: x.exp().add_(1.0).tanh(), UP + "|in-?place"),
     "Newton iteration": (newton_root, ""),
-    "iteration until converged": (unconverged, UP),
+    "iteration until converged": (unconverged, UP + "|" + SUMMED),
     "implicit first derivative": (implicit, UP),
     "branch on a sum over the batch": (branch, SUMMED),
     "branch on each sample": (per_sample_branch, UP),
@@ -1605,7 +1615,7 @@ add(
     r"body\.1\.shift|body\.2|kink|differentiable",
 )
 add(
-    "loss at its kink",
+    "absolute error of a linear model",
     lambda: supervised(nn.Linear(5, 3), nn.L1Loss(), torch.cat([normal(6, 5), torch.zeros(1, 5)]), normal(7, 3)),
 )
 add("dead relu", lambda: between(Fn(lambda _, x: (x - 50).relu() + x.tanh())))
