@@ -30,7 +30,7 @@ from derive import TOLERANCE, copied, truth
 from hazards import HAZARDS, like
 from oracle import block_error, double
 
-from pipeline import compute_hessian
+from pipeline import ProblemError, compute_hessian
 
 COARSE = 1e-5  # where only double backward is there to compare with
 RESULTS = Path(__file__).parent / "results"
@@ -108,7 +108,7 @@ def verdict(compute, make, known, device):
     except NotApplicableError:
         return "not applicable"
     except Exception as error:
-        return f"{'refused' if compute is ours else 'raised'} ({type(error).__name__})"
+        return f"{'refused' if isinstance(error, ProblemError) else 'raised'} ({type(error).__name__})"
     if known.differences is not None:
         error, limit = known.error(found), TOLERANCE
     elif known.kind == "inconclusive" and known.autograd is not None:
@@ -141,8 +141,8 @@ def table(rows, environment):
         [
             f"# Verdicts on {len(rows)} ingredients",
             "",
-            f"By tests/benchmarks/verdicts.py, float64, on {environment}. In brackets: block error against differences, or",
-            "the exception. WRONG (n/a): a matrix where the loss has none, or none that double backward gives.",
+            f"By tests/benchmarks/verdicts.py, float64, on {environment}. In brackets: block error against",
+            "differences, or the exception. WRONG (n/a): a matrix where the loss has none, or none that double backward gives.",
             "",
             line(head),
             line(["---"] * len(head)),
