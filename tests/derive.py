@@ -71,10 +71,15 @@ class Truth:
         return block_error(np.where(known, found, 0.0), truth, self.layout, ulps=DIFFERENCE_ULPS)
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """Copy a model in float64; tensors it keeps as plain attributes may be parts of an old graph."""
+def duplicate(model: nn.Module) -> nn.Module:
+    """Copy a model; tensors it keeps as plain attributes may be parts of an old graph, which deepcopy refuses."""
     kept = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
-    return copy.deepcopy(model, {id(v): v.detach().clone() for v in kept}).double()
+    return copy.deepcopy(model, {id(v): v.detach().clone() for v in kept})
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model in float64."""
+    return duplicate(model).double()
 
 
 class Loss:

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from derive import copied
-from oracle import double
+from derive import duplicate
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -125,7 +124,7 @@ def classifier(body, x, **options):
     """Body, flattened, a linear head, cross-entropy."""
     with torch.no_grad(), torch.random.fork_rng():
         # Probed on a copy: a batch norm's statistics are to be those of the ingredient alone.
-        features = call(copied(body), double(x)).flatten(1).shape[1]
+        features = call(duplicate(body), x).flatten(1).shape[1]
     n = len(x[0] if isinstance(x, tuple) else x)
     head = nn.Sequential(nn.Flatten(), nn.Linear(features, 3))
     model = Fn(lambda m, *inputs: m.head(m.body(*inputs)), body=body, head=head)

@@ -142,7 +142,7 @@ def table(rows, environment):
             f"# Verdicts on {len(rows)} ingredients",
             "",
             f"By tests/benchmarks/verdicts.py, float64, on {environment}. In brackets: block error against",
-            "differences, or the exception. WRONG (n/a): a matrix where the loss has none, or none that double backward gives.",
+            "differences, or the exception. WRONG (n/a): a matrix where the loss has none that double backward gives.",
             "",
             line(head),
             line(["---"] * len(head)),
