@@ -1,0 +1,313 @@
+"""The judge: whether a loss has a Hessian, and which, from a model and a loss in plain torch alone.
+
+Everything is evaluated in float64 on a copy of the model whose parameters are changed in place.
+"""
+
+import copy
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from oracle import block_error, dense_hessian, double
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map
+
+STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
+STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))  # f' of fourth order, over the step
+AGREEMENT = 1e-7  # of two steps, relative to the entry
+ROUNDING = 1e-10  # of the largest entry: what differences of rounded gradients leave
+GRADIENT_TOLERANCE = 1e-6  # of the largest entry of the gradient
+TOLERANCE = 1e-6  # block error between autograd and differences
+INCONCLUSIVE = 0.02  # of all entries
+DIFFERENCE_ULPS = math.ceil(ROUNDING / np.finfo(np.float64).eps)
+MOVED = 0.01
+PASSES = 25  # a branch taken once in five is missed once in 250
+LARGE = 1e3  # a Hessian entry over the gradient's, beyond which a kink is suspected
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a parameter lies; what `block_error` wants to know."""
+
+    name: str
+    size: int
+    span: range
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is true of a loss.
+
+    Attributes:
+        kind: "computable" where autograd agrees with differences; "inconclusive" where differences do not agree among
+            themselves.
+        reason: why not computable.
+        differences: the Hessian by differences; NaN where no two steps agree.
+        autograd: by plain double backward.
+        sums: of "mean" and "sum", what the loss is over samples.
+        layout: of the parameters.
+        conclusive: fraction of entries on which two steps agree.
+    """
+
+    kind: Literal["computable", "uncomputable", "inconclusive"]
+    reason: str
+    differences: np.ndarray | None
+    autograd: np.ndarray | None
+    sums: frozenset[str]
+    layout: tuple[Span, ...]
+    conclusive: float = 0.0
+
+    def error(self, found: np.ndarray) -> float:
+        """Block error against differences, where they are conclusive."""
+        assert self.differences is not None
+        known = np.isfinite(self.differences)
+        truth = np.where(known, self.differences, 0.0)
+        return block_error(np.where(known, found, 0.0), truth, self.layout, ulps=DIFFERENCE_ULPS)
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """Copy a model; tensors it keeps as plain attributes may be parts of an old graph, which deepcopy refuses."""
+    kept = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
+    return copy.deepcopy(model, {id(v): v.detach().clone() for v in kept})
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model in float64."""
+    return duplicate(model).double()
+
+
+class Loss:
+    """A loss as a function of a copy's parameters."""
+
+    def __init__(self, model: nn.Module, whole_loss: Callable[[nn.Module, Any], Tensor], batch: Any) -> None:
+        self.model, self.whole_loss, self.batch = copied(model), whole_loss, double(batch)
+        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.names, self.parameters = tuple(named), tuple(named.values())
+        ends = np.cumsum([p.numel() for p in self.parameters])
+        self.layout = tuple(
+            Span(n, p.numel(), range(end - p.numel(), end))
+            for (n, p), end in zip(named.items(), map(int, ends), strict=True)
+        )
+        # A forward pass may write into parameters (max_norm), so every evaluation starts from these.
+        self.start = [(p, p.detach().clone()) for p in self.model.parameters()]
+
+    def value(self, batch: Any = None, shift: float = 0.0) -> float:
+        """The loss at the start, or with a shift of all parameters that is not along them."""
+        self._reset()
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            for parameter in self.parameters if shift else ():
+                parameter += shift * torch.linspace(1, 2, parameter.numel()).reshape(parameter.shape).to(parameter)
+            return float(self.whole_loss(self.model, self.batch if batch is None else batch))
+
+    def with_gradient(self, index: tuple[int, int] | None = None, shift: float = 0.0) -> tuple[float, np.ndarray]:
+        """Loss and gradient with one entry, (parameter, flat index), shifted."""
+        self._reset()
+        if index is not None:
+            parameter = self.parameters[index[0]]
+            with torch.no_grad():
+                parameter[np.unravel_index(index[1], parameter.shape)] += shift
+        with sdpa_kernel(SDPBackend.MATH):
+            value = self.whole_loss(self.model, self.batch)
+            parts = torch.autograd.grad(value, self.parameters, materialize_grads=True)
+        dense = [(g.to_dense() if g.is_sparse else g).reshape(-1) for g in parts]
+        return float(value.detach()), torch.cat(dense).numpy()
+
+    def entries(self) -> Iterator[tuple[int, int]]:
+        return ((k, i) for k, p in enumerate(self.parameters) for i in range(p.numel()))
+
+    def _reset(self) -> None:
+        with torch.no_grad():
+            for parameter, value in self.start:
+                parameter.copy_(value)
+
+
+def truth(hazard: Any) -> Truth:
+    """Derive whether the loss of a hazard has a Hessian that double backward gives, and which."""
+    with _random_state_kept():
+        loss = Loss(hazard.model, hazard.whole_loss, hazard.whole_batch)
+        found = _Finding(loss)
+        try:
+            found.derive(hazard)
+        except _Uncomputable as reason:
+            found.kind, found.reason = "uncomputable", str(reason)
+        return Truth(
+            found.kind, found.reason, found.differences, found.autograd, found.sums, loss.layout, found.conclusive
+        )
+
+
+class _Uncomputable(Exception):  # noqa: N818  a verdict
+    pass
+
+
+class _Finding:
+    """A truth in the making."""
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss, self.kind, self.reason = loss, "computable", ""
+        self.differences: np.ndarray | None = None
+        self.autograd: np.ndarray | None = None
+        self.sums: frozenset[str] = frozenset()
+        self.conclusive = 0.0
+
+    def derive(self, hazard: Any) -> None:
+        self._deterministic()
+        self.sums = _sums(self.loss)
+        if any(p.is_complex() for p in self.loss.parameters):
+            raise _Uncomputable("a parameter is complex")
+        differences = self._differences()
+        self.conclusive = float(np.isfinite(differences).mean())
+        if self.conclusive >= 1 - INCONCLUSIVE:
+            self.differences = differences
+        self._autograd(hazard)
+        if self.differences is None:
+            self.kind, self.reason = "inconclusive", f"two steps agree on {self.conclusive:.1%} of entries"
+        elif (error := self._agreement()) > TOLERANCE:
+            raise _Uncomputable(f"autograd is off by {error:.1e}")
+
+    def _deterministic(self) -> None:
+        try:
+            values = [self.loss.value() for _ in range(PASSES)]
+        except Exception as error:
+            raise _Uncomputable(f"raises {type(error).__name__}: {error}") from error
+        if not all(math.isfinite(v) for v in values):
+            raise _Uncomputable("the loss is not finite")
+        if max(values) - min(values) > 1e-12 * max(map(abs, values)):
+            raise _Uncomputable("not deterministic")
+        # A state that follows the parameters (a power iteration) is settled only where it has been before.
+        moved = [self.loss.value(shift=MOVED) for _ in range(2)]
+        if abs(moved[0] - moved[1]) > 1e-12 * max(map(abs, moved)):
+            raise _Uncomputable("not deterministic: its state follows its parameters")
+        ends = [_end_of_pass(self.loss, seed) for seed in (1, 2)]
+        # Reseeding inside is deterministic: then the state after a pass does not depend on that before.
+        for before, after, other in zip(*ends[0], ends[1][1], strict=True):
+            if before != after and after != other:
+                raise _Uncomputable("draws random numbers")
+
+    def _differences(self) -> np.ndarray:
+        """Differentiate loss and gradient along every parameter entry; refuse a wrong gradient."""
+        try:
+            value, gradient = self.loss.with_gradient()
+        except Exception as error:
+            raise _Uncomputable(f"autograd raises {type(error).__name__}: {error}") from error
+        if not np.isfinite(gradient).all():
+            raise _Uncomputable("the gradient is not finite")
+        columns, slopes = [], []
+        for entry in self.loss.entries():
+            column, slope = _column(self.loss, entry, value, gradient)
+            columns.append(column)
+            slopes.append(slope)
+        slope, kink = np.array(slopes).T
+        scale = np.abs(np.concatenate([gradient, slope[np.isfinite(slope)]])).max(initial=0) + ROUNDING * abs(value)
+        for name, wrong in (("the gradient is not the loss's", slope - gradient), ("the loss has a kink", kink)):
+            if (worst := np.nanmax(np.abs(wrong), initial=0)) > GRADIENT_TOLERANCE * scale:
+                raise _Uncomputable(f"{name} (by {worst:.1e} of {scale:.1e})")
+        matrix = np.stack(columns, axis=1)
+        # Below this there is rounding alone, in which a zero block would be compared with noise.
+        return np.where(np.abs(matrix) < ROUNDING / 10 * scale, 0.0, matrix)
+
+    def _autograd(self, hazard: Any) -> None:
+        # `value` and `with_gradient` may have left tensors of a graph on the copy.
+        try:
+            self.autograd = dense_hessian(
+                copied(hazard.model), hazard.whole_loss, hazard.whole_batch, list(self.loss.names)
+            )
+        except Exception as error:
+            raise _Uncomputable(f"autograd raises {type(error).__name__}: {error}") from error
+        if not np.isfinite(self.autograd).all():
+            raise _Uncomputable("second derivatives are not finite")
+
+    def _agreement(self) -> float:
+        assert self.autograd is not None
+        return Truth("computable", "", self.differences, None, self.sums, self.loss.layout).error(self.autograd)
+
+
+def _column(loss: Loss, entry: tuple[int, int], value: float, gradient: np.ndarray) -> tuple[np.ndarray, tuple]:
+    """A column of H, NaN where no two steps agree; the loss's slope, and by how much its two sides differ."""
+    scale = np.abs(gradient).max(initial=0)
+    best, gap = np.full(gradient.shape, np.nan), np.full(gradient.shape, np.inf)
+    slopes, kinks, columns = [], [], []
+    for step in STEPS:
+        values, gradients = {0: value}, []
+        for k, weight in STENCIL:
+            values[k], shifted = loss.with_gradient(entry, k * step)
+            gradients.append(weight / step * shifted)
+        columns.append(np.sum(gradients, axis=0))
+        slopes.append(sum(weight / step * values[k] for k, weight in STENCIL))
+        kinks.append((4 * values[1] - values[2] + 4 * values[-1] - values[-2] - 6 * value) / (2 * step))
+        if len(columns) == 1:
+            continue
+        new, scale_of = np.abs(columns[-1] - columns[-2]), np.abs(columns[-1])
+        closer = new < gap
+        # Rounding grows as 1 / step and truncation as its fourth power: of the first three steps the second is best.
+        best, gap = np.where(closer, columns[max(len(columns) - 2, 1)], best), np.where(closer, new, gap)
+        # A jump gives 1 / step: large, never agreeing, and no measure for the other entries.
+        tame = scale_of[scale_of < LARGE * scale]
+        noise = ROUNDING * (scale + tame.max(initial=0))
+        settled = gap <= np.maximum(AGREEMENT * np.abs(best), noise)
+        if settled.all() and _settled(slopes, scale, value) is not None:
+            break
+    slope, kink = _settled(slopes, scale, value), _settled(kinks, scale, value)
+    return np.where(settled, best, np.nan), (
+        math.nan if slope is None else slope,
+        math.nan if kink is None else kink,
+    )
+
+
+def _settled(numbers: list[float], scale: float, value: float) -> float | None:
+    """The first number that the next one, of a smaller step, confirms."""
+    for step, a, b in zip(STEPS[1:], numbers, numbers[1:], strict=False):
+        if abs(a - b) <= 1e-7 * max(abs(a), scale) + 1e-15 * abs(value) / step:
+            return a
+    return None
+
+
+def _sums(loss: Loss) -> frozenset[str]:
+    """Whether the whole batch's loss is the mean, or the sum, of those of two uneven parts."""
+    n = len(next(leaf for leaf in tree_leaves(loss.batch) if isinstance(leaf, Tensor)))
+    cut = 1 + n // 3
+
+    def part(samples: slice) -> float:
+        return loss.value(tree_map(lambda t: t[samples] if isinstance(t, Tensor) else t, loss.batch))
+
+    try:
+        whole, head, tail = loss.value(), part(slice(cut)), part(slice(cut, None))
+    except Exception:
+        return frozenset()
+    gaps = {"sum": whole - head - tail, "mean": whole - (cut * head + (n - cut) * tail) / n}
+    scale = max(abs(whole), abs(head), abs(tail))
+    return frozenset(kind for kind, gap in gaps.items() if abs(gap) <= 1e-9 * scale)
+
+
+def _end_of_pass(loss: Loss, seed: int) -> tuple[list[bytes], list[bytes]]:
+    """The random states before and after a pass."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    before = _random_states()
+    loss.value()
+    return before, _random_states()
+
+
+def _random_states() -> list[bytes]:
+    return [
+        torch.get_rng_state().numpy().tobytes(),
+        repr(np.random.get_state(legacy=True)[1:3]).encode() + np.random.get_state(legacy=True)[1].tobytes(),
+        repr(random.getstate()).encode(),
+    ]
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    saved = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(saved[0])
+        np.random.set_state(saved[1])
+        random.setstate(saved[2])
