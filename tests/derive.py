@@ -45,8 +45,9 @@ class Truth:
     """What is true of a loss.
 
     Attributes:
-        kind: "computable" where autograd agrees with differences; "inconclusive" where differences do not agree among
-            themselves.
+        kind: "computable" where autograd agrees with differences; "kinked" where the loss has a kink at these very
+            weights and none nearby, so that autograd's choice of a side is all there is; "inconclusive" where
+            differences do not agree among themselves.
         reason: why not computable.
         differences: the Hessian by differences; NaN where no two steps agree.
         autograd: by plain double backward.
@@ -55,7 +56,7 @@ class Truth:
         conclusive: fraction of entries on which two steps agree.
     """
 
-    kind: Literal["computable", "uncomputable", "inconclusive"]
+    kind: Literal["computable", "kinked", "uncomputable", "inconclusive"]
     reason: str
     differences: np.ndarray | None
     autograd: np.ndarray | None
@@ -127,17 +128,26 @@ class Loss:
                 parameter.copy_(value)
 
 
-def truth(hazard: Any) -> Truth:
-    """Derive whether the loss of a hazard has a Hessian that double backward gives, and which."""
+def truth(hazard: Any, *, nearby: bool = False) -> Truth:
+    """Derive whether the loss of a hazard has a Hessian that double backward gives, and which.
+
+    At its weights, or with all of them moved a little.
+    """
     with _random_state_kept():
-        loss = Loss(hazard.model, hazard.whole_loss, hazard.whole_batch)
-        found = _Finding(loss)
+        model = duplicate(hazard.model)
+        for p in model.parameters() if nearby else ():
+            p.data += MOVED * torch.linspace(1, 2, p.numel()).reshape(p.shape).to(p)
+        found = _Finding(model, hazard)
         try:
-            found.derive(hazard)
+            found.derive()
+        except _Kink as reason:
+            is_one = nearby or truth(hazard, nearby=True).kind == "computable"
+            found.kind, found.reason = "kinked" if is_one else "uncomputable", str(reason)
+            found.double_backward()
         except _Uncomputable as reason:
             found.kind, found.reason = "uncomputable", str(reason)
         return Truth(
-            found.kind, found.reason, found.differences, found.autograd, found.sums, loss.layout, found.conclusive
+            found.kind, found.reason, found.differences, found.autograd, found.sums, found.loss.layout, found.conclusive
         )
 
 
@@ -145,17 +155,25 @@ class _Uncomputable(Exception):  # noqa: N818  a verdict
     pass
 
 
+class _Kink(_Uncomputable):
+    pass
+
+
 class _Finding:
     """A truth in the making."""
 
-    def __init__(self, loss: Loss) -> None:
-        self.loss, self.kind, self.reason = loss, "computable", ""
+    def __init__(self, model: nn.Module, hazard: Any) -> None:
+        self.model, self.hazard = model, hazard
+        self.loss, self.kind, self.reason = self.fresh(), "computable", ""
         self.differences: np.ndarray | None = None
         self.autograd: np.ndarray | None = None
         self.sums: frozenset[str] = frozenset()
         self.conclusive = 0.0
 
-    def derive(self, hazard: Any) -> None:
+    def fresh(self) -> Loss:
+        return Loss(self.model, self.hazard.whole_loss, self.hazard.whole_batch)
+
+    def derive(self) -> None:
         self._deterministic()
         self.sums = _sums(self.loss)
         if any(p.is_complex() for p in self.loss.parameters):
@@ -164,7 +182,7 @@ class _Finding:
         self.conclusive = float(np.isfinite(differences).mean())
         if self.conclusive >= 1 - INCONCLUSIVE:
             self.differences = differences
-        self._autograd(hazard)
+        self.double_backward()
         if self.differences is None:
             self.kind, self.reason = "inconclusive", f"two steps agree on {self.conclusive:.1%} of entries"
         elif (error := self._agreement()) > TOLERANCE:
@@ -181,7 +199,8 @@ class _Finding:
             raise _Uncomputable("not deterministic")
         # A state that follows the parameters (a power iteration) is settled only where it has been before.
         moved = [self.loss.value(shift=MOVED) for _ in range(2)]
-        if abs(moved[0] - moved[1]) > 1e-12 * max(map(abs, moved)):
+        moved.append(self.fresh().value(shift=MOVED))  # a cache is right where it was filled
+        if max(moved) - min(moved) > 1e-12 * max(map(abs, moved)):
             raise _Uncomputable("not deterministic: its state follows its parameters")
         ends = [_end_of_pass(self.loss, seed) for seed in (1, 2)]
         # Reseeding inside is deterministic: then the state after a pass does not depend on that before.
@@ -206,17 +225,16 @@ class _Finding:
         scale = np.abs(np.concatenate([gradient, slope[np.isfinite(slope)]])).max(initial=0) + ROUNDING * abs(value)
         for name, wrong in (("the gradient is not the loss's", slope - gradient), ("the loss has a kink", kink)):
             if (worst := np.nanmax(np.abs(wrong), initial=0)) > GRADIENT_TOLERANCE * scale:
-                raise _Uncomputable(f"{name} (by {worst:.1e} of {scale:.1e})")
+                raise _Kink(f"{name} (by {worst:.1e} of {scale:.1e})")
         matrix = np.stack(columns, axis=1)
         # Below this there is rounding alone, in which a zero block would be compared with noise.
         return np.where(np.abs(matrix) < ROUNDING / 10 * scale, 0.0, matrix)
 
-    def _autograd(self, hazard: Any) -> None:
+    def double_backward(self) -> None:
         # `value` and `with_gradient` may have left tensors of a graph on the copy.
         try:
-            self.autograd = dense_hessian(
-                copied(hazard.model), hazard.whole_loss, hazard.whole_batch, list(self.loss.names)
-            )
+            loss = self.fresh()
+            self.autograd = dense_hessian(loss.model, loss.whole_loss, loss.batch, list(loss.names))
         except Exception as error:
             raise _Uncomputable(f"autograd raises {type(error).__name__}: {error}") from error
         if not np.isfinite(self.autograd).all():
@@ -268,20 +286,24 @@ def _settled(numbers: list[float], scale: float, value: float) -> float | None:
 
 
 def _sums(loss: Loss) -> frozenset[str]:
-    """Whether the whole batch's loss is the mean, or the sum, of those of two uneven parts."""
+    """Whether the whole batch's loss is the mean, or the sum, of those of uneven parts, and of single samples."""
     n = len(next(leaf for leaf in tree_leaves(loss.batch) if isinstance(leaf, Tensor)))
     cut = 1 + n // 3
+    kinds = {"sum", "mean"}
+    for parts in ((range(cut), range(cut, n)), [range(k, k + 1) for k in range(n)]):
+        try:
+            whole, values = loss.value(), [loss.value(_part(loss.batch, part)) for part in parts]
+        except Exception:
+            return frozenset()
+        weighted = sum(len(part) * value for part, value in zip(parts, values, strict=True)) / n
+        gaps = {"sum": whole - sum(values), "mean": whole - weighted}
+        scale = max(abs(whole), *map(abs, values))
+        kinds &= {kind for kind, gap in gaps.items() if abs(gap) <= 1e-9 * scale}
+    return frozenset(kinds)
 
-    def part(samples: slice) -> float:
-        return loss.value(tree_map(lambda t: t[samples] if isinstance(t, Tensor) else t, loss.batch))
 
-    try:
-        whole, head, tail = loss.value(), part(slice(cut)), part(slice(cut, None))
-    except Exception:
-        return frozenset()
-    gaps = {"sum": whole - head - tail, "mean": whole - (cut * head + (n - cut) * tail) / n}
-    scale = max(abs(whole), abs(head), abs(tail))
-    return frozenset(kind for kind, gap in gaps.items() if abs(gap) <= 1e-9 * scale)
+def _part(batch: Any, samples: range) -> Any:
+    return tree_map(lambda t: t[samples.start : samples.stop] if isinstance(t, Tensor) else t, batch)
 
 
 def _end_of_pass(loss: Loss, seed: int) -> tuple[list[bytes], list[bytes]]:

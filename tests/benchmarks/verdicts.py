@@ -111,7 +111,7 @@ def verdict(compute, make, known, device):
         return f"{'refused' if isinstance(error, ProblemError) else 'raised'} ({type(error).__name__})"
     if known.differences is not None:
         error, limit = known.error(found), TOLERANCE
-    elif known.kind == "inconclusive" and known.autograd is not None:
+    elif known.kind in {"inconclusive", "kinked"} and known.autograd is not None:
         error, limit = block_error(found, known.autograd, known.layout), COARSE
     else:
         return "WRONG (n/a)"
