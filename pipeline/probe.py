@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from pipeline.data import microbatches, sample_count
-from pipeline.engines import ENGINES
-from pipeline.errors import MemoryRefusedError
+from pipeline.data import Batch, microbatches, sample_count
+from pipeline.engines import ENGINES, Engine
+from pipeline.errors import HessianError, MemoryRefusedError, ProblemError
 from pipeline.layout import Parameter
 from pipeline.memory import mebibytes
 from pipeline.problem import PlacedProblem, exact_kernels
@@ -119,10 +119,23 @@ def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_gr
     _synchronize(placed.device)
     start = time.perf_counter()
     with exact_kernels(placed.problem.model), Meter() as meter:
-        engine.add(batch, rows, segment.cols, out)
+        _add(engine, batch, rows, segment, out)
         _synchronize(placed.device)
     seconds = time.perf_counter() - start
     return Measured(len(rows), sample_count(batch), seconds, meter.flops, meter.peak)
+
+
+def _add(engine: Engine, batch: Batch, rows: range, segment: Segment, out: Tensor) -> None:
+    """Run an engine; preflight let it pass, but for other columns."""
+    try:
+        engine.add(batch, rows, segment.cols, out)
+    except HessianError:
+        raise
+    except Exception as error:
+        raise ProblemError(
+            f"engine {segment.engine} on the rows of `{segment.parameter.name}` raised {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}; take engine=rows, or leave it out with params"
+        ) from error
 
 
 @dataclass(frozen=True)

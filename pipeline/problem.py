@@ -270,8 +270,8 @@ def contexts(model: nn.Module, device: torch.device) -> list[str]:
 def exact_kernels(model: nn.Module) -> Iterator[None]:
     """Choose kernels that have right second derivatives and full precision.
 
-    The fused attention kernels have no double backward, nor have cuDNN's recurrent ones; that of the fused weight norm
-    is wrong; TF32 leaves 1e-3 of relative noise.
+    The fused attention kernels and layers have no double backward, nor have cuDNN's recurrent ones; that of the fused
+    weight norm is wrong; TF32 leaves 1e-3 of relative noise.
 
     Args:
         model: what is going to be evaluated.
@@ -279,15 +279,17 @@ def exact_kernels(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing; the settings are put back at the end.
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    saved = matmul.allow_tf32, cudnn.allow_tf32, cudnn.enabled
+    matmul, cudnn, mha = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mha
+    saved, fast_path = (matmul.allow_tf32, cudnn.allow_tf32, cudnn.enabled), mha.get_fastpath_enabled()
     try:
         matmul.allow_tf32 = cudnn.allow_tf32 = False
         cudnn.enabled = cudnn.enabled and not _is_recurrent(model)
+        mha.set_fastpath_enabled(False)
         with sdpa_kernel(SDPBackend.MATH), _WeightNormWrittenOut() if _has_weight_norm(model) else nullcontext():
             yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.enabled = saved
+        mha.set_fastpath_enabled(fast_path)
 
 
 class _WeightNormWrittenOut(TorchFunctionMode):
