@@ -12,8 +12,11 @@ def double(tree):
     return tree_map(lambda t: t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t, tree)
 
 
-def dense_hessian(model, loss, batch, names=None, l2=0.0):
-    """H of loss(model, batch), the whole data set as one batch, with respect to named parameters.  # shape: (P, P)"""
+def dense_hessian(model, loss, batch, names=None, l2=0.0, only=slice(None)):
+    """H of loss(model, batch), the whole data set as one batch, with respect to named parameters.  # shape: (P, P)
+
+    `only` some rows of it are computed where that takes long.
+    """
     model = copy.deepcopy(model).double()
     named = dict(model.named_parameters())
     theta = [named[n] for n in (names or named)]
@@ -23,7 +26,7 @@ def dense_hessian(model, loss, batch, names=None, l2=0.0):
         [g.reshape(-1) for g in torch.autograd.grad(value, theta, create_graph=True, materialize_grads=True)]
     )
     rows = []
-    for entry in flat:
+    for entry in flat[only]:
         parts = (
             torch.autograd.grad(entry, theta, retain_graph=True, materialize_grads=True)
             if entry.requires_grad
