@@ -1,4 +1,4 @@
-"""The contract of a loss: deterministic, a sum over samples, and differentiated by autograd as it changes.
+"""The contract of a loss: one function of the parameters, the same every time, a sum over samples.
 
 Everything is evaluated in float64 on the module itself, so that the checks hold for what `torch.func` cannot transform.
 """
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.culprit import (
     coupling_module,
@@ -18,19 +18,14 @@ from pipeline.culprit import (
     wrong_module,
 )
 from pipeline.data import Batch, digest, sample_count, take
-from pipeline.differences import Differences, agreeing, fourth_order
 from pipeline.errors import ProblemError
-from pipeline.layout import Parameter
 from pipeline.problem import PlacedProblem, Problem, random_state, unchanged
-from pipeline.reference import Vector, gradient_sum, moved
+from pipeline.reference import gradient_sum
 from pipeline.samples import two_parts
 
 PASSES = 5  # of the loss: a random branch may be rare
 PART_SAMPLES = 1024  # at a time, in the pass over all data that checks sums and weights
 LOSS_TOLERANCE = 1e-9  # relative, in float64
-GRADIENT_TOLERANCE = 1e-6  # relative, where differences agree to a tenth of it; else ten times their gap
-INCONCLUSIVE = 1e-4  # relative gap between two steps beyond which differences prove nothing
-ROUNDING = 1e-4  # of the loss, in units of the tolerance: its last bits over a step
 
 
 def check_deterministic(placed: PlacedProblem) -> list[str]:
@@ -46,34 +41,40 @@ def check_deterministic(placed: PlacedProblem) -> list[str]:
         ProblemError: values differ, or random numbers are drawn; the message names the module.
     """
     with placed.own_parameters() as own:
-        buffers = {name: digest(b) for name, b in placed.problem.model.named_buffers()}
+        before = {name: digest(b) for name, b in placed.problem.model.named_buffers()}
         for batch in placed.batches(None):
-            # The first pass may set a seed of its own.
-            passes = [(_evaluate(placed, own, batch), digest(random_state())) for _ in range(PASSES)]
-            (values, gradients), states = zip(*(seen for seen, _ in passes), strict=True), {s for _, s in passes}
-            if not np.isfinite(values).all():
-                raise ProblemError(
-                    f"loss: got {values[0]} for {sample_count(batch)} samples, expected a finite number; a mean over "
-                    "targets that are all ignored is NaN: Return (sum, weight)"
-                )
-            _require_finite_gradient(placed, gradients[0])
-            spread, scale = max(values) - min(values), max(map(abs, values))
-            wander = max(float((g - gradients[0]).abs().max()) for g in gradients[1:])
-            if len(states) > 1:
-                raise ProblemError(
-                    f"loss: not deterministic, random numbers are drawn{drawing_module(placed, batch)}: a Hessian is "
-                    "of one function. Call model.eval(), or fix what is drawn"
-                )
-            if not (
-                spread <= LOSS_TOLERANCE * scale
-                and wander <= LOSS_TOLERANCE * max(float(gradients[0].abs().max()), scale)
-            ):
-                raise ProblemError(
-                    f"loss: not deterministic ({values[0]:.12g}, then {values[1]:.12g}, then {values[2]:.12g}; "
-                    f"gradients differ by up to {wander:.3g}){unsteady_module(placed, batch)}: a Hessian is of one "
-                    "function. Call model.eval(), or keep state out of the forward pass"
-                )
-        return [name for name, b in placed.problem.model.named_buffers() if digest(b) != buffers[name]]
+            _check_passes(placed, own, batch)
+        return [name for name, b in placed.problem.model.named_buffers() if digest(b) != before[name]]
+
+
+def _check_passes(placed: PlacedProblem, own: dict[str, nn.Parameter], batch: Batch) -> None:
+    """Evaluate a batch several times."""
+    values, gradients, states = [], [], set()
+    for _ in range(PASSES):
+        value, _ = placed.problem.loss_sum(None, batch)
+        values.append(float(value.detach()))
+        gradients.append(gradient_sum(value, own))
+        states.add(digest(random_state()))
+    if not np.isfinite(values).all():
+        raise ProblemError(
+            f"loss: got {values[0]} for {sample_count(batch)} samples, expected a finite number; a mean over targets "
+            "that are all ignored is NaN: Return (sum, weight)"
+        )
+    _require_finite_gradient(placed, gradients[0])
+    if len(states) > 1:  # a seed that is set inside leads to the same state after every pass
+        raise ProblemError(
+            f"loss: not deterministic, random numbers are drawn{drawing_module(placed, batch)}: a Hessian is of one "
+            "function. Call model.eval(), or fix what is drawn"
+        )
+    spread, scale = max(values) - min(values), max(map(abs, values))
+    wander = max(float((g - gradients[0]).abs().max()) for g in gradients)
+    steady = spread <= LOSS_TOLERANCE * scale and wander <= LOSS_TOLERANCE * max(float(gradients[0].abs().max()), scale)
+    if not steady:  # nor where a later gradient is NaN
+        raise ProblemError(
+            f"loss: not deterministic ({values[0]:.12g}, then {values[1]:.12g}, then {values[2]:.12g}; gradients "
+            f"differ by up to {wander:.3g}){unsteady_module(placed, batch)}: a Hessian is of one function. Call "
+            "model.eval(), or keep state out of the forward pass"
+        )
 
 
 def check_without_memory(placed: PlacedProblem, elsewhere: PlacedProblem) -> None:
@@ -115,12 +116,6 @@ def _require_finite_gradient(placed: PlacedProblem, gradient: Tensor) -> None:
                 f"loss: its gradient with respect to `{p.name}` is NaN or infinite{wrong_module(placed, order=1)}: "
                 "look for sqrt, norm, log or a division at zero, and for torch.where over a branch that is not finite"
             )
-
-
-def _evaluate(placed: PlacedProblem, own: dict[str, torch.nn.Parameter], batch: Batch) -> tuple[float, Tensor]:
-    """Give the loss of a batch and its gradient."""
-    value, _ = placed.problem.loss_sum(None, batch)
-    return float(value.detach()), gradient_sum(value, own)
 
 
 def check_separable(all_data: PlacedProblem, few: PlacedProblem) -> None:
@@ -176,58 +171,6 @@ def _numbers(problem: Problem, batch: Batch) -> tuple[float, float]:
     """Give the sum and weight of a batch."""
     total, weight = problem.loss_sum(None, batch)
     return float(total.detach()), float(weight.detach())
-
-
-def gradient_error(placed: PlacedProblem, parameter: Parameter, vector: Vector) -> float | None:
-    """Compare autograd with differences of the loss, along a dense random direction on one parameter.
-
-    Where autograd itself disagrees with the loss (masked lookups of `padding_idx`, straight-through estimators, wrong
-    custom backward functions), no engine helps.
-
-    Args:
-        placed: the problem on a few samples, in float64.
-        parameter: which.
-        vector: the direction, zero elsewhere.  # shape: (P,)
-
-    Returns:
-        The relative error of the slope; None where no two steps of the differences agree.
-
-    Raises:
-        ProblemError: they contradict each other; the message names parameter and module.
-    """
-    slope, size, loss = 0.0, 0.0, 0.0
-    with placed.own_parameters() as own:
-        for batch in placed.batches(None):
-            value, _ = placed.problem.loss_sum(None, batch)
-            gradient = gradient_sum(value, own)[parameter.span.start : parameter.span.stop].cpu().numpy()
-            slope += float(gradient @ vector[parameter.span.start : parameter.span.stop])
-            size += float(np.linalg.norm(gradient)) / max(parameter.size, 1) ** 0.5
-            loss += abs(float(value.detach()))
-    found = _slope(placed, vector, size + ROUNDING * loss)
-    scale = max(abs(slope), size) + ROUNDING * loss or 1.0
-    error, gap = abs(float(found.values[0][0]) - slope) / scale, found.gaps[0]
-    if gap > INCONCLUSIVE:
-        return None
-    if error > max(GRADIENT_TOLERANCE, 10 * gap):
-        raise ProblemError(
-            f"loss: its gradient with respect to `{parameter.name}` is {slope:.6g} along a direction in which the "
-            f"loss itself changes by {float(found.values[0][0]):.6g}: autograd does not differentiate this loss"
-            f"{wrong_module(placed, order=1)}. Lookups at padding_idx, straight-through estimators, .detach() and "
-            f"custom backward functions do this. Change the operation, or leave `{parameter.name}` out with params"
-        )
-    return error
-
-
-def _slope(placed: PlacedProblem, vector: Vector, floor: float) -> Differences:
-    """Differentiate the loss along a vector by differences."""
-
-    def loss(t: float) -> Vector:
-        with torch.enable_grad(), moved(placed, t * vector).own_parameters():  # a loss may differentiate by itself
-            return np.array([sum(float(placed.problem.loss_sum(None, b)[0].detach()) for b in placed.batches(None))])
-
-    return agreeing(
-        lambda step: [fourth_order(loss, step)], lambda values: [max(abs(float(values[0][0])), floor) or 1.0]
-    )
 
 
 def _words(error: Exception) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import grad
+from torch.func import debug_unwrap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pipeline.data import Batch, digest
@@ -34,6 +35,10 @@ class _Call:
     kwargs: dict[str, Any]
     output: Any
     drew: bool
+
+    @property
+    def output_digest(self) -> str:
+        return digest([leaf for leaf in tree_leaves(self.output) if isinstance(leaf, Tensor)])
 
     def clause(self, what: str) -> str:
         return _place(what, self.path, self.module)
@@ -59,7 +64,7 @@ def drawing_module(placed: PlacedProblem, batch: Batch) -> str:
 def unsteady_module(placed: PlacedProblem, batch: Batch) -> str:
     """Name the first module whose output differs between two passes."""
     pairs = zip(_calls(placed, batch), _calls(placed, batch), strict=False)
-    return next((a.clause(" from") for a, b in pairs if digest(a.output) != digest(b.output)), " from the loss")
+    return next((a.clause(" from") for a, b in pairs if a.output_digest != b.output_digest), " from the loss")
 
 
 def remembering_module(placed: PlacedProblem, batch: Batch) -> str:
@@ -126,7 +131,8 @@ def _calls(placed: PlacedProblem, batch: Batch) -> list[_Call]:
     def leave(path: str) -> _Hook:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             drew = digest(random_state()) != states.pop()
-            calls.append(_Call(path, module, _frozen(args), _frozen(kwargs), _frozen(output), drew))
+            if not _is_transformed((args, kwargs, output)):
+                calls.append(_Call(path, module, _frozen(args), _frozen(kwargs), _frozen(output), drew))
 
         return hook
 
@@ -148,6 +154,11 @@ def _hooked(model: nn.Module, enter: _Hook, leave: Callable[[str], _Hook]) -> It
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _is_transformed(tree: Any) -> bool:
+    """Say whether tensors belong to a transform of torch.func inside the loss, and mean nothing outside."""
+    return any(isinstance(leaf, Tensor) and debug_unwrap(leaf) is not leaf for leaf in tree_leaves(tree))
 
 
 def _frozen(tree: Any) -> Any:
@@ -222,4 +233,4 @@ def _along(value: Tensor, wanted: list[Tensor], along: list[Tensor], *, keep: bo
     if not value.requires_grad:
         return torch.zeros((), dtype=value.dtype)
     parts = grad(value, wanted, create_graph=keep, materialize_grads=True)
-    return torch.stack([(part * d).sum() for part, d in zip(parts, along, strict=True)]).sum()
+    return torch.stack([(part * d).sum().cpu() for part, d in zip(parts, along, strict=True)]).sum()

@@ -1,4 +1,4 @@
-"""Derivatives by differences: a value counts where two neighbouring steps agree on it."""
+"""Derivatives by differences: a value counts where neighbouring steps agree on it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,41 +11,44 @@ Vector = npt.NDArray[np.float64]
 
 # In the order in which they are tried, as lengths in parameter space. At the kinks of a ReLU only small steps agree,
 # with single-precision casts inside a model only large ones.
-STEPS = (1e-3, 2.5e-4, 6e-5, 1.5e-5, 4e-6, 1e-6, 2.5e-7, 6e-8, 1e-2, 4e-2)
-AGREED = 1e-7  # relative gap between two steps at which no further one is tried
+STEPS = (1e-3, 2.5e-4, 6e-5, 1.5e-5, 4e-6, 1e-6, 2.5e-7, 6e-8, 5e-2, 2.5e-2, 1.2e-2)
+AGREED = 1e-7  # relative gap at which no further step is tried
 
 
-@dataclass
+@dataclass(frozen=True)
 class Differences:
-    """A derivative by differences, piece by piece.
+    """A derivative by differences, in pieces.
 
     Attributes:
-        values: of each piece, at the step that agrees best with a neighbour.
-        gaps: how far these two are apart, relative to the piece's scale.
+        values: of each piece.
+        gap: how far neighbouring steps are apart, relative to the piece's scale, in the worst piece.
     """
 
     values: list[Vector]
-    gaps: list[float]
+    gap: float
 
 
-def agreeing(pieces: Callable[[float], list[Vector]], scale: Callable[[list[Vector]], list[float]]) -> Differences:
-    """Try steps until two neighbours agree on every piece.
+def agreeing(pieces: Callable[[float], list[Vector]], scales: Callable[[list[Vector]], list[float]]) -> Differences:
+    """Try steps until three neighbours agree; two may agree by accident where there is noise.
 
     Args:
         pieces: the derivative by one step, cut into pieces that are judged apart.
-        scale: of each piece, given a derivative; a gap counts relative to it.
+        scales: of the pieces of a derivative; a gap counts relative to its piece's.
 
     Returns:
-        The best values. Whether their gaps are small enough is the caller's to say.
+        The values at the middle one of the three steps that agree best. Whether that is enough is the caller's to say.
     """
     tried: dict[float, list[Vector]] = {}
-    best = Differences([], [])
+    best = Differences([], float("inf"))
     for step in STEPS:
         tried[step] = pieces(step)
-        for near, far in pairwise(sorted(tried)):
-            if step in {near, far}:
-                _improve(best, tried[near], tried[far], scale(tried[near]))
-        if best.gaps and max(best.gaps) <= AGREED:
+        steps = sorted(tried)
+        for window in zip(steps, steps[1:], steps[2:], strict=False):
+            middle = tried[window[1]]
+            gap = _gap([tried[s] for s in window], scales(middle))
+            if gap < best.gap or not best.values:
+                best = Differences(middle, gap)
+        if best.gap <= AGREED:
             break
     return best
 
@@ -64,11 +67,8 @@ def fourth_order(function: Callable[[float], Vector], step: float) -> Vector:
     return (8 * near - far) / (12 * step)
 
 
-def _improve(best: Differences, near: list[Vector], far: list[Vector], scales: list[float]) -> None:
-    """Take over the pieces on which two steps agree better than any two before."""
-    if not best.gaps:
-        best.values, best.gaps = list(near), [float("inf")] * len(near)
-    for k, (a, b, scale) in enumerate(zip(near, far, scales, strict=True)):
-        gap = float(np.abs(a - b).max(initial=0.0)) / scale
-        if gap < best.gaps[k]:
-            best.values[k], best.gaps[k] = a, gap
+def _gap(window: list[list[Vector]], scales: list[float]) -> float:
+    """Give the largest step from one derivative to the next, over all pieces; infinite where one is NaN."""
+    pairs = [(a, b, s) for d, e in pairwise(window) for a, b, s in zip(d, e, scales, strict=True)]
+    gaps = [np.abs(a - b).max(initial=0.0) / scale for a, b, scale in pairs]
+    return float(np.nan_to_num(gaps, nan=np.inf).max())

@@ -13,21 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.contract import (
-    INCONCLUSIVE,
-    check_deterministic,
-    check_separable,
-    check_without_memory,
-    gradient_error,
-)
+from pipeline.contract import check_deterministic, check_separable, check_without_memory
 from pipeline.culprit import raising_module, wrong_module
-from pipeline.differences import Differences, agreeing, fourth_order
+from pipeline.derivatives import derivative_errors
 from pipeline.engines import ENGINES
 from pipeline.errors import HessianError, ProblemError
 from pipeline.layout import Parameter
 from pipeline.manifest import ParameterVerdict, PreflightVerdict
 from pipeline.problem import PlacedProblem, Problem, contexts, exact_kernels, unchanged
-from pipeline.reference import Vector, gradient_sum, hessian_vector_products, moved
+from pipeline.reference import Vector, hessian_vector_products, moved
 from pipeline.samples import representative, uneven_parts
 
 POINTS = 3  # in parameter space, tried one after the other while differences prove nothing
@@ -35,8 +29,6 @@ SHIFT = 0.01  # of a parameter's root mean square, or of 0.1 where that is small
 ROWS = 32  # of each parameter, given to an engine
 ROW_BYTES = 64 * 2**20  # that these may take
 DIRECTIONS = 2  # random combinations of these rows, compared with plain double backward
-DIFFERENCES_TOLERANCE = 1e-6  # where differences agree to a tenth of it; else ten times their gap
-DIFFERENCES_ROUNDING = 1e-5  # of the gradient: its last bits over a step, in units of the tolerance
 ENGINE_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}  # against plain double backward
 ENGINE_ROUNDING = {torch.float64: 1e-14, torch.float32: 1e-6}  # of the largest product, in blocks that are zero
 MOST_UNCERTAIN = 1e-5  # block error let pass in float64, where the run is in single precision
@@ -159,65 +151,16 @@ def _check_autograd(few: Problem, dtype: torch.dtype, device: str) -> dict[str, 
             if p.name not in found:
                 vector = np.zeros(few.layout.size)
                 vector[_slice(p)] = random.standard_normal(p.size) / p.size**0.5
-                first, second = gradient_error(placed, p, vector), _product_error(placed, p, vector)
-                if first is not None and second is not None:
-                    found[p.name] = first, second
+                errors = derivative_errors(placed, p, vector)
+                if errors is not None:
+                    found[p.name] = errors
     if missing := [p.name for p in few.layout if p.name not in found]:
         raise ProblemError(
-            f"loss: no two steps of differences agree along `{missing[0]}` at {POINTS} points near its weights, so "
+            f"loss: no three steps of differences agree along `{missing[0]}` at {POINTS} points near its weights, so "
             "that nothing proves its derivatives: it jumps or bends too often (rounding, quantization, lower precision "
             f"inside?). Change the operation, or leave `{missing[0]}` out with params"
         )
     return found
-
-
-def _product_error(placed: PlacedProblem, parameter: Parameter, vector: Vector) -> float | None:
-    """Compare H v by double backward with differences of the gradient, row parameter by row parameter.
-
-    Returns:
-        The largest error of a block; None where no two steps of the differences agree.
-    """
-    size = float(np.abs(_gradient(placed)).max(initial=0.0))
-
-    def pieces(product: Vector) -> list[Vector]:
-        return [product[_slice(p)] for p in placed.layout]
-
-    def scales(parts: list[Vector]) -> list[float]:
-        return _scales(parts, 1e-2, DIFFERENCES_ROUNDING * size)
-
-    def gradient(t: float) -> Vector:
-        return _gradient(moved(placed, t * vector))
-
-    truth: Differences = agreeing(lambda step: pieces(fourth_order(gradient, step)), scales)
-    product = pieces(hessian_vector_products(placed, vector[None], 1.0, None)[0])
-    worst = 0.0
-    for p, own, value, gap, scale in zip(
-        placed.layout, product, truth.values, truth.gaps, scales(truth.values), strict=True
-    ):
-        error = float(np.abs(own - value).max(initial=0.0)) / scale
-        if gap <= INCONCLUSIVE and not error <= max(DIFFERENCES_TOLERANCE, 10 * gap):
-            raise ProblemError(
-                f"loss: its second derivatives H[{p.name}, {parameter.name}] by double backward are off by {error:.1e} "
-                f"from differences of the gradient{wrong_module(placed, order=2)}. No engine can help: change the "
-                f"operation, or leave `{parameter.name}` out with params"
-            )
-        worst = max(worst, error)
-    return worst if max(truth.gaps) <= INCONCLUSIVE else None
-
-
-def _gradient(placed: PlacedProblem) -> Vector:
-    """Give the gradient of the un-normalised loss.  # shape: (P,)."""
-    total = torch.zeros(placed.layout.size, dtype=placed.dtype, device=placed.device)
-    with placed.own_parameters() as own:
-        for batch in placed.batches(None):
-            total += gradient_sum(placed.problem.loss_sum(None, batch)[0], own)
-    return total.cpu().numpy()
-
-
-def _scales(parts: list[Vector], share: float, least: float) -> list[float]:
-    """Give what an error in each part counts against: its largest entry, and a share of the largest of all."""
-    sizes = [float(np.abs(part).max(initial=0.0)) for part in parts]
-    return [size + share * max(sizes) + least or 1.0 for size in sizes]
 
 
 @dataclass(frozen=True)
@@ -314,8 +257,8 @@ class _Trial:
         least, worst = ENGINE_ROUNDING[placed.dtype] / tolerance * self._top, _Error(0.0, placed.dtype, p.name, p.name)
         gaps = np.abs(mixing @ found - truth)
         for gap, product, excused in zip(gaps, truth, noise, strict=True):
-            scales = _scales([product[_slice(b)] for b in self._layout], 0.0, least)
-            for b, scale in zip(self._layout, scales, strict=True):
+            for b in self._layout:
+                scale = float(np.abs(product[_slice(b)]).max(initial=0.0)) + least or 1.0
                 allowed = max(scale, float(excused[_slice(b)].max(initial=0.0)) / tolerance)
                 error = float(np.nan_to_num(gap[_slice(b)], nan=np.inf).max(initial=0.0)) / allowed
                 worst = max(worst, _Error(error, placed.dtype, p.name, b.name), key=lambda e: e.value)

@@ -1,12 +1,13 @@
 """The contract of a Problem: what it takes, what it refuses, and that it changes nothing."""
 
 import copy
+from collections import UserDict
 
 import pytest
 import torch
 import zoo
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, TensorDataset
 
 from pipeline import FingerprintError, HessianError, Problem, ProblemError, compute_hessian
 from pipeline.data import digest
@@ -129,6 +130,12 @@ REFUSED = {
     "generator": (lambda: Problem(net(), loss(), (b for b in [(X, Y)])), "read only once"),
     "shuffling": (lambda: Problem(net(), loss(), DataLoader(TensorDataset(X, Y), 3, shuffle=True)), "shuffles"),
     "drop_last": (lambda: Problem(net(), loss(), DataLoader(TensorDataset(X, Y), 3, drop_last=True)), "drop_last"),
+    "drop_last of a batch sampler": (
+        lambda: Problem(
+            net(), loss(), DataLoader(TensorDataset(X, Y), batch_sampler=BatchSampler(SequentialSampler(X), 3, True))
+        ),
+        "drop_last",
+    ),
     "augmentation": (lambda: Problem(net(), loss(), Augmented()), "two passes gave different"),
     "no such parameter": (lambda: Problem(net(), loss(), (X, Y), params=["wieght"]), "did you mean `weight`"),
     "nothing left": (lambda: Problem(net(), loss(), (X, Y), params=["bias", "!b*"]), "leave no parameter"),
@@ -235,6 +242,54 @@ def test_last_bits_of_a_retraining_are_tolerated(tmp_path):
     assert state(model) == moved
     with pytest.raises(FingerprintError, match=r"weights `0\.weight`"):  # given by the caller: exactly these
         compute_hessian(Problem(model, loss(), (X, Y)), str(tmp_path), executor="serial")
+
+
+def test_batches_that_are_mappings():
+    """As tokenizers and their collators give them: all of it goes to the model, and to the loss."""
+
+    class Scored(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(5, 3)
+
+        def forward(self, features, labels):
+            return {"logits": self.net(features), "kept": labels}
+
+    batches = [UserDict(features=X[:4], labels=Y[:4]), UserDict(features=X[4:], labels=Y[4:])]
+    problem = Problem(Scored(), lambda out, batch: nn.functional.cross_entropy(out["logits"], batch["labels"]), batches)
+    H = compute_hessian(problem, executor="serial", dtype="float64")
+    plain = compute_hessian(Problem(problem.model.net, loss(), (X, Y)), executor="serial", dtype="float64")
+    assert abs(H.to_numpy() - plain.to_numpy()).max() < 1e-15
+
+
+class InSingle(nn.Module):
+    """A root mean square in single precision, whatever the input's type: common in language models."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain, self.head = nn.Parameter(torch.rand(5)), nn.Linear(5, 3)
+
+    def forward(self, x):
+        single = x.float()
+        return self.head(self.gain * (single * (single.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()).to(x.dtype))
+
+
+def test_single_precision_inside_is_for_runs_in_single_precision():
+    problem = Problem(nn.Sequential(nn.Linear(5, 5), InSingle()), loss(), (X, Y))
+    assert compute_hessian(problem, executor="serial").output.get("_SUCCESS") is not None
+    with pytest.raises(ProblemError, match=r"float64|agree"):
+        compute_hessian(problem, executor="serial", dtype="float64")
+
+
+def test_the_verdict_is_kept():
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    problem = Problem(model, loss(), (X, Y), separable=False)
+    verdict = compute_hessian(problem, executor="serial").manifest.preflight
+    assert set(verdict.engines) == set(problem.layout.names)
+    assert set(verdict.engines.values()) == {"rows"}  # torch.func cannot update running statistics
+    assert all("raised" in found.tried["jacrev"] for found in verdict.parameters.values())
+    assert "buffer 1.running_mean restored" in verdict.contexts
+    assert max(found.gradient for found in verdict.parameters.values()) < 1e-6
 
 
 def test_no_parameter_is_computed_that_was_not_asked_for():
