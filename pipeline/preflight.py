@@ -24,8 +24,9 @@ from pipeline.problem import PlacedProblem, Problem, contexts, exact_kernels, un
 from pipeline.reference import Vector, hessian_vector_products, moved
 from pipeline.samples import representative, uneven_parts
 
-POINTS = 3  # in parameter space, tried one after the other while differences prove nothing
-SHIFT = 0.01  # of a parameter's root mean square, or of 0.1 where that is smaller
+# Of a parameter's root mean square, or of 0.1 where that is smaller. Where differences prove nothing the point is
+# moved, nearer to the weights: a shift may leave where the loss is defined (the logarithm of a small parameter).
+SHIFTS = (1e-2, 1e-3, 0.0)
 ROWS = 32  # of each parameter, given to an engine
 ROW_BYTES = 64 * 2**20  # that these may take
 DIRECTIONS = 2  # random combinations of these rows, compared with plain double backward
@@ -63,8 +64,8 @@ def preflight(problem: Problem, candidates: Sequence[str], dtype: torch.dtype, d
                 check_separable(problem.place(torch.float64, device), placed)
             few = uneven_parts(few)
             _require_finite(few.place(torch.float64, device))
-            errors = _check_autograd(few, dtype, device)
-        trial = _Trial(_Point(few, 0, dtype, device))
+            errors, point = _check_autograd(few, dtype, device)
+        trial = _Trial(point)
         chosen = {p.name: trial.choose(p, candidates, errors[p.name][1]) for p in problem.layout}
         asymmetry = trial.asymmetry()
     return PreflightVerdict(
@@ -114,17 +115,17 @@ class _Point:
 
     Args:
         few: the problem.
-        seed: of the shift.
+        attempt: which of the shifts.
         dtype: of the run.
         device: of the run.
     """
 
-    def __init__(self, few: Problem, seed: int, dtype: torch.dtype, device: str) -> None:
-        placed, random = few.place(torch.float64, device), np.random.default_rng(seed)
+    def __init__(self, few: Problem, attempt: int, dtype: torch.dtype, device: str) -> None:
+        placed, random = few.place(torch.float64, device), np.random.default_rng(attempt)
         shift = np.zeros(few.layout.size)
         for p in few.layout:
             rms = float(placed.parameters[p.name].square().mean().sqrt()) if p.size else 0.0
-            shift[_slice(p)] = SHIFT * max(rms, 0.1) * random.standard_normal(p.size)
+            shift[_slice(p)] = SHIFTS[attempt] * max(rms, 0.1) * random.standard_normal(p.size)
         parameters = {name: t.to(dtype) for name, t in moved(placed, shift).parameters.items()}
         rounded = {name: t.double() for name, t in parameters.items()}
         self.exact = PlacedProblem(few, rounded, placed.constants, torch.float64, placed.device)
@@ -137,30 +138,30 @@ class _Point:
         return [self.exact] if self.in_run.dtype == torch.float64 else [self.exact, self.in_run]
 
 
-def _check_autograd(few: Problem, dtype: torch.dtype, device: str) -> dict[str, tuple[float, float]]:
+def _check_autograd(few: Problem, dtype: torch.dtype, device: str) -> tuple[dict[str, tuple[float, float]], _Point]:
     """Compare the gradient with differences of the loss, and double backward with differences of the gradient.
 
     Returns:
-        Both errors, by parameter.
+        Both errors, by parameter; and the point at which the last of them were found.
     """
     found: dict[str, tuple[float, float]] = {p.name: (0.0, 0.0) for p in few.layout if not p.size}
-    for seed in range(POINTS):
-        placed = _Point(few, seed, dtype, device).exact
-        random = np.random.default_rng(seed)
+    for attempt in range(len(SHIFTS)):
+        point, random = _Point(few, attempt, dtype, device), np.random.default_rng(attempt)
         for p in few.layout:
             if p.name not in found:
                 vector = np.zeros(few.layout.size)
                 vector[_slice(p)] = random.standard_normal(p.size) / p.size**0.5
-                errors = derivative_errors(placed, p, vector)
+                errors = derivative_errors(point.exact, p, vector)
                 if errors is not None:
                     found[p.name] = errors
-    if missing := [p.name for p in few.layout if p.name not in found]:
-        raise ProblemError(
-            f"loss: no three steps of differences agree along `{missing[0]}` at {POINTS} points near its weights, so "
-            "that nothing proves its derivatives: it jumps or bends too often (rounding, quantization, lower precision "
-            f"inside?). Change the operation, or leave `{missing[0]}` out with params"
-        )
-    return found
+        if len(found) == len(few.layout):
+            return found, point
+    missing = next(p.name for p in few.layout if p.name not in found)
+    raise ProblemError(
+        f"loss: no three steps of differences agree along `{missing}` at its weights and at two points nearby, so that "
+        "nothing proves its derivatives: it jumps or bends too often (rounding, quantization, lower precision "
+        f"inside?). Change the operation, or leave `{missing}` out with params"
+    )
 
 
 @dataclass(frozen=True)

@@ -407,6 +407,10 @@ add(
     lambda: between(nn.BatchNorm1d(4, track_running_stats=False).eval(), tanh()),
     CULPRIT_NORM,
 )
+add(
+    "logarithm of a small parameter",
+    lambda: between(Fn(lambda m, x: torch.tanh(x * m.scale.log()), scale=nn.Parameter(torch.full((4,), 1e-4)))),
+)
 add("batch norm, frozen eval inside a train net", lambda: between(nn.BatchNorm1d(4).eval(), tanh()))
 
 

@@ -171,6 +171,8 @@ def main():
     (options.results / "verdicts.md").write_text(table(rows, environment))
     found = {"environment": environment, "totals": totals(rows), "rows": rows}
     (options.results / "verdicts.json").write_text(json.dumps(found, indent=1) + "\n")
+    if wrong := [row["ingredient"] for row in rows if row["ours"].startswith(("WRONG", "raised"))]:
+        sys.exit(f"ours is neither right nor refused on {wrong}")
 
 
 if __name__ == "__main__":
