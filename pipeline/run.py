@@ -60,7 +60,7 @@ def compute_hessian(
     *,
     params: Sequence[str] | None = None,
     blocks: Literal["all", "diagonal"] | Sequence[tuple[str, str]] = "all",
-    engine: Literal["auto", "jacrev", "rows"] = "auto",
+    engine: Literal["auto", "factored", "jacrev", "rows"] = "auto",
     dtype: "torch.dtype | str | None" = None,
     store_dtype: "torch.dtype | str | None" = None,
     symmetry: Literal["mirrored", "upper"] = "mirrored",

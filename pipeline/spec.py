@@ -24,7 +24,7 @@ def _tuples(value: object) -> object:
 
 
 FloatName = Annotated[Literal["float32", "float64"], BeforeValidator(_dtype_name)]
-EngineName = Literal["auto", "jacrev", "rows"]
+EngineName = Literal["auto", "factored", "jacrev", "rows"]
 BlockSelection = Annotated[Literal["all", "diagonal"] | tuple[tuple[str, str], ...], BeforeValidator(_tuples)]
 
 

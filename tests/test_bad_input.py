@@ -116,7 +116,7 @@ def test_plan_prints_all_and_starts_nothing(job):
     for word in [
         "0.weight",
         "4 x 5",
-        "jacrev",
+        "factored",
         "chunks",
         "tiles",
         "FLOPs",

@@ -19,7 +19,7 @@ TRUTH = {make: make().truth() for make in (zoo.layer_norm, zoo.weighted_ignored,
 @settings(max_examples=25, deadline=None)
 @given(
     make=st.sampled_from(sorted(TRUTH, key=lambda make: make.__name__)),
-    engine=st.sampled_from(["jacrev", "rows"]),
+    engine=st.sampled_from(["auto", "jacrev", "rows"]),
     chunk=st.integers(3, 70),
     tile=st.one_of(st.none(), st.tuples(st.integers(1, 4), st.integers(1, 4))),
     microbatch=st.integers(1, 9),

@@ -13,6 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 from pipeline.data import Batch
+from pipeline.engines.factored import Factored
 from pipeline.engines.jacrev import Jacrev
 from pipeline.engines.rows import Rows
 from pipeline.problem import PlacedProblem
@@ -34,6 +35,7 @@ class Engine(Protocol):
 
 # Fastest first. An engine is made from a placed problem and the number of rows it may treat at a time.
 ENGINES: dict[str, Callable[[PlacedProblem, int], Engine]] = {
+    "factored": Factored,
     "jacrev": Jacrev,
     "rows": lambda placed, _: Rows(placed),  # one at a time
 }
