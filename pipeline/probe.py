@@ -206,23 +206,31 @@ def choose_sizes(
 
 @dataclass(frozen=True)
 class _BytesModel:
-    """Bytes of an engine's call, from two small measurements: rows x (fixed + samples x slope)."""
+    """Bytes of an engine's call: fixed + rows x per_row + samples x (per_sample + rows x slope)."""
 
     fixed: float
+    per_row: float
+    per_sample: float
     slope: float
 
     @classmethod
     def fit(cls, placed: PlacedProblem, segment: Segment, largest: int) -> "_BytesModel":
-        """Measure with few samples and twice as many."""
+        """Measure with few rows and samples, and twice as many of either."""
         few = max(1, min(FIRST_SAMPLES, largest // 2))
-        many = min(2 * few, largest)
-        a, b = (measure(placed, segment, samples, FIRST_ROWS) for samples in (few, many))
-        slope = (b.peak_bytes - a.peak_bytes) / max(many - few, 1) / a.rows
-        return cls(max(a.peak_bytes / a.rows - few * slope, 0.0), max(slope, 1.0))
+        samples = few, min(2 * few, largest)
+        (a, b), (c, d) = (
+            [measure(placed, segment, some, rows) for some in samples] for rows in (FIRST_ROWS, 2 * FIRST_ROWS)
+        )
+        more, step = max(c.rows - a.rows, 1), max(samples[1] - few, 1)
+        slope = max((d.peak_bytes - c.peak_bytes - b.peak_bytes + a.peak_bytes) / more / step, 0.0)
+        per_row = max((c.peak_bytes - a.peak_bytes) / more - few * slope, 0.0)
+        per_sample = max((b.peak_bytes - a.peak_bytes) / step - a.rows * slope, 0.0)
+        fixed = max(a.peak_bytes - a.rows * per_row - few * (per_sample + a.rows * slope), 0.0)
+        return cls(fixed, per_row, per_sample, slope)
 
     def most_samples(self, rows: int, target_bytes: int) -> int:
         """Give the samples that fit beside so many rows."""
-        return int((target_bytes / rows - self.fixed) / self.slope)
+        return int((target_bytes - self.fixed - rows * self.per_row) / max(self.per_sample + rows * self.slope, 1.0))
 
 
 def _costs(placed: PlacedProblem, segments: Sequence[Segment], samples: int, row_group: int) -> dict[str, Measured]:
