@@ -18,7 +18,7 @@ from pipeline.culprit import (
     wrong_module,
 )
 from pipeline.data import Batch, digest, sample_count, take
-from pipeline.errors import ProblemError
+from pipeline.errors import ProblemError, in_words
 from pipeline.problem import PlacedProblem, Problem, random_state, unchanged
 from pipeline.reference import gradient_sum
 from pipeline.samples import two_parts
@@ -148,8 +148,8 @@ def _compare(placed: PlacedProblem, batch: Batch, parts: Sequence[Batch]) -> Non
         place = raising_module(problem.model, error)
         raise ProblemError(
             f"loss: {sample_count(batch)} samples can be evaluated, {sample_count(parts[0])} of them cannot "
-            f"({_words(error)}{place}), and micro-batches are of any size: keep dimension 0 (squeeze() drops it), call "
-            "model.eval(), or say separable=False (one batch only)"
+            f"({in_words(error)}{place}), and micro-batches are of any size: keep dimension 0 (squeeze() drops it), "
+            "call model.eval(), or say separable=False (one batch only)"
         ) from error
     sums, weights = (sum(values) for values in zip(*found, strict=True))
     is_mean = problem.reduction == "mean"
@@ -171,7 +171,3 @@ def _numbers(problem: Problem, batch: Batch) -> tuple[float, float]:
     """Give the sum and weight of a batch."""
     total, weight = problem.loss_sum(None, batch)
     return float(total.detach()), float(weight.detach())
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

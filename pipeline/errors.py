@@ -82,6 +82,11 @@ class VerificationError(HessianError, ArithmeticError):
     """A finished Hessian is not what it claims to be."""
 
 
+def in_words(error: BaseException) -> str:
+    """Say a foreign exception in one line: its type and the beginning of its message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     """Suggest the valid name closest to an unknown one.
 

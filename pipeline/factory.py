@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline.errors import HessianError, ProblemError, SpecError, nearest
+from pipeline.errors import HessianError, ProblemError, SpecError, in_words, nearest
 from pipeline.problem import Problem
 
 
@@ -33,10 +33,7 @@ def build_problem(reference: str, arguments: dict[str, Any], folder: Path) -> Pr
     except HessianError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise ProblemError(
-            f"problem: {reference}({_arguments(arguments)}) raised {type(error).__name__}: {text}"
-        ) from error
+        raise ProblemError(f"problem: {reference}({_arguments(arguments)}) raised {in_words(error)}") from error
     if not isinstance(problem, Problem):
         raise SpecError(f"problem: {reference} returned {type(problem).__name__}, expected a pipeline.Problem")
     return problem

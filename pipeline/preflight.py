@@ -17,7 +17,7 @@ from pipeline.contract import check_deterministic, check_separable, check_withou
 from pipeline.culprit import raising_module, wrong_module
 from pipeline.derivatives import derivative_errors
 from pipeline.engines import ENGINES
-from pipeline.errors import HessianError, ProblemError
+from pipeline.errors import HessianError, ProblemError, in_words
 from pipeline.layout import Parameter
 from pipeline.manifest import ParameterVerdict, PreflightVerdict
 from pipeline.problem import PlacedProblem, Problem, contexts, exact_kernels, unchanged
@@ -89,7 +89,7 @@ def _explained(problem: Problem) -> Iterator[None]:
         raise
     except Exception as error:
         place = raising_module(problem.model, error)
-        raise ProblemError(f"model or loss: evaluating them raised {_words(error)}{place}") from error
+        raise ProblemError(f"model or loss: evaluating them raised {in_words(error)}{place}") from error
 
 
 def _require_finite(placed: PlacedProblem) -> None:
@@ -99,7 +99,7 @@ def _require_finite(placed: PlacedProblem) -> None:
         product = hessian_vector_products(placed, everywhere, 1.0, None)[0]
     except (RuntimeError, NotImplementedError) as error:
         raise ProblemError(
-            f"loss: plain double backward raised {_words(error)}{wrong_module(placed, order=2)}. No engine can help: "
+            f"loss: plain double backward raised {in_words(error)}{wrong_module(placed, order=2)}. No engine can help: "
             "change the operation, or leave the parameters before it out with params"
         ) from error
     for p in placed.layout:
@@ -224,7 +224,7 @@ class _Trial:
             try:
                 errors = [self._error(name, placed, p, mixing) for placed in self._point.types]
             except Exception as error:  # whatever it is, this engine cannot be used, and the verdict says why
-                tried[name] = f"raised {_words(error)}"
+                tried[name] = f"raised {in_words(error)}"
                 continue
             tried[name] = "off by " + ", ".join(map(str, errors))
             if all(error.value <= self._tolerance(error.dtype, uncertainty) for error in errors):
@@ -305,7 +305,3 @@ class _Trial:
 
 def _slice(p: Parameter) -> slice:
     return slice(p.span.start, p.span.stop)
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

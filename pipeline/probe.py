@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from pipeline.data import Batch, microbatches, sample_count
 from pipeline.engines import ENGINES, Engine
-from pipeline.errors import HessianError, MemoryRefusedError, ProblemError
+from pipeline.errors import HessianError, MemoryRefusedError, ProblemError, in_words
 from pipeline.layout import Parameter
 from pipeline.memory import mebibytes
 from pipeline.problem import PlacedProblem, exact_kernels
@@ -133,8 +133,8 @@ def _add(engine: Engine, batch: Batch, rows: range, segment: Segment, out: Tenso
         raise
     except Exception as error:
         raise ProblemError(
-            f"engine {segment.engine} on the rows of `{segment.parameter.name}` raised {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}; take engine=rows, or leave it out with params"
+            f"engine {segment.engine} on the rows of `{segment.parameter.name}` raised "
+            f"{in_words(error)}; take engine=rows, or leave it out with params"
         ) from error
 
 
