@@ -32,6 +32,7 @@ _ByPlace = dict[int, Tensor]
 
 PANEL_BYTES = 4 * 2**20  # of Y formed at a time, so that the product finds it in the cache
 FEWEST_SAMPLES = 64  # of a panel: the inner dimension of the product
+MOST_UNITS = 16  # pulled back together: a bias has one for every row
 
 
 class NotFactoredError(NotImplementedError):
@@ -261,7 +262,7 @@ class Factored:
         """Add rows of one stage against columns of that and later ones; `origin` is the flat index of out's first."""
         places = sorted({c.place for c in columns})
         deltas, pull_back = stages.deltas(places), stages.pull_back(stage.place, places)
-        for group in _groups(stage.units, max(1, self.row_group // stage.width)):
+        for group in _groups(stage.units, min(MOST_UNITS, max(1, self.row_group // stage.width))):
             directions = out.new_zeros(len(group), *stages.uses[stage.place].shape)
             directions[torch.arange(len(group)), :, torch.arange(group.start, group.stop)] = 1
             with torch.no_grad():  # else each pull-back would keep a graph for a third derivative
