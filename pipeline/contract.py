@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pipeline.contexts import random_state, unchanged
 from pipeline.culprit import (
     coupling_module,
     drawing_module,
@@ -19,8 +20,8 @@ from pipeline.culprit import (
 )
 from pipeline.data import Batch, digest, sample_count, take
 from pipeline.errors import ProblemError, in_words
-from pipeline.problem import PlacedProblem, Problem, random_state, unchanged
-from pipeline.reference import gradient_sum
+from pipeline.problem import PlacedProblem, Problem
+from pipeline.reference import gradient_sum, require_finite
 from pipeline.samples import two_parts
 
 PASSES = 5  # of the loss: a random branch may be rare
@@ -60,7 +61,10 @@ def _check_passes(placed: PlacedProblem, own: dict[str, nn.Parameter], batch: Ba
             f"loss: got {values[0]} for {sample_count(batch)} samples, expected a finite number; a mean over targets "
             "that are all ignored is NaN: Return (sum, weight)"
         )
-    _require_finite_gradient(placed, gradients[0])
+    try:
+        require_finite(placed, gradients[0])
+    except ProblemError as error:
+        raise ProblemError(f"{error}{wrong_module(placed, order=1)}") from None
     if len(states) > 1:  # a seed that is set inside leads to the same state after every pass
         raise ProblemError(
             f"loss: not deterministic, random numbers are drawn{drawing_module(placed, batch)}: a Hessian is of one "
@@ -106,16 +110,6 @@ def _numbers_at(placed: PlacedProblem, batch: Batch) -> tuple[float, float]:
     """Give sum and weight of a batch, evaluated on the module itself."""
     with torch.enable_grad(), placed.own_parameters():
         return _numbers(placed.problem, batch)
-
-
-def _require_finite_gradient(placed: PlacedProblem, gradient: Tensor) -> None:
-    """Refuse a gradient with NaN, naming the parameter."""
-    for p in placed.layout:
-        if not bool(gradient[p.span.start : p.span.stop].isfinite().all()):
-            raise ProblemError(
-                f"loss: its gradient with respect to `{p.name}` is NaN or infinite{wrong_module(placed, order=1)}: "
-                "look for sqrt, norm, log or a division at zero, and for torch.where over a branch that is not finite"
-            )
 
 
 def check_separable(all_data: PlacedProblem, few: PlacedProblem) -> None:

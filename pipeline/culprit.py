@@ -16,8 +16,9 @@ from torch.autograd import grad
 from torch.func import debug_unwrap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from pipeline.contexts import random_state
 from pipeline.data import Batch, digest
-from pipeline.problem import PlacedProblem, random_state
+from pipeline.problem import PlacedProblem
 
 _Hook = Callable[..., None]
 

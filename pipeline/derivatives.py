@@ -35,8 +35,9 @@ def derivative_errors(placed: PlacedProblem, parameter: Parameter, vector: Vecto
     Raises:
         ProblemError: they contradict each other; the message names parameters and module.
     """
-    loss, gradient = _split(_loss_and_gradient(placed))
-    own = gradient[parameter.span.start : parameter.span.stop]
+    at = _loss_and_gradient(placed)
+    loss, gradient = float(at[0]), at[1:]
+    own = gradient[parameter.place]
     steepness = float(np.linalg.norm(own)) / parameter.size**0.5 + LOSS_ROUNDING * abs(loss)
 
     def scales(parts: list[Vector]) -> list[float]:
@@ -70,10 +71,6 @@ def _loss_and_gradient(placed: PlacedProblem) -> Vector:
             total[1:] += gradient_sum(value, own)
             total[0] += value.detach()
     return total.cpu().numpy()
-
-
-def _split(joined: Vector) -> tuple[float, Vector]:
-    return float(joined[0]), joined[1:]
 
 
 def _parts(placed: PlacedProblem, joined: Vector) -> list[Vector]:

@@ -27,6 +27,11 @@ class Parameter:
         """Flat indices of the parameter."""
         return range(self.offset, self.offset + self.size)
 
+    @property
+    def place(self) -> slice:
+        """The same, to index with."""
+        return slice(self.offset, self.offset + self.size)
+
 
 @dataclass(frozen=True)
 class ParameterLayout:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import torch
 
+from pipeline.contexts import exact_kernels, unchanged
 from pipeline.engines import ENGINES
 from pipeline.errors import SpecError
 from pipeline.manifest import Fingerprint, Manifest
@@ -21,7 +22,7 @@ from pipeline.memory import (
 )
 from pipeline.preflight import preflight
 from pipeline.probe import Measured, Segment, choose_sizes, torch_threads
-from pipeline.problem import Problem, exact_kernels, unchanged
+from pipeline.problem import Problem
 from pipeline.reference import LossAndGradient, loss_and_gradient
 from pipeline.spec import Settings
 from pipeline.tiling import Tile, TilingPlan, default_chunk, plan_tiles

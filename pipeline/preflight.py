@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pipeline.contexts import applied_contexts, exact_kernels, unchanged
 from pipeline.contract import check_deterministic, check_separable, check_without_memory
 from pipeline.culprit import raising_module, wrong_module
 from pipeline.derivatives import derivative_errors
@@ -20,7 +21,7 @@ from pipeline.engines import ENGINES
 from pipeline.errors import HessianError, ProblemError, in_words
 from pipeline.layout import Parameter
 from pipeline.manifest import ParameterVerdict, PreflightVerdict
-from pipeline.problem import PlacedProblem, Problem, contexts, exact_kernels, unchanged
+from pipeline.problem import PlacedProblem, Problem
 from pipeline.reference import Vector, hessian_vector_products, moved
 from pipeline.samples import representative, uneven_parts
 
@@ -70,7 +71,8 @@ def preflight(problem: Problem, candidates: Sequence[str], dtype: torch.dtype, d
         asymmetry = trial.asymmetry()
     return PreflightVerdict(
         samples=few.sample_count,
-        contexts=contexts(problem.model, torch.device(device)) + [f"buffer {name} restored" for name in buffers],
+        contexts=applied_contexts(problem.model, torch.device(device))
+        + [f"buffer {name} restored" for name in buffers],
         parameters={
             name: ParameterVerdict(engine=engine, gradient=errors[name][0], differences=errors[name][1], tried=tried)
             for name, (engine, tried) in chosen.items()
@@ -103,7 +105,7 @@ def _require_finite(placed: PlacedProblem) -> None:
             "change the operation, or leave the parameters before it out with params"
         ) from error
     for p in placed.layout:
-        if not np.isfinite(product[_slice(p)]).all():
+        if not np.isfinite(product[p.place]).all():
             raise ProblemError(
                 f"loss: its second derivatives with respect to `{p.name}` are NaN or infinite at these weights: look "
                 "for sqrt, norm, log or a division at zero, and for torch.where over a branch that is not finite"
@@ -125,7 +127,7 @@ class _Point:
         shift = np.zeros(few.layout.size)
         for p in few.layout:
             rms = float(placed.parameters[p.name].square().mean().sqrt()) if p.size else 0.0
-            shift[_slice(p)] = SHIFTS[attempt] * max(rms, 0.1) * random.standard_normal(p.size)
+            shift[p.place] = SHIFTS[attempt] * max(rms, 0.1) * random.standard_normal(p.size)
         parameters = {name: t.to(dtype) for name, t in moved(placed, shift).parameters.items()}
         rounded = {name: t.double() for name, t in parameters.items()}
         self.exact = PlacedProblem(few, rounded, placed.constants, torch.float64, placed.device)
@@ -150,7 +152,7 @@ def _check_autograd(few: Problem, dtype: torch.dtype, device: str) -> tuple[dict
         for p in few.layout:
             if p.name not in found:
                 vector = np.zeros(few.layout.size)
-                vector[_slice(p)] = random.standard_normal(p.size) / p.size**0.5
+                vector[p.place] = random.standard_normal(p.size) / p.size**0.5
                 errors = derivative_errors(point.exact, p, vector)
                 if errors is not None:
                     found[p.name] = errors
@@ -186,7 +188,7 @@ class _Trial:
         everywhere = self._random.standard_normal((1, self._layout.size))
         active = np.abs(hessian_vector_products(point.exact, everywhere, 1.0, None)[0])
         self._top = float(active.max())
-        self._runs = {p.name: self._pick(p, active[_slice(p)]) for p in self._layout if p.size}
+        self._runs = {p.name: self._pick(p, active[p.place]) for p in self._layout if p.size}
         self._picked = [row for p in self._layout if p.size for row in self._rows(p)]
         self._sides: dict[str, Vector] = {}
 
@@ -259,9 +261,9 @@ class _Trial:
         gaps = np.abs(mixing @ found - truth)
         for gap, product, excused in zip(gaps, truth, noise, strict=True):
             for b in self._layout:
-                scale = float(np.abs(product[_slice(b)]).max(initial=0.0)) + least or 1.0
-                allowed = max(scale, float(excused[_slice(b)].max(initial=0.0)) / tolerance)
-                error = float(np.nan_to_num(gap[_slice(b)], nan=np.inf).max(initial=0.0)) / allowed
+                scale = float(np.abs(product[b.place]).max(initial=0.0)) + least or 1.0
+                allowed = max(scale, float(excused[b.place].max(initial=0.0)) / tolerance)
+                error = float(np.nan_to_num(gap[b.place], nan=np.inf).max(initial=0.0)) / allowed
                 worst = max(worst, _Error(error, placed.dtype, p.name, b.name), key=lambda e: e.value)
         return worst
 
@@ -301,7 +303,3 @@ class _Trial:
                 worst, first = max(worst, error), last
             start = stop
         return worst
-
-
-def _slice(p: Parameter) -> slice:
-    return slice(p.span.start, p.span.stop)

@@ -13,12 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from pipeline.contexts import exact_kernels
 from pipeline.data import Batch, microbatches, sample_count
 from pipeline.engines import ENGINES, Engine
 from pipeline.errors import HessianError, MemoryRefusedError, ProblemError, in_words
 from pipeline.layout import Parameter
 from pipeline.memory import mebibytes
-from pipeline.problem import PlacedProblem, exact_kernels
+from pipeline.problem import PlacedProblem
 
 FIRST_SAMPLES, FIRST_ROWS = 8, 8  # of the first, small measurement, from which the working size is chosen
 MOST_ROWS = 256  # in a group: beyond, no gain was measured

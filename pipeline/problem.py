@@ -7,20 +7,17 @@ whole data set taken as one batch.
 
 import copy
 import fnmatch
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from pipeline.contexts import unchanged
 from pipeline.data import Batch, byte_count, dense, digest, microbatches, read_batches, sample_count
 from pipeline.errors import ProblemError, nearest
 from pipeline.layout import ParameterLayout
@@ -256,121 +253,6 @@ def _pair(batch: Batch) -> tuple[Any, Any]:
     if not isinstance(batch, tuple) or len(batch) != 2:
         raise ProblemError(f"batch: got {type(batch).__name__}, expected (inputs, target), or a dict of inputs")
     return batch
-
-
-def contexts(model: nn.Module, device: torch.device) -> list[str]:
-    """Name what `exact_kernels` sets for a model on a device."""
-    names = ["math attention", *(["weight norm written out"] if _has_weight_norm(model) else [])]
-    if device.type == "cuda":
-        names += ["TF32 off", *(["cuDNN off"] if _is_recurrent(model) else [])]
-    return names
-
-
-@contextmanager
-def exact_kernels(model: nn.Module) -> Iterator[None]:
-    """Choose kernels that have right second derivatives and full precision.
-
-    The fused attention kernels and layers have no double backward, nor have cuDNN's recurrent ones; that of the fused
-    weight norm is wrong; TF32 leaves 1e-3 of relative noise.
-
-    Args:
-        model: what is going to be evaluated.
-
-    Yields:
-        Nothing; the settings are put back at the end.
-    """
-    matmul, cudnn, mha = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mha
-    saved, fast_path = (matmul.allow_tf32, cudnn.allow_tf32, cudnn.enabled), mha.get_fastpath_enabled()
-    try:
-        matmul.allow_tf32 = cudnn.allow_tf32 = False
-        cudnn.enabled = cudnn.enabled and not _is_recurrent(model)
-        mha.set_fastpath_enabled(False)
-        with sdpa_kernel(SDPBackend.MATH), _WeightNormWrittenOut() if _has_weight_norm(model) else nullcontext():
-            yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.enabled = saved
-        mha.set_fastpath_enabled(fast_path)
-
-
-class _WeightNormWrittenOut(TorchFunctionMode):
-    """Computes weight norm, w = g v / |v|, by plain operations.
-
-    The double backward of torch's fused kernel takes |v| for a constant: the block of g and v is off by a third.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch._weight_norm:
-            return func(*args, **(kwargs or {}))
-
-        def written_out(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-            return v * (g / torch.norm_except_dim(v, 2, dim))
-
-        return written_out(*args, **(kwargs or {}))
-
-
-def _has_weight_norm(model: nn.Module) -> bool:
-    """Say whether a module has the parametrisation, or the hook that came before it."""
-    parts = [part for m in model.modules() for part in (m, *m._forward_pre_hooks.values())]
-    return any(type(part).__name__ in {"_WeightNorm", "WeightNorm"} for part in parts)
-
-
-def _is_recurrent(model: nn.Module) -> bool:
-    return any(isinstance(m, nn.RNNBase) for m in model.modules())
-
-
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Leave a model, and the random state, bit for bit as they are, whatever happens inside."""
-    modules = [(m, dict(m._parameters), dict(m._buffers), dict(vars(m)), m.training) for m in model.modules()]
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    state = random_state()
-    try:
-        yield
-    finally:
-        for module, parameters, own_buffers, attributes, training in modules:
-            _put_back(module._parameters, parameters)
-            _put_back(module._buffers, own_buffers)
-            _put_back_tensors(module, attributes)
-            if module.training != training:
-                module.training = training
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for buffer, value in buffers:
-            if digest(buffer) != digest(value):
-                buffer.detach().copy_(value)
-        _set_random_state(state)
-
-
-def _put_back(place: Any, values: dict[str, Any]) -> None:
-    """Put back entries that were replaced; scripted modules hold theirs in no dict."""
-    for name, value in values.items():
-        if place[name] is not value:
-            place[name] = value
-
-
-def _put_back_tensors(module: nn.Module, attributes: dict[str, Any]) -> None:
-    """Put back tensors held as plain attributes: the old weight_norm makes one in every forward pass, caches do."""
-    for name, value in list(vars(module).items()):
-        before = attributes.get(name)
-        if value is not before and (isinstance(value, Tensor) or isinstance(before, Tensor)):
-            module.__dict__.pop(name)
-            if name in attributes:
-                module.__dict__[name] = before
-
-
-def random_state() -> dict[str, Any]:
-    """Give the state of the generators a model may draw from: torch's, CUDA's, NumPy's and Python's."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": np.random.get_state(), "python": random.getstate()}
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
-    np.random.set_state(state["numpy"])
-    random.setstate(state["python"])
 
 
 def _slots(model: nn.Module) -> dict[str, str]:

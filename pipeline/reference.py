@@ -65,12 +65,7 @@ def loss_and_gradient(placed: PlacedProblem, microbatch: int | None = None) -> L
     loss = total / weight + 0.5 * problem.l2 * float(theta @ theta)
     if not np.isfinite(loss):
         raise ProblemError(f"loss: got {loss} over the data, expected a finite number")
-    for p in problem.layout:
-        if not bool(gradient[p.span.start : p.span.stop].isfinite().all()):
-            raise ProblemError(
-                f"loss: its gradient with respect to `{p.name}` is NaN or infinite: look for sqrt, norm, log or a "
-                "division at zero, and for torch.where over a branch that is not finite"
-            )
+    require_finite(placed, gradient)
     return LossAndGradient(loss, _numpy(gradient / weight + problem.l2 * theta), weight)
 
 
@@ -93,6 +88,24 @@ def gradient_sum(value: Tensor, own: dict[str, nn.Parameter]) -> Tensor:
             "look for .detach(), .item(), torch.no_grad() or integer results on the way"
         )
     return _flat(grad(value, list(own.values()), materialize_grads=True))
+
+
+def require_finite(placed: PlacedProblem, gradient: Tensor) -> None:
+    """Refuse a gradient that is not finite, naming the parameter.
+
+    Args:
+        placed: the problem.
+        gradient: of its loss.  # shape: (P,)
+
+    Raises:
+        ProblemError: an entry is NaN or infinite.
+    """
+    for p in placed.layout:
+        if not bool(gradient[p.place].isfinite().all()):
+            raise ProblemError(
+                f"loss: its gradient with respect to `{p.name}` is NaN or infinite: look for sqrt, norm, log or a "
+                "division at zero, and for torch.where over a branch that is not finite"
+            )
 
 
 def hessian_vector_products(placed: PlacedProblem, vectors: Vector, weight: float, microbatch: int | None) -> Vector:
@@ -148,9 +161,7 @@ def differenced_products(placed: PlacedProblem, vectors: Vector, microbatch: int
 def moved(placed: PlacedProblem, shift: Vector) -> PlacedProblem:
     """Give a problem whose selected parameters are shifted.  # shape of shift: (P,)."""
     flat = torch.from_numpy(np.ascontiguousarray(shift)).to(placed.device, placed.dtype)
-    parameters = {
-        p.name: placed.parameters[p.name] + flat[p.span.start : p.span.stop].reshape(p.shape) for p in placed.layout
-    }
+    parameters = {p.name: placed.parameters[p.name] + flat[p.place].reshape(p.shape) for p in placed.layout}
     return PlacedProblem(placed.problem, parameters, placed.constants, placed.dtype, placed.device)
 
 

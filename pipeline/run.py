@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.contexts import unchanged
 from pipeline.errors import OutputError, SpecError, VerificationError
 from pipeline.executors import Work, serial
 from pipeline.factory import build_problem
@@ -17,7 +18,7 @@ from pipeline.identity import require_same, require_same_settings, save_weights
 from pipeline.manifest import Manifest
 from pipeline.output import GRADIENT, GROUP, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output
 from pipeline.planner import JobPlan, device_of, make_plan, matrix_bytes, worker_count
-from pipeline.problem import Problem, unchanged
+from pipeline.problem import Problem
 from pipeline.progress import Reporter
 from pipeline.receipts import Receipt, missing_tiles
 from pipeline.spec import JobSpec, Settings, parse
@@ -271,7 +272,7 @@ def describe(made: JobPlan) -> str:
     manifest = made.manifest
     engines = sorted(set(manifest.engines.values()))
     left = made.left_out
-    unused = [p.name for p in manifest.layout if not made.at.gradient[p.span.start : p.span.stop].any()]
+    unused = [p.name for p in manifest.layout if not made.at.gradient[p.place].any()]
     return (
         f"P = {made.tiling.size:,}, {made.tiling.side} x {made.tiling.side} chunks of {manifest.chunk}, "
         f"{len(made.tiling.tiles())} tiles, engine {', '.join(engines)}, micro-batch {manifest.microbatch}, "

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.contexts import exact_kernels, unchanged
 from pipeline.handle import Hessian, open_hessian
 from pipeline.identity import require_same
 from pipeline.layout import Parameter
 from pipeline.planner import REFERENCE_MICROBATCH
-from pipeline.problem import Problem, exact_kernels, unchanged
+from pipeline.problem import Problem
 from pipeline.reference import Vector, differenced_products, hessian_vector_products
 from pipeline.scan import Scan
 
@@ -173,7 +174,7 @@ class _Check:
     def _direction(self, p: Parameter) -> Vector:
         """Give a vector of random signs on one parameter, of length one.  # shape: (P,)."""
         vector = np.zeros(self._hessian.shape[0])
-        vector[_slice(p.span)] = self._random.choice((-1.0, 1.0), p.size) / p.size**0.5
+        vector[p.place] = self._random.choice((-1.0, 1.0), p.size) / p.size**0.5
         return vector
 
     def _block_errors(self, group: list[Parameter], vectors: Vector) -> dict[tuple[str, str], float]:
@@ -184,7 +185,7 @@ class _Check:
         for k, b in enumerate(group):
             for a in self._parameters:
                 if self._plan.covers(a.span, b.span):
-                    rows = _slice(a.span)
+                    rows = a.place
                     scale = self._scale(a, b, float(noise[k, rows].max()))
                     reference = self._agreed([r[k, rows] for r in references], scale)
                     errors[a.name, b.name] = float(np.abs(self._scan.products[k, rows] - reference).max()) / scale

@@ -12,11 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.contexts import exact_kernels
 from pipeline.engines import ENGINES, Engine
 from pipeline.errors import FingerprintError, HessianError, NotFiniteError, TileError
 from pipeline.manifest import Manifest
 from pipeline.output import Output
-from pipeline.problem import Problem, exact_kernels
+from pipeline.problem import Problem
 from pipeline.receipts import Receipt, receipt_name
 from pipeline.store import MatrixStore, StoredObject
 from pipeline.tiling import Tile

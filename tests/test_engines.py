@@ -7,10 +7,10 @@ import zoo
 from oracle import block_error
 
 from pipeline import Problem, compute_hessian
+from pipeline.contexts import exact_kernels
 from pipeline.engines import ENGINES
 from pipeline.engines.factored import NotFactoredError
 from pipeline.probe import Meter
-from pipeline.problem import exact_kernels
 
 GENERAL = ["jacrev", "rows"]  # for any parameter
 LINEAR = [zoo.mlp, zoo.relu_mse, zoo.weighted_ignored, zoo.bce, zoo.user_sum, zoo.ridge, zoo.chosen_parameters]

@@ -160,14 +160,12 @@ class _Stages:
             return f"to an input of shape {shape}, expected one row for each of {self.samples} samples"
         return None
 
-    def deltas(self, places: Sequence[int]) -> dict[int, Tensor]:
+    def deltas(self, places: Sequence[int]) -> _ByPlace:
         """Give delta = dL / dz at some places.  # shape of each: (samples, outputs)."""
-        deltas: dict[int, Tensor] = grad(lambda shifts: self._evaluate(shifts)[1])(self._zeros(places))
+        deltas: _ByPlace = grad(lambda shifts: self._evaluate(shifts)[1])(self._zeros(places))
         return deltas
 
-    def pull_back(
-        self, place: int, places: Sequence[int]
-    ) -> Callable[[Tensor], tuple[dict[int, Tensor], dict[int, Tensor]]]:
+    def pull_back(self, place: int, places: Sequence[int]) -> Callable[[Tensor], tuple[_ByPlace, _ByPlace]]:
         """Linearise delta at a place.
 
         Args:

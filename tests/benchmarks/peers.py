@@ -23,11 +23,11 @@ from torch.func import jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline import Problem
+from pipeline.contexts import exact_kernels
 from pipeline.engines import ENGINES
 from pipeline.factory import build_problem
 from pipeline.preflight import preflight
 from pipeline.probe import Segment, choose_sizes
-from pipeline.problem import exact_kernels
 from pipeline.tiling import default_chunk, plan_tiles
 
 CHUNKS = (16, 64, 256)  # columns at a time, of peers that take such

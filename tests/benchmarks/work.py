@@ -17,8 +17,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import Problem
+from pipeline.contexts import exact_kernels
 from pipeline.engines import ENGINES
-from pipeline.problem import exact_kernels
 from pipeline.tiling import default_chunk, plan_tiles
 
 ROW_GROUP, REPEATS = 64, 5
