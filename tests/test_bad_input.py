@@ -110,6 +110,13 @@ def test_missing_job():
     assert found.stderr == "error: nowhere.yaml: cannot read the job spec (No such file or directory)\n"
 
 
+def test_plan_shows_what_preflight_found(job):
+    found = hessian("plan", "job.yaml", "--preflight")
+    assert found.returncode == 0
+    for word in ["double backward", "off by", "(float64)", "math attention", "block (a, b) against (b, a)"]:
+        assert word in found.stdout
+
+
 def test_plan_prints_all_and_starts_nothing(job):
     found = hessian("plan", "job.yaml", "--set", "executor=ray")
     assert found.returncode == 0
