@@ -9,7 +9,7 @@ from oracle import block_error
 from pipeline import Problem, compute_hessian
 from pipeline.contexts import exact_kernels
 from pipeline.engines import ENGINES
-from pipeline.engines.factored import NotFactoredError
+from pipeline.engines.stages import NotFactoredError
 from pipeline.probe import Meter
 
 GENERAL = ["jacrev", "rows"]  # for any parameter

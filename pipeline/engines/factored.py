@@ -1,214 +1,38 @@
 """The engine for layers: rows of a weight W in z = a W' + b, applied once to each sample, by matrix products.
 
-A row of W, and the gradient it belongs to, factorise: dL / dW_ij = sum_n delta_ni a_nj with delta = dL / dz. Hence
+A row of W, and the gradient it belongs to, factorise: dL / dW_ij = sum_n delta_ni a_nj with delta = dL / dz. Hence, for
+columns that are entries (p, k) of such a weight as well, with input a' and delta', applied at the same place or later,
 
-    H[(i, j), q] = sum_n a_nj Y_n(i, q),        Y_n(i, q) = d g_nq / d z_ni,
+    H[(i, j), (p, k)] = sum_n a_nj a'_nk (d delta'_np / d z_ni)  +  sum_n a_nj delta'_np (d a'_nk / d z_ni),
 
-with g_n the gradient of sample n's loss, for columns q that are not upstream of W. Where the column is itself an entry
-(p, k) of such a weight, with input a' and delta',
-
-    Y_n(i, (p, k)) = d delta'_np / d z_ni  a'_nk  +  delta'_np  d a'_nk / d z_ni,
-
-which needs double backward in the d_out directions of z instead of the d_out d_in of W; all that is left is one matrix
-product a' Y for every unit i. This is second-order back-propagation by stages (Mizutani, Dreyfus and Demmel, 2005).
+where the second term is zero for W itself. This needs double backward in the d_out directions of z instead of the
+d_out d_in of W; all that is left are matrix products (`products`). It is second-order back-propagation by stages
+(Mizutani, Dreyfus and Demmel, 2005).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.func import debug_unwrap, grad, vjp, vmap
-from torch.overrides import TorchFunctionMode
 
-from pipeline.data import Batch, sample_count
+from pipeline.data import Batch
 from pipeline.engines.jacrev import Jacrev
+from pipeline.engines.products import add_product, add_symmetric
+from pipeline.engines.stages import ByPlace, NotFactoredError, Piece, Stage, Stages
 from pipeline.layout import Parameter
 from pipeline.problem import PlacedProblem
 
-_ByPlace = dict[int, Tensor]
-
-PANEL_BYTES = 4 * 2**20  # of Y formed at a time, so that the product finds it in the cache
-FEWEST_SAMPLES = 64  # of a panel: the inner dimension of the product
-MOST_UNITS = 16  # pulled back together: a bias has one for every row
-
-
-class NotFactoredError(NotImplementedError):
-    """A parameter is not used as this engine needs it."""
-
-
-class _Linears(TorchFunctionMode):
-    """Notes every application z = a W' + b of known parameters, and perturbs z.
-
-    Args:
-        names: of parameters, by identity.
-        shifts: added to each z in turn, by place; none where a place is missing.
-    """
-
-    def __init__(self, names: Mapping[int, str], shifts: Mapping[int, Tensor]) -> None:
-        super().__init__()
-        self._names, self._shifts = names, shifts
-        self.uses: list[_Use] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        z = func(*args, **(kwargs or {}))
-        if func is not F.linear:
-            return z
-        given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
-        weight, bias = (self._names.get(id(given.get(kind))) for kind in ("weight", "bias"))
-        if weight is None and bias is None:
-            return z
-        place = len(self.uses)
-        self.uses.append(_Use(weight, bias, given["input"], z.shape))
-        return z + self._shifts[place] if place in self._shifts else z
-
-
-@dataclass(frozen=True)
-class _Use:
-    """An application of a weight: names of weight and bias, a, and the shape of z."""
-
-    weight: str | None
-    bias: str | None
-    input: Tensor
-    shape: torch.Size
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """Rows or columns of one parameter, at the place where it is applied.
-
-    Attributes:
-        span: flat indices.
-        first: of them, within the parameter.
-        place: among the applications.
-        left: a for a weight, None for a bias.  # shape: (samples, inputs)
-    """
-
-    span: range
-    first: int
-    place: int
-    left: Tensor | None
-
-    @property
-    def width(self) -> int:
-        """Entries of a unit."""
-        return 1 if self.left is None else self.left.shape[1]
-
-    @property
-    def units(self) -> range:
-        """Outputs that the entries belong to."""
-        return range(self.first // self.width, (self.first + len(self.span) - 1) // self.width + 1)
-
-    def inside(self, unit: int) -> tuple[slice, slice]:
-        """Give a unit's entries among these, and their places within the unit."""
-        low, high = max(unit * self.width, self.first), min((unit + 1) * self.width, self.first + len(self.span))
-        return slice(low - self.first, high - self.first), slice(low - unit * self.width, high - unit * self.width)
-
-    def whole(self, entries: Tensor) -> Tensor:
-        """Cut the entries of whole units to these.  # shape: (..., units * width) to (..., entries)."""
-        skipped = self.first - self.units.start * self.width
-        return entries[..., skipped : skipped + len(self.span)]
-
-
-class _Stages:
-    """The applications of linear layers in one micro-batch, as stages of back-propagation."""
-
-    def __init__(self, problem: PlacedProblem, batch: Batch) -> None:
-        self._problem, self.batch = problem, batch
-        self._names = {id(tensor): name for name, tensor in problem.parameters.items()}
-        self.uses, _ = self._evaluate({})
-        if any(debug_unwrap(use.input) is not use.input for use in self.uses):
-            raise NotFactoredError("layers are applied inside a transform of torch.func")
-        self.inputs = [use.input.detach() for use in self.uses]
-        self.samples = sample_count(batch)
-
-    def is_factored(self, name: str) -> bool:
-        """Say whether a parameter is applied exactly once, to each sample, as a linear layer."""
-        return self._fault(name) is None
-
-    def stage(self, parameter: Parameter, span: range) -> _Stage:
-        """Give rows or columns of a parameter at their place.
-
-        Args:
-            parameter: which.
-            span: flat indices.
-
-        Returns:
-            The stage.
-
-        Raises:
-            NotFactoredError: it is not applied exactly once, to each sample, as a linear layer.
-        """
-        if fault := self._fault(parameter.name):
-            raise NotFactoredError(f"`{parameter.name}` is applied {fault}")
-        (place,) = self._places(parameter.name)
-        is_weight = self.uses[place].weight == parameter.name
-        return _Stage(span, span.start - parameter.offset, place, self.inputs[place] if is_weight else None)
-
-    def _places(self, name: str) -> list[int]:
-        return [k for k, use in enumerate(self.uses) if name in {use.weight, use.bias}]
-
-    def _fault(self, name: str) -> str | None:
-        """Say what keeps a parameter from being factored."""
-        places = self._places(name)
-        if len(places) != 1:
-            return f"{len(places)} times as a linear layer, expected once"
-        shape = tuple(self.uses[places[0]].input.shape)
-        if len(shape) != 2 or shape[0] != self.samples:
-            return f"to an input of shape {shape}, expected one row for each of {self.samples} samples"
-        return None
-
-    def deltas(self, places: Sequence[int]) -> _ByPlace:
-        """Give delta = dL / dz at some places.  # shape of each: (samples, outputs)."""
-        deltas: _ByPlace = grad(lambda shifts: self._evaluate(shifts)[1])(self._zeros(places))
-        return deltas
-
-    def pull_back(self, place: int, places: Sequence[int]) -> Callable[[Tensor], tuple[_ByPlace, _ByPlace]]:
-        """Linearise delta at a place.
-
-        Args:
-            place: of the rows.
-            places: of the columns, none before the rows'.
-
-        Returns:
-            From directions of delta  # shape: (units, samples, outputs), the derivatives d delta' / dz and d a' / dz of
-            all columns' places in these directions.  # shape of each: (units, samples, outputs' or inputs')
-        """
-        later = [k for k in places if k != place]
-
-        def delta(shifts: dict[int, Tensor], weights: dict[int, Tensor]) -> Tensor:
-            def lagrangian(shift: Tensor) -> Tensor:
-                uses, loss = self._evaluate({**shifts, place: shift})
-                # d a' / dz as a second derivative: of <w, a'> with respect to w and z.
-                return loss + sum((weights[k] * uses[k].input).sum() for k in later)
-
-            found: Tensor = grad(lagrangian)(shifts[place] if place in shifts else self._zeros([place])[place])
-            return found
-
-        weights = {k: torch.zeros_like(self.inputs[k]) for k in later}
-        return vmap(vjp(delta, self._zeros(places), weights)[1])
-
-    def _zeros(self, places: Sequence[int]) -> dict[int, Tensor]:
-        return {k: self.inputs[k].new_zeros(self.uses[k].shape) for k in places}
-
-    def _evaluate(self, shifts: Mapping[int, Tensor]) -> tuple[list[_Use], Tensor]:
-        """Evaluate the un-normalised loss with perturbed z."""
-        with _Linears(self._names, shifts) as watched:
-            loss = self._problem.loss_sum({}, self.batch)[0]
-        return watched.uses, loss
+SPARSE = 4  # times fewer inputs than all that depend on a unit: then only these are multiplied
 
 
 @dataclass(frozen=True)
 class Factored:
-    """Rows of weights and biases of linear layers, applied once to each sample.
+    """Rows of weights and biases of dense layers, applied once to each sample.
 
     Columns of all other parameters are left to `Jacrev`, from whichever side has fewer entries.
 
     Attributes:
         problem: the problem.
-        row_group: rows computed at a time; their units are pulled back together.
+        row_group: units of a layer whose directions are pulled back, and multiplied, together; rows of `Jacrev`.
     """
 
     problem: PlacedProblem
@@ -218,33 +42,21 @@ class Factored:
         """Add one micro-batch's part of H[rows, cols]; see `Engine.add`.
 
         Raises:
-            NotFactoredError: rows are of a parameter that is not applied once, to each sample, as a linear layer.
+            NotFactoredError: rows are of a parameter that is not applied once, to each sample, as a dense layer.
         """
         if not self.problem.problem.separable:
             raise NotFactoredError("samples act on each other")
-        stages = _Stages(self.problem, batch)
-        for parameter, segment in self.problem.layout.segments(rows):
-            start = segment.start - rows.start
-            self._add_segment(stages, parameter, segment, cols, out[start : start + len(segment)])
-
-    def _add_segment(self, stages: _Stages, parameter: Parameter, rows: range, cols: range, out: Tensor) -> None:
-        """Add rows that belong to one parameter."""
-        stage = stages.stage(parameter, rows)
-        later: list[_Stage] = []
-        for other, span in self.problem.layout.segments(cols):
-            part = out[:, span.start - cols.start : span.stop - cols.start]
-            if not stages.is_factored(other.name):
-                self._add_general(stages.batch, rows, span, part)
-                continue
-            column = stages.stage(other, span)
-            if column.place < stage.place:  # the rows' input depends on it: the other way round
-                mirror = out.new_zeros(len(span), len(rows))
-                self._add_stage(stages, column, [stage], mirror, rows.start)
-                part += mirror.T
-            else:
-                later.append(column)
-        if later:
-            self._add_stage(stages, stage, later, out, cols.start)
+        stages, layout = Stages(self.problem, batch), self.problem.layout
+        matrix = _Matrix(rows, cols, out)
+        here = [stages.stage(p, span) for p, span in layout.segments(rows)]
+        there = [stages.stage(p, span) for p, span in layout.segments(cols) if stages.is_factored(p.name)]
+        for place, found in _by_place(here).items():
+            self._add_stages(stages, found, [c for c in there if c.place >= place], matrix)
+        for place, found in _by_place(there).items():  # where the rows' input depends on the columns: the other way round
+            self._add_stages(stages, found, [r for r in here if r.place > place], matrix.mirrored())
+        for p, span in layout.segments(cols):
+            if not stages.is_factored(p.name):
+                self._add_general(batch, rows, span, matrix.part(rows, span))
 
     def _add_general(self, batch: Batch, rows: range, cols: range, out: Tensor) -> None:
         """Add columns of a parameter that does not factorise."""
@@ -256,85 +68,110 @@ class Factored:
         engine.add(batch, cols, rows, mirror)
         out += mirror.T
 
-    def _add_stage(self, stages: _Stages, stage: _Stage, columns: list[_Stage], out: Tensor, origin: int) -> None:
-        """Add rows of one stage against columns of that and later ones; `origin` is the flat index of out's first."""
-        places = sorted({c.place for c in columns})
-        deltas, pull_back = stages.deltas(places), stages.pull_back(stage.place, places)
-        for group in _groups(stage.units, min(MOST_UNITS, max(1, self.row_group // stage.width))):
-            directions = out.new_zeros(len(group), *stages.uses[stage.place].shape)
-            directions[torch.arange(len(group)), :, torch.arange(group.start, group.stop)] = 1
-            with torch.no_grad():  # else each pull-back would keep a graph for a third derivative
-                dz, da = pull_back(directions)
-            if stage.left is None:
-                rows = slice(group.start - stage.first, group.stop - stage.first)
-                for c in columns:
-                    part = out[rows, c.span.start - origin : c.span.stop - origin]
-                    part += _summed(c, deltas[c.place], dz[c.place], da.get(c.place))
-                continue
-            for k, unit in enumerate(group):
-                one = {place: (deltas[place], dz[place][k], da[place][k] if place in da else None) for place in places}
-                rows, entries = stage.inside(unit)
-                for run in _runs(columns):
-                    part = out[rows, run[0].span.start - origin : run[-1].span.stop - origin]
-                    _multiply(part, stage.left[:, entries], run, one)
+    def _add_stages(self, stages: Stages, rows: list[Stage], cols: list[Stage], matrix: "_Matrix") -> None:
+        """Add rows of one place, a weight's and a bias's, against columns of that and later ones."""
+        if not cols:
+            return
+        places, place = sorted({column.place for column in cols}), rows[0].place
+        deltas, pull_back = stages.deltas(places), stages.pull_back(place, places)
+        pieces = [(row, piece) for row in rows for piece in row.pieces()]
+        wanted = range(min(piece.units.start for _, piece in pieces), max(piece.units.stop for _, piece in pieces))
+        for start in range(wanted.start, wanted.stop, self.row_group):
+            group = range(start, min(start + self.row_group, wanted.stop))
+            found = _Derivatives.of(group, deltas, *pull_back(group))
+            for row, piece in pieces:
+                units = range(max(group.start, piece.units.start), min(group.stop, piece.units.stop))
+                for column in cols if units else ():
+                    _add_pair(row, piece, column, found, units, matrix.part(row.span, column.span)[piece.entries])
 
 
-def _multiply(out: Tensor, left: Tensor, columns: Sequence[_Stage], unit: dict[int, Any]) -> None:
-    """Add a' Y of one unit, panel by panel.  # shape of out: (entries of the unit, columns)."""
-    for panel in _panels(len(left), out.shape[1] * out.element_size()):
-        Y = out.new_empty(panel.stop - panel.start, out.shape[1])
-        start = columns[0].span.start
-        for c in columns:
-            _write_panel(Y[:, c.span.start - start : c.span.stop - start], c, panel, *unit[c.place])
-        out.addmm_(left[panel].T, Y)
+@dataclass(frozen=True)
+class _Matrix:
+    """Entries of H with the flat indices of their rows and columns."""
+
+    rows: range
+    cols: range
+    values: Tensor
+
+    def part(self, rows: range, cols: range) -> Tensor:
+        """Give the entries at some rows and columns."""
+        r, c = self.rows.start, self.cols.start
+        return self.values[rows.start - r : rows.stop - r, cols.start - c : cols.stop - c]
+
+    def mirrored(self) -> "_Matrix":
+        """Give the transpose."""
+        return _Matrix(self.cols, self.rows, self.values.T)
 
 
-def _summed(c: _Stage, delta: Tensor, dz: Tensor, da: Tensor | None) -> Tensor:
-    """Give Y summed over samples, for the row of a bias.  # shape: (units of the row, columns)."""
-    outputs = slice(c.units.start, c.units.stop)
-    if c.left is None:
-        return dz[:, :, outputs].sum(1)
-    Y = torch.einsum("unp,nk->upk", dz[:, :, outputs], c.left)
-    if da is not None:
-        Y += torch.einsum("np,unk->upk", delta[:, outputs], da)
-    return c.whole(Y.flatten(1))
+@dataclass(frozen=True)
+class _Derivatives:
+    """What is pulled back from some units of the rows.
+
+    Attributes:
+        units: i.
+        delta: dL / dz', by place.  # shape: (samples, outputs')
+        dz: d delta' / d z_i, by place.  # shape: (units, samples, outputs')
+        da: d a' / d z_i, by place; none of the rows' own.  # shape: (units, samples, inputs')
+        active: whether an input a' depends on z_i at all, by place.  # shape: (units, inputs')
+    """
+
+    units: range
+    delta: ByPlace
+    dz: ByPlace
+    da: ByPlace
+    active: ByPlace
+
+    @classmethod
+    def of(cls, units: range, delta: ByPlace, dz: ByPlace, da: ByPlace) -> "_Derivatives":
+        """Find which inputs depend on the units."""
+        return cls(units, delta, dz, da, {place: (values != 0).any(1) for place, values in da.items()})
 
 
-def _write_panel(Y: Tensor, c: _Stage, panel: slice, delta: Tensor, dz: Tensor, da: Tensor | None) -> None:
-    """Write Y of one unit for some samples.  # shape of Y: (samples of the panel, columns)."""
-    outputs = slice(c.units.start, c.units.stop)
-    if c.left is None:
-        Y.copy_(dz[panel, outputs])
-        return
-    shape = (len(Y), len(c.units), c.width)
-    is_whole = len(c.span) == len(c.units) * c.width
-    # In place, where the columns are whole units: a temporary would cost as much as the product.
-    full = Y.as_strided(shape, (Y.stride(0), c.width, 1), Y.storage_offset()) if is_whole else Y.new_empty(shape)
-    torch.mul(dz[panel, outputs, None], c.left[panel, None], out=full)
-    if da is not None:
-        full.addcmul_(delta[panel, outputs, None], da[panel, None])
-    if not is_whole:
-        Y.copy_(c.whole(full.flatten(1)))
+def _add_pair(row: Stage, piece: Piece, column: Stage, found: _Derivatives, units: range, out: Tensor) -> None:
+    """Add some units of a piece of the rows against the columns of one stage.  # shape of out: (piece, columns)."""
+    of_group = slice(units.start - found.units.start, units.stop - found.units.start)
+    of_piece = slice(units.start - piece.units.start, units.stop - piece.units.start)
+    dz, inputs = found.dz[column.place][of_group], row.input.shape[1]
+    for other in column.pieces():
+        part = out[:, other.entries].unflatten(0, (len(piece.units), -1)).unflatten(2, (len(other.units), -1))
+        outputs = slice(other.units.start, other.units.stop)
+        if row.name == column.name and part.shape[1] == part.shape[3] == inputs:
+            add_symmetric(part, row.input, dz[:, :, outputs], units, piece.units, other.units)
+            continue
+        a, b = row.input[:, piece.inputs], column.input[:, other.inputs]
+        add_product(part[of_piece], a, b, dz[:, :, outputs])
+        if column.is_weight and column.place in found.da:
+            da = found.da[column.place][of_group, :, other.inputs]
+            active = found.active[column.place][of_group, other.inputs]
+            _add_second(part[of_piece], a, found.delta[column.place][:, outputs], da, active)
 
 
-def _runs(columns: Sequence[_Stage]) -> Iterator[list[_Stage]]:
-    """Group columns that follow on each other."""
-    run: list[_Stage] = []
-    for column in columns:
-        if run and run[-1].span.stop != column.span.start:
-            yield run
-            run = []
-        run.append(column)
-    yield run
+def _add_second(out: Tensor, a: Tensor, delta: Tensor, da: Tensor, active: Tensor) -> None:
+    """Add out[i, j, p, k] += sum_n a[n, j] delta[n, p] da[i, n, k].
+
+    Args:
+        out: changed in place.  # shape: (units, inputs, units', inputs')
+        a: of the rows.  # shape: (samples, inputs)
+        delta: of the columns.  # shape: (samples, units')
+        da: of the columns in the directions of units.  # shape: (units, samples, inputs')
+        active: where da is not all zero.  # shape: (units, inputs')
+    """
+    most = int(active.sum(1).max())
+    if most * SPARSE > len(active[0]):
+        add_product(out.transpose(2, 3), a, delta, da)
+    elif most:
+        # An activation makes each input of the next layer depend on one unit: all others would add zeros.
+        chosen = active.float().topk(most).indices  # shape: (units, most)
+        few = da.gather(2, chosen[:, None].expand(-1, da.shape[1], -1))
+        added = out.new_zeros(*out.shape[:2], most, out.shape[2])
+        add_product(added, a, delta, few)
+        for unit, inputs, values in zip(out, chosen, added.transpose(2, 3), strict=True):
+            unit.index_add_(2, inputs, values)
 
 
-def _groups(units: range, size: int) -> Iterator[range]:
-    for start in range(units.start, units.stop, size):
-        yield range(start, min(start + size, units.stop))
-
-
-def _panels(samples: int, row_bytes: int) -> Iterator[slice]:
-    """Cut samples into panels of Y that stay in the cache."""
-    size = max(FEWEST_SAMPLES, PANEL_BYTES // row_bytes)
-    for start in range(0, samples, size):
-        yield slice(start, min(start + size, samples))
+def _by_place(stages: list[Stage]) -> dict[int, list[Stage]]:
+    """Group a weight and a bias that are applied together."""
+    places: dict[int, list[Stage]] = {}
+    for stage in stages:
+        places.setdefault(stage.place, []).append(stage)
+    return places

@@ -1,0 +1,145 @@
+"""Sums over samples of products of three factors, as matrix products: where the time of the factored engine goes.
+
+Blocks of two layers are made of sums_n a[n, j] b[n, k] X[i, n, p]. As a matrix product of pairs (i, p) with pairs (j, k)
+such a sum meets the lower bound of arithmetic. Its operands are formed strip by strip, small enough for the cache, and
+the result is added to the matrix, whose order of indices is (i, j, p, k).
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# Of a strip of the result, and of the operand it is made from: on a CPU what stays in the cache, on a GPU what fills it.
+STRIP_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
+OPERAND_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
+FEWEST_SAMPLES = 512  # of an operand: the inner dimension of the product
+SYMMETRIC_STRIP = 32  # inputs at most, of a strip whose square on the diagonal is computed in full
+
+
+def add_product(out: Tensor, a: Tensor, b: Tensor, X: Tensor) -> None:
+    """Add out[i, j, p, k] += sum_n a[n, j] b[n, k] X[i, n, p].
+
+    Args:
+        out: changed in place, any strides.  # shape: (I, J, P, K)
+        a: one factor.  # shape: (N, J)
+        b: another.  # shape: (N, K)
+        X: the third.  # shape: (I, N, P)
+    """
+    I, J, P, K = out.shape
+    strips = _Strips(X.transpose(1, 2).reshape(I * P, -1), a, b)
+    for strip in strips.cut(J, J):
+        G = strips.product(strip, slice(0, K))
+        out[:, strip] += G.view(I, P, -1, K).transpose(1, 2)
+
+
+def add_symmetric(out: Tensor, a: Tensor, X: Tensor, units: range, rows: range, cols: range) -> None:
+    """Add out[i, j, p, k] += sum_n a[n, j] a[n, k] X[i, n, p] where X is symmetric in its units i and p.
+
+    The sum is symmetric under j <-> k and under i <-> p separately: a quarter of it is computed. Entries of out are
+    added to in all of its rows that hold mirror images, so that calls for all of `rows` together give the whole.
+
+    Args:
+        out: changed in place, any strides.  # shape: (rows, J, cols, J)
+        a: the layer's input.  # shape: (N, J)
+        X: d delta_p / dz_i.  # shape: (units, N, cols)
+        units: of `rows`, those computed.
+        rows: units of out's rows.
+        cols: units of out's columns.
+    """
+    square = range(max(rows.start, cols.start), min(rows.stop, cols.stop))
+    spans = [(k, unit, span) for k, unit in enumerate(units) for span in _computed(unit, square, cols)]
+    pairs = torch.cat([X[k, :, _within(span, cols)].T for k, _, span in spans])
+    strips, J, done = _Strips(pairs, a, a), a.shape[1], 0
+    for strip in strips.cut(J, SYMMETRIC_STRIP):
+        G = strips.product(strip, slice(strip.start, J)).view(len(pairs), -1, J - strip.start)
+        done = 0
+        for _, unit, span in spans:
+            part = G[done : done + len(span)]  # shape: (span, strip, inputs from the strip's first)
+            done += len(span)
+            _add_twice(out[unit - rows.start, :, _within(span, cols)].transpose(0, 1), part, strip)
+            mirrored = range(max(span.start, unit + 1), min(span.stop, square.stop)) if unit in square else range(0)
+            if mirrored:
+                later = part[_within(mirrored, span)]
+                _add_twice(out[_within(mirrored, rows), :, unit - cols.start], later, strip)
+
+
+def add_by_unit(out: Tensor, a: Tensor, b: Tensor, X: Tensor, delta: Tensor, db: Tensor | None) -> None:
+    """Add out[i, j, p, k] += sum_n a[n, j] (b[n, k] X[i, n, p] + delta[n, p] db[i, n, k]), one product for each i.
+
+    Args:
+        out: changed in place; its last two dimensions are consecutive.  # shape: (I, J, P, K)
+        a: one factor.  # shape: (N, J)
+        b: another.  # shape: (N, K)
+        X: the third.  # shape: (I, N, P)
+        delta: of the second term.  # shape: (N, P)
+        db: of the second term, None where that is zero.  # shape: (I, N, K)
+    """
+    I, J, P, K = out.shape
+    for i in range(I):
+        target = out[i].view(J, P * K)
+        for panel in _panels(len(a), P * K, a):
+            Y = b[panel, None, :] * X[i, panel, :, None]
+            if db is not None:
+                Y.addcmul_(delta[panel, :, None], db[i, panel, None, :])
+            target.addmm_(a[panel].T, Y.view(-1, P * K))
+
+
+class _Strips:
+    """Products of pairs (i, p) with pairs (j, k), a strip of j at a time.
+
+    Args:
+        pairs: X of pairs (i, p).  # shape: (pairs, N)
+        a: one factor.  # shape: (N, J)
+        b: the other.  # shape: (N, K)
+    """
+
+    def __init__(self, pairs: Tensor, a: Tensor, b: Tensor) -> None:
+        self._pairs, self._a, self._b = pairs, a, b
+
+    def cut(self, inputs: int, most: int) -> Iterator[slice]:
+        """Cut inputs j into strips."""
+        bytes_of_one = len(self._pairs) * self._b.shape[1] * self._b.element_size()
+        size = max(1, min(most, STRIP_BYTES[self._b.device.type] // max(bytes_of_one, 1)))
+        for start in range(0, inputs, size):
+            yield slice(start, min(start + size, inputs))
+
+    def product(self, j: slice, k: slice) -> Tensor:
+        """Sum over samples.  # shape: (pairs, len(j) * len(k))."""
+        a, b = self._a[:, j], self._b[:, k]
+        width = a.shape[1] * b.shape[1]
+        G = self._pairs.new_empty(len(self._pairs), width)
+        for number, panel in enumerate(_panels(len(a), width, a)):
+            Z = (a[panel, :, None] * b[panel, None, :]).view(-1, width)
+            torch.addmm(G, self._pairs[:, panel], Z, beta=min(number, 1), out=G)
+        return G
+
+
+def _computed(unit: int, square: range, cols: range) -> list[range]:
+    """Give the columns' units that a row's unit is computed with; the others are mirror images."""
+    if unit not in square:
+        return [cols]
+    return [span for span in (range(cols.start, square.start), range(unit, cols.stop)) if span]
+
+
+def _add_twice(out: Tensor, part: Tensor, strip: slice) -> None:
+    """Add a strip of a symmetric matrix from its diagonal on, and its mirror image.
+
+    Args:
+        out: changed in place.  # shape: (pairs, J, J)
+        part: of it.  # shape: (pairs, strip, J from the strip's first on)
+        strip: of J.
+    """
+    out[:, strip, strip.start :] += part
+    out[:, strip.stop :, strip] += part[:, :, strip.stop - strip.start :].transpose(1, 2)
+
+
+def _within(inner: range, outer: range) -> slice:
+    return slice(inner.start - outer.start, inner.stop - outer.start)
+
+
+def _panels(samples: int, width: int, like: Tensor) -> Iterator[slice]:
+    """Cut samples into panels of an operand that stay in the cache."""
+    size = max(FEWEST_SAMPLES, OPERAND_BYTES[like.device.type] // (width * like.element_size()))
+    for start in range(0, samples, size):
+        yield slice(start, min(start + size, samples))

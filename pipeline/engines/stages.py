@@ -1,0 +1,219 @@
+"""Dense layers as stages of back-propagation: where each weight is applied, and derivatives from one to another."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import debug_unwrap, grad, vjp, vmap
+from torch.overrides import TorchFunctionMode
+
+from pipeline.data import Batch, sample_count
+from pipeline.layout import Parameter
+from pipeline.problem import PlacedProblem
+
+ByPlace = dict[int, Tensor]
+
+
+class NotFactoredError(NotImplementedError):
+    """A parameter is not used as the factored engine needs it."""
+
+
+class _Linears(TorchFunctionMode):
+    """Notes every application z = a W' + b of known parameters, and perturbs z.
+
+    Args:
+        names: of parameters, by identity.
+        shifts: added to each z in turn, by place; none where a place is missing.
+    """
+
+    def __init__(self, names: Mapping[int, str], shifts: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self._names, self._shifts = names, shifts
+        self.uses: list[_Use] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        z = func(*args, **(kwargs or {}))
+        if func is not F.linear:
+            return z
+        given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
+        weight, bias = (self._names.get(id(given.get(kind))) for kind in ("weight", "bias"))
+        if weight is None and bias is None:
+            return z
+        place = len(self.uses)
+        self.uses.append(_Use(weight, bias, given["input"], z.shape))
+        return z + self._shifts[place] if place in self._shifts else z
+
+
+@dataclass(frozen=True)
+class _Use:
+    """An application of a weight: names of weight and bias, a, and the shape of z."""
+
+    weight: str | None
+    bias: str | None
+    input: Tensor
+    shape: torch.Size
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Entries of a parameter that are a rectangle of units and inputs.
+
+    Attributes:
+        entries: consecutive, among those of the stage.
+        units: outputs i of the layer.
+        inputs: j, of each of them.
+    """
+
+    entries: slice
+    units: range
+    inputs: slice
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Rows or columns of one parameter, at the place where it is applied.
+
+    Attributes:
+        name: of the parameter.
+        span: flat indices.
+        first: of them, within the parameter.
+        place: among the applications.
+        input: a for a weight, ones for a bias.  # shape: (samples, inputs)
+        is_weight: whether it is a weight.
+    """
+
+    name: str
+    span: range
+    first: int
+    place: int
+    input: Tensor
+    is_weight: bool
+
+    def pieces(self) -> Iterator[Piece]:
+        """Cut the entries into whole units, and what is before and after them."""
+        width, start, stop = self.input.shape[1], self.first, self.first + len(self.span)
+        while start < stop:
+            unit, j = divmod(start, width)
+            if j or stop - start < width:
+                units, count = range(unit, unit + 1), min(width - j, stop - start)
+            else:
+                units = range(unit, stop // width)
+                count = len(units) * width
+            yield Piece(slice(start - self.first, start - self.first + count), units, slice(j, min(j + count, width)))
+            start += count
+
+
+class Stages:
+    """The applications of dense layers in one micro-batch.
+
+    Args:
+        problem: the problem.
+        batch: of its type, on its device.
+
+    Raises:
+        NotFactoredError: layers are applied inside a transform of torch.func.
+    """
+
+    def __init__(self, problem: PlacedProblem, batch: Batch) -> None:
+        self._problem, self.batch = problem, batch
+        self._names = {id(tensor): name for name, tensor in problem.parameters.items()}
+        self._uses, _ = self._evaluate({})
+        if any(debug_unwrap(use.input) is not use.input for use in self._uses):
+            raise NotFactoredError("layers are applied inside a transform of torch.func")
+        self._inputs = [use.input.detach() for use in self._uses]
+        self._samples = sample_count(batch)
+
+    def is_factored(self, name: str) -> bool:
+        """Say whether a parameter is applied exactly once, to each sample, as a dense layer."""
+        return self._fault(name) is None
+
+    def stage(self, parameter: Parameter, span: range) -> Stage:
+        """Give rows or columns of a parameter at their place.
+
+        Args:
+            parameter: which.
+            span: flat indices.
+
+        Returns:
+            The stage.
+
+        Raises:
+            NotFactoredError: it is not applied exactly once, to each sample, as a dense layer.
+        """
+        if fault := self._fault(parameter.name):
+            raise NotFactoredError(f"`{parameter.name}` is applied {fault}")
+        (place,) = self._places(parameter.name)
+        is_weight = self._uses[place].weight == parameter.name
+        a = self._inputs[place]
+        return Stage(
+            parameter.name,
+            span,
+            span.start - parameter.offset,
+            place,
+            a if is_weight else a.new_ones(len(a), 1),
+            is_weight,
+        )
+
+    def _places(self, name: str) -> list[int]:
+        return [k for k, use in enumerate(self._uses) if name in {use.weight, use.bias}]
+
+    def _fault(self, name: str) -> str | None:
+        """Say what keeps a parameter from being factored."""
+        places = self._places(name)
+        if len(places) != 1:
+            return f"{len(places)} times as a dense layer, expected once"
+        shape = tuple(self._uses[places[0]].input.shape)
+        if len(shape) != 2 or shape[0] != self._samples:
+            return f"to an input of shape {shape}, expected one row for each of {self._samples} samples"
+        return None
+
+    def deltas(self, places: Sequence[int]) -> ByPlace:
+        """Give delta = dL / dz at some places.  # shape of each: (samples, outputs)."""
+        deltas: ByPlace = grad(lambda shifts: self._evaluate(shifts)[1])(self._zeros(places))
+        return deltas
+
+    def pull_back(self, place: int, places: Sequence[int]) -> Callable[[range], tuple[ByPlace, ByPlace]]:
+        """Linearise delta at a place.
+
+        Args:
+            place: of the rows.
+            places: of the columns, none before the rows'.
+
+        Returns:
+            From units of the rows, the derivatives d delta' / dz and d a' / dz of all columns' places in the directions
+            of these units; the latter of later places only.  # shape of each: (units, samples, outputs' or inputs')
+        """
+        later = [k for k in places if k != place]
+
+        def delta(shifts: dict[int, Tensor], weights: dict[int, Tensor]) -> Tensor:
+            def lagrangian(shift: Tensor) -> Tensor:
+                uses, loss = self._evaluate({**shifts, place: shift})
+                # d a' / dz as a second derivative: of <w, a'> with respect to w and z.
+                return loss + sum((weights[k] * uses[k].input).sum() for k in later)
+
+            found: Tensor = grad(lagrangian)(shifts[place] if place in shifts else self._zeros([place])[place])
+            return found
+
+        weights = {k: torch.zeros_like(self._inputs[k]) for k in later}
+        pulled = vmap(vjp(delta, self._zeros(places), weights)[1])
+
+        def directions(units: range) -> tuple[ByPlace, ByPlace]:
+            ones = self._inputs[place].new_zeros(len(units), *self._uses[place].shape)
+            ones[torch.arange(len(units)), :, torch.arange(units.start, units.stop)] = 1
+            with torch.no_grad():  # else each pull-back would keep a graph for a third derivative
+                dz, da = pulled(ones)
+            return dz, da
+
+        return directions
+
+    def _zeros(self, places: Sequence[int]) -> ByPlace:
+        return {k: self._inputs[k].new_zeros(self._uses[k].shape) for k in places}
+
+    def _evaluate(self, shifts: Mapping[int, Tensor]) -> tuple[list[_Use], Tensor]:
+        """Evaluate the un-normalised loss with perturbed z."""
+        with _Linears(self._names, shifts) as watched:
+            loss = self._problem.loss_sum({}, self.batch)[0]
+        return watched.uses, loss
