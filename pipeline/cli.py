@@ -165,7 +165,10 @@ def _show_plan(made: "JobPlan") -> None:
                     f"{tiling.side} x {tiling.side} of side {manifest.chunk}, {int(tiling.selected.sum()):,} computed",
                 ),
                 ("tiles", f"{len(tiling.tiles()):,}, the largest {rows:,} x {cols:,}"),
-                ("micro-batch, row group", f"{manifest.microbatch} samples, {manifest.row_group} rows"),
+                *(
+                    (f"engine {name}", f"micro-batch {sizes.microbatch}, row group {sizes.row_group}")
+                    for name, sizes in sorted(manifest.sizes.items())
+                ),
                 ("FLOPs", f"{made.flops():.3g}"),
                 (
                     "bytes out",

@@ -85,13 +85,15 @@ def require_same_settings(settings: Settings, problem: Problem, manifest: Manife
         "codec": settings.codec,
         "chunk": settings.chunk,
         "tile_shape": settings.tile,
-        "microbatch": microbatch,
-        "row_group": settings.row_group,
     }
     found = {name: getattr(manifest, name) for name in asked}
     differences = [f"{n} is {v!r}, stored {found[n]!r}" for n, v in asked.items() if v is not None and v != found[n]]
     if settings.engine != "auto" and set(manifest.engines.values()) != {settings.engine}:
         differences.append(f"engine is {settings.engine!r}, stored {sorted(set(manifest.engines.values()))}")
+    for name, value in (("microbatch", microbatch), ("row_group", settings.row_group)):
+        stored = sorted({getattr(sizes, name) for sizes in manifest.sizes.values()})
+        if value is not None and stored != [value]:
+            differences.append(f"{name} is {value!r}, stored {stored}")
     _refuse(output, differences)
 
 

@@ -11,6 +11,7 @@ from pipeline.layout import ParameterLayout
 from pipeline.output import MANIFEST, Output
 from pipeline.spec import BlockSelection, FloatName
 from pipeline.tiling import TilingPlan, plan_tiles
+from pipeline.verdict import EngineSizes, PreflightVerdict
 
 FORMAT: Literal[1] = 1
 
@@ -34,41 +35,6 @@ class Fingerprint(BaseModel):
     l2: float
 
 
-class ParameterVerdict(BaseModel):
-    """What preflight found about one parameter.
-
-    Errors are relative: `gradient` against differences of the loss, `differences` of double backward against those of
-    the gradient; `tried` says of each engine by how much it is off, or what it raised.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    engine: str
-    gradient: float
-    differences: float
-    tried: dict[str, str]
-
-
-class PreflightVerdict(BaseModel):
-    """What preflight found, on how many samples, and what is set for the run (`contexts`).
-
-    `asymmetry` compares blocks with their mirror images, both computed.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    samples: int
-    contexts: list[str]
-    parameters: dict[str, ParameterVerdict]
-    asymmetry: float
-    seconds: float
-
-    @property
-    def engines(self) -> dict[str, str]:
-        """The engine of each parameter."""
-        return {name: verdict.engine for name, verdict in self.parameters.items()}
-
-
 class Manifest(BaseModel):
     """The frozen plan of a run."""
 
@@ -84,8 +50,7 @@ class Manifest(BaseModel):
     codec: Literal["none", "lz4", "zstd"]
     chunk: int
     tile_shape: tuple[int, int]
-    microbatch: int
-    row_group: int
+    sizes: dict[str, EngineSizes]  # by engine
     preflight: PreflightVerdict
     problem: str | None = None
     versions: dict[str, str]

@@ -1,8 +1,9 @@
 """From a problem and settings to a frozen plan: everything is decided, measured and refused here, before the run."""
 
+import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -11,6 +12,7 @@ import torch
 from pipeline.contexts import exact_kernels, unchanged
 from pipeline.engines import ENGINES
 from pipeline.errors import SpecError
+from pipeline.layout import ParameterLayout
 from pipeline.manifest import Fingerprint, Manifest
 from pipeline.memory import (
     BUFFERED_TILES,
@@ -25,10 +27,11 @@ from pipeline.probe import Measured, Segment, choose_sizes, torch_threads
 from pipeline.problem import Problem
 from pipeline.reference import LossAndGradient, loss_and_gradient
 from pipeline.spec import Settings
-from pipeline.tiling import Tile, TilingPlan, default_chunk, plan_tiles
+from pipeline.tiling import MAX_CHUNK, Tile, TilingPlan, default_chunk, plan_tiles
 
 REFERENCE_MICROBATCH = 1024  # samples at a time of the float64 loss and gradient
 TILES_SHARE = 0.5  # of the memory allowed, for tile buffers
+TILES_PER_WORKER = 4  # at least: the last ones are shared out well, and one that is lost costs little
 
 
 @dataclass(frozen=True)
@@ -62,18 +65,25 @@ class JobPlan:
 
     def tile_seconds(self, tile: Tile) -> float:
         """Predict the seconds of a tile on one worker."""
-        rows = self.manifest.layout.segments(self.tiling.span(tile.rows))
-        samples = self.manifest.fingerprint.samples
-        return sum(len(segment) * self.costs[p.name].seconds_per_row * samples for p, segment in rows)
+        return sum(rows * cost.seconds_per_row for rows, cost in self._work(tile))
 
     def flops(self) -> float:
         """Predict the FLOPs of all tiles."""
-        samples = self.manifest.fingerprint.samples
-        return sum(
-            len(segment) * self.costs[p.name].flops_per_row * samples
-            for tile in self.tiling.tiles()
-            for p, segment in self.manifest.layout.segments(self.tiling.span(tile.rows))
-        )
+        return sum(rows * cost.flops_per_row for tile in self.tiling.tiles() for rows, cost in self._work(tile))
+
+    def _work(self, tile: Tile) -> Iterator[tuple[float, Measured]]:
+        """Give a tile's rows times samples, in terms of those measured."""
+        cols, samples = self.tiling.span(tile.cols), self.manifest.fingerprint.samples
+        for p, rows in self.manifest.layout.segments(self.tiling.span(tile.rows)):
+            right = cols.stop - max(cols.start, rows.start)
+            if right <= 0:
+                continue
+            cost, count = self.costs[p.name], len(rows)
+            if self.manifest.engines[p.name] == "factored":  # works by entry; the others pull back all columns anyway
+                below = range(max(cols.start, rows.start), min(cols.stop, rows.stop))
+                yield samples * count * (right - len(below) / 2) / cost.cols, cost
+            else:
+                yield samples * count, cost
 
     def dearest_first(self) -> list[Tile]:
         """Give all tiles, those that take longest first."""
@@ -134,8 +144,7 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
         MemoryRefusedError: a worker would need more memory than is allowed.
     """
     layout = problem.layout
-    chunk = settings.chunk or default_chunk(layout.size)
-    selection = plan_tiles(layout, settings.blocks, chunk, (1, 1))
+    plan_tiles(layout, settings.blocks, settings.chunk or MAX_CHUNK, (1, 1))  # refuses blocks before any work
     dtype: torch.dtype = getattr(torch, settings.dtype) if settings.dtype else problem.dtype
     candidates = list(ENGINES) if settings.engine == "auto" else [settings.engine]
     verdict = preflight(problem, candidates, dtype, device_of(settings))
@@ -143,9 +152,12 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
 
     workers = worker_count(settings)
     allowed = allowed_bytes(settings.memory, workers)
+    chunk = settings.chunk or default_chunk(layout.size, _unit(layout, verdict.engines))
     chunk_bytes = chunk**2 * dtype.itemsize
-    tile_shape = settings.tile or (1, _tile_width(chunk_bytes, selection.side, allowed))
-    tiling = TilingPlan(layout.size, chunk, tile_shape, selection.selected)
+    tiling = plan_tiles(layout, settings.blocks, chunk, (1, 1))
+    room = _tile_room(chunk_bytes, allowed)
+    tile_shape = settings.tile or _tile_shape(tiling, verdict.engines, layout, room, workers)
+    tiling = TilingPlan(layout.size, chunk, tile_shape, tiling.selected)
     tiles = tiling.tiles()
     largest = max(tiles, key=lambda t: tiling.shape(t)[0] * tiling.shape(t)[1])
     rows, cols = tiling.shape(largest)
@@ -156,14 +168,14 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
 
     threads = settings.cpus_per_worker if settings.executor == "ray" else None
     with torch_threads(threads), unchanged(problem.model):
-        sizes = choose_sizes(
+        probed = choose_sizes(
             problem.place(dtype, device_of(settings)),
             _segments(tiling, tiles, problem, verdict.engines),
             engine_budget_bytes(allowed - held.total_bytes),
             settings.microbatch,
             settings.row_group,
         )
-    memory = WorkerMemory(held.problem_bytes, held.tile_bytes, held.chunk_bytes, sizes.engine_bytes, held.tile)
+    memory = WorkerMemory(held.problem_bytes, held.tile_bytes, held.chunk_bytes, probed.engine_bytes, held.tile)
     memory.require(allowed)
     type_name = str(dtype).removeprefix("torch.")
     manifest = Manifest.model_validate(
@@ -177,15 +189,14 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
             "codec": settings.codec,
             "chunk": chunk,
             "tile_shape": tile_shape,
-            "microbatch": sizes.microbatch,
-            "row_group": sizes.row_group,
+            "sizes": probed.sizes,
             "preflight": verdict,
             "problem": name,
             "versions": versions(),
         }
     )
     left_out = tuple(name for name, _ in problem.model.named_parameters() if name not in set(layout.names))
-    return JobPlan(manifest, tiling, at, memory, allowed, workers, sizes.costs, left_out)
+    return JobPlan(manifest, tiling, at, memory, allowed, workers, probed.costs, left_out)
 
 
 def worker_count(settings: Settings) -> int:
@@ -211,11 +222,31 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def _tile_width(chunk_bytes: int, side: int, allowed: int) -> int:
-    """Give the chunk columns of a tile one chunk high."""
-    # Both engines pull a row back through the whole network whatever its columns: a band as wide as memory allows.
+def _tile_room(chunk_bytes: int, allowed: int) -> int:
+    """Give the chunks of the largest tile that memory has room for."""
     room = TILES_SHARE * (allowed - PROCESS_BYTES - CHUNKS_IN_WRITER * chunk_bytes)
-    return max(1, min(side, int(room / (BUFFERED_TILES * chunk_bytes))))
+    return max(1, int(room / (BUFFERED_TILES * chunk_bytes)))
+
+
+def _unit(layout: ParameterLayout, engines: dict[str, str]) -> int:
+    """Give the rows of one output of the largest factored layer; 1 where there is none."""
+    weights = [p for p in layout if engines[p.name] == "factored" and len(p.shape) > 1]
+    largest = max(weights, key=lambda p: p.size, default=None)
+    return largest.size // largest.shape[0] if largest else 1
+
+
+def _tile_shape(
+    tiling: TilingPlan, engines: dict[str, str], layout: ParameterLayout, room: int, workers: int
+) -> tuple[int, int]:
+    """Give the chunk rows and columns of a tile."""
+    factored = sum(p.size for p in layout if engines[p.name] == "factored")
+    if factored < layout.size / 2:
+        # These engines pull a row back through the whole network whatever its columns: as wide as memory allows.
+        return 1, min(tiling.side, room)
+    # Here a tile's operands are formed anew for each: square, and as large as leaves enough of them to share out.
+    wanted = int(tiling.selected.sum()) / (TILES_PER_WORKER * workers)
+    height = max(1, min(math.isqrt(room), round(math.sqrt(wanted))))
+    return height, min(tiling.side, max(height, min(room // height, round(wanted / height))))
 
 
 def _segments(tiling: TilingPlan, tiles: Sequence[Tile], problem: Problem, engines: dict[str, str]) -> list[Segment]:

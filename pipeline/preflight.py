@@ -20,10 +20,10 @@ from pipeline.derivatives import derivative_errors
 from pipeline.engines import ENGINES
 from pipeline.errors import HessianError, ProblemError, in_words
 from pipeline.layout import Parameter
-from pipeline.manifest import ParameterVerdict, PreflightVerdict
 from pipeline.problem import PlacedProblem, Problem
 from pipeline.reference import Vector, hessian_vector_products, moved
 from pipeline.samples import representative, uneven_parts
+from pipeline.verdict import ParameterVerdict, PreflightVerdict
 
 # Of a parameter's root mean square, or of 0.1 where that is smaller. Where differences prove nothing the point is
 # moved, nearer to the weights: a shift may leave where the loss is defined (the logarithm of a small parameter).

@@ -20,13 +20,33 @@ from pipeline.errors import HessianError, MemoryRefusedError, ProblemError, in_w
 from pipeline.layout import Parameter
 from pipeline.memory import mebibytes
 from pipeline.problem import PlacedProblem
+from pipeline.verdict import EngineSizes
 
-FIRST_SAMPLES, FIRST_ROWS = 8, 8  # of the first, small measurement, from which the working size is chosen
-MOST_ROWS = 256  # in a group: beyond, no gain was measured
-ENOUGH_SAMPLES = 16  # in a micro-batch: groups are made smaller before micro-batches are
-CACHE_BYTES = 64 * 2**20  # engine bytes that run best on a CPU; larger groups spend their time in page faults
-DEVICE_BYTES = 2**30  # the same on a GPU
+FIRST_SAMPLES = 8  # of the first, small measurement, from which the working sizes are chosen
 PROBE_SECONDS = 5.0
+PROBE_SAMPLES = 1024  # at most, of what is timed
+PROBE_BYTES = 2**28  # of the rows that are computed
+
+
+@dataclass(frozen=True)
+class _Habit:
+    """What sizes an engine runs best with, as measured.
+
+    Attributes:
+        first_rows: of the first measurement.
+        most_rows: in a group; beyond, no gain.
+        enough_samples: in a micro-batch; groups are made smaller before micro-batches are.
+        bytes: held on a CPU and on a GPU; beyond, `jacrev` spends its time in page faults.
+    """
+
+    first_rows: int
+    most_rows: int
+    enough_samples: int
+    bytes: dict[str, int]
+
+
+_GENERAL = _Habit(8, 256, 16, {"cpu": 64 * 2**20, "cuda": 2**30})
+_HABITS = {"factored": _Habit(1, 32, 4096, {"cpu": 2**29, "cuda": 2**32}), "jacrev": _GENERAL, "rows": _GENERAL}
 
 
 @dataclass(frozen=True)
@@ -35,6 +55,7 @@ class Measured:
 
     Attributes:
         rows: rows computed.
+        cols: against so many columns.
         samples: in the micro-batch.
         seconds: wall time.
         flops: as torch counts them: matrix products and convolutions.
@@ -42,6 +63,7 @@ class Measured:
     """
 
     rows: int
+    cols: int
     samples: int
     seconds: float
     flops: int
@@ -99,6 +121,12 @@ class Segment:
     cols: range
     engine: str
 
+    @property
+    def unit(self) -> int:
+        """Rows that the engine treats as one: of a layer's output, for the factored engine."""
+        shape = self.parameter.shape
+        return self.parameter.size // shape[0] if self.engine == "factored" and len(shape) > 1 else 1
+
 
 def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_group: int) -> Measured:
     """Run an engine once on real data.
@@ -114,7 +142,8 @@ def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_gr
     """
     largest = max(placed.problem.batches, key=sample_count)
     batch = placed.cast(next(microbatches((largest,), samples)))
-    rows = segment.parameter.span[:row_group]
+    few = max(1, PROBE_BYTES // (segment.unit * len(segment.cols) * placed.dtype.itemsize))
+    rows = segment.parameter.span[: min(row_group, few) * segment.unit]
     out = torch.zeros(len(rows), len(segment.cols), dtype=placed.dtype, device=placed.device)
     engine = ENGINES[segment.engine](placed, row_group)
     _synchronize(placed.device)
@@ -123,7 +152,7 @@ def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_gr
         _add(engine, batch, rows, segment, out)
         _synchronize(placed.device)
     seconds = time.perf_counter() - start
-    return Measured(len(rows), sample_count(batch), seconds, meter.flops, meter.peak)
+    return Measured(len(rows), len(segment.cols), sample_count(batch), seconds, meter.flops, meter.peak)
 
 
 def _add(engine: Engine, batch: Batch, rows: range, segment: Segment, out: Tensor) -> None:
@@ -140,18 +169,16 @@ def _add(engine: Engine, batch: Batch, rows: range, segment: Segment, out: Tenso
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Probed:
     """Working sizes and what was measured with them.
 
     Attributes:
-        microbatch: samples at a time.
-        row_group: rows at a time.
+        sizes: by engine.
         costs: by row parameter.
         engine_bytes: the largest peak.
     """
 
-    microbatch: int
-    row_group: int
+    sizes: dict[str, EngineSizes]
     costs: dict[str, Measured]
     engine_bytes: int
 
@@ -162,8 +189,8 @@ def choose_sizes(
     budget_bytes: int,
     microbatch: int | None,
     row_group: int | None,
-) -> Sizes:
-    """Choose micro-batch and row group by measuring.
+) -> Probed:
+    """Choose micro-batch and row group of every engine by measuring.
 
     Args:
         placed: the problem in the run's type, on its device.
@@ -178,31 +205,85 @@ def choose_sizes(
     Raises:
         MemoryRefusedError: not even one row of the smallest micro-batch fits.
     """
-    largest = max(sample_count(batch) for batch in placed.problem.batches)
-    fixed = min(microbatch or largest, largest) if placed.problem.separable else largest
-    may_cut = placed.problem.separable and microbatch is None
-    widest = max(segments, key=lambda s: len(s.cols))
-    target = min(budget_bytes, CACHE_BYTES if placed.device.type == "cpu" else DEVICE_BYTES)
-    model = _BytesModel.fit(placed, widest, largest if may_cut else fixed)
-    rows = row_group or MOST_ROWS
-    while row_group is None and rows > 1 and model.most_samples(rows, target) < min(fixed, ENOUGH_SAMPLES):
-        rows //= 2
-    samples = max(1, min(fixed, model.most_samples(rows, target))) if may_cut else fixed
-    while True:
-        costs = _costs(placed, segments, samples, rows)
-        peak = max(cost.peak_bytes for cost in costs.values())
-        if peak <= budget_bytes:
-            return Sizes(samples, rows, costs, peak)
-        if row_group is None and rows > 1:
+    by_engine: dict[str, list[Segment]] = {}
+    for segment in segments:
+        by_engine.setdefault(segment.engine, []).append(segment)
+    sizes: dict[str, EngineSizes] = {}
+    costs: dict[str, Measured] = {}
+    peak = 0
+    for name, own in by_engine.items():
+        sizes[name], found, bytes_ = _Chooser(placed, own, budget_bytes).choose(microbatch, row_group)
+        costs |= found
+        peak = max(peak, bytes_)
+    return Probed(sizes, costs, peak)
+
+
+class _Chooser:
+    """Chooses the sizes of one engine.
+
+    Args:
+        placed: the problem.
+        segments: one for each row parameter of the engine.
+        budget_bytes: what it may hold.
+    """
+
+    def __init__(self, placed: PlacedProblem, segments: Sequence[Segment], budget_bytes: int) -> None:
+        self._placed, self._segments, self._budget = placed, segments, budget_bytes
+        self._engine = segments[0].engine
+        # The one with the most columns, and of these with the longest unit, needs the most memory.
+        self._widest = max(segments, key=lambda s: (len(s.cols), s.unit))
+        self._largest = max(sample_count(batch) for batch in placed.problem.batches)
+
+    def choose(self, microbatch: int | None, row_group: int | None) -> tuple[EngineSizes, dict[str, Measured], int]:
+        """Choose; see `choose_sizes`."""
+        habit, separable = _HABITS[self._engine], self._placed.problem.separable
+        fixed = min(microbatch or self._largest, self._largest) if separable else self._largest
+        may_cut = separable and microbatch is None
+        target = min(self._budget, habit.bytes[self._placed.device.type])
+        model = _BytesModel.fit(self._placed, self._widest, self._largest if may_cut else fixed, habit.first_rows)
+        rows = row_group or habit.most_rows
+        while row_group is None and rows > 1 and model.most_samples(rows, target) < min(fixed, habit.enough_samples):
             rows //= 2
-        elif may_cut and samples > 1:
-            samples //= 2
-        else:
-            raise MemoryRefusedError(
-                f"{rows} rows of {samples} samples need {mebibytes(peak)} in the {widest.engine} engine, "
-                f"{mebibytes(max(budget_bytes, 0))} are left for it: raise `memory`, or lower `workers`, `chunk`, "
-                "`tile`, `row_group` or `microbatch`"
-            )
+        samples = max(1, min(fixed, model.most_samples(rows, target))) if may_cut else fixed
+        while True:
+            costs = self._costs(samples, rows)
+            peak = max(cost.peak_bytes for cost in costs.values())
+            if samples > PROBE_SAMPLES:
+                peak = max(peak, model.bytes(rows, samples))
+            if peak <= self._budget:
+                return EngineSizes(samples, rows), costs, peak
+            if row_group is None and rows > 1:
+                rows //= 2
+            elif may_cut and samples > 1:
+                samples //= 2
+            else:
+                raise MemoryRefusedError(
+                    f"{rows} rows of {samples} samples need {mebibytes(peak)} in the {self._engine} engine, "
+                    f"{mebibytes(max(self._budget, 0))} are left for it: raise `memory`, or lower `workers`, `chunk`, "
+                    "`tile`, `row_group` or `microbatch`"
+                )
+
+    def _costs(self, samples: int, row_group: int) -> dict[str, Measured]:
+        """Measure the row parameters for a few seconds, the rest is taken as their mean."""
+        # The widest is always measured: it needs the most memory. Then those with the most rows.
+        costs: dict[str, Measured] = {}
+        spent = 0.0
+        for segment in sorted(self._segments, key=lambda s: (s is not self._widest, -s.parameter.size)):
+            if spent > PROBE_SECONDS:
+                break
+            cost = measure(self._placed, segment, min(samples, PROBE_SAMPLES), row_group)
+            costs[segment.parameter.name] = cost
+            spent += cost.seconds
+        known = list(costs.values())
+        mean = Measured(
+            sum(c.rows for c in known),
+            round(sum(c.rows * c.cols for c in known) / sum(c.rows for c in known)),
+            known[0].samples,
+            sum(c.seconds for c in known),
+            sum(c.flops for c in known),
+            max(c.peak_bytes for c in known),
+        )
+        return {s.parameter.name: costs.get(s.parameter.name, mean) for s in self._segments}
 
 
 @dataclass(frozen=True)
@@ -215,45 +296,26 @@ class _BytesModel:
     slope: float
 
     @classmethod
-    def fit(cls, placed: PlacedProblem, segment: Segment, largest: int) -> "_BytesModel":
+    def fit(cls, placed: PlacedProblem, segment: Segment, largest: int, rows: int) -> "_BytesModel":
         """Measure with few rows and samples, and twice as many of either."""
         few = max(1, min(FIRST_SAMPLES, largest // 2))
         samples = few, min(2 * few, largest)
-        (a, b), (c, d) = (
-            [measure(placed, segment, some, rows) for some in samples] for rows in (FIRST_ROWS, 2 * FIRST_ROWS)
-        )
-        more, step = max(c.rows - a.rows, 1), max(samples[1] - few, 1)
+        (a, b), (c, d) = ([measure(placed, segment, some, group) for some in samples] for group in (rows, 2 * rows))
+        # The factored engine counts units: a parameter may have but one.
+        first, more, step = a.rows // segment.unit, max(c.rows - a.rows, 1) / segment.unit, max(samples[1] - few, 1)
         slope = max((d.peak_bytes - c.peak_bytes - b.peak_bytes + a.peak_bytes) / more / step, 0.0)
         per_row = max((c.peak_bytes - a.peak_bytes) / more - few * slope, 0.0)
-        per_sample = max((b.peak_bytes - a.peak_bytes) / step - a.rows * slope, 0.0)
-        fixed = max(a.peak_bytes - a.rows * per_row - few * (per_sample + a.rows * slope), 0.0)
+        per_sample = max((b.peak_bytes - a.peak_bytes) / step - first * slope, 0.0)
+        fixed = max(a.peak_bytes - first * per_row - few * (per_sample + first * slope), 0.0)
         return cls(fixed, per_row, per_sample, slope)
+
+    def bytes(self, rows: int, samples: int) -> int:
+        """Give the bytes of a call."""
+        return int(self.fixed + rows * self.per_row + samples * (self.per_sample + rows * self.slope))
 
     def most_samples(self, rows: int, target_bytes: int) -> int:
         """Give the samples that fit beside so many rows."""
         return int((target_bytes - self.fixed - rows * self.per_row) / max(self.per_sample + rows * self.slope, 1.0))
-
-
-def _costs(placed: PlacedProblem, segments: Sequence[Segment], samples: int, row_group: int) -> dict[str, Measured]:
-    """Measure the row parameters for a few seconds, the rest is taken as their mean."""
-    # The one with the most columns is always measured: it needs the most memory. Then those with the most rows.
-    costs: dict[str, Measured] = {}
-    spent = 0.0
-    widest = max(segments, key=lambda s: len(s.cols))
-    for segment in sorted(segments, key=lambda s: (s is not widest, -s.parameter.size)):
-        if spent > PROBE_SECONDS:
-            break
-        costs[segment.parameter.name] = cost = measure(placed, segment, samples, row_group)
-        spent += cost.seconds
-    known = list(costs.values())
-    mean = Measured(
-        sum(c.rows for c in known),
-        known[0].samples,
-        sum(c.seconds for c in known),
-        sum(c.flops for c in known),
-        max(c.peak_bytes for c in known),
-    )
-    return {s.parameter.name: costs.get(s.parameter.name, mean) for s in segments}
 
 
 @contextmanager

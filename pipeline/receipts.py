@@ -20,8 +20,7 @@ class Receipt:
         chunks: the objects put, mirrors included.
         max_abs: largest entry.
         norm: Frobenius norm of the computed upper part.
-        asymmetry: max|D - D'| / max|D| over the square pieces that the engine computed on both sides of the diagonal,
-            before they were made symmetric.
+        asymmetry: max|D - D'| / max|D| over the diagonal chunks' squares of one parameter, as the engine left them.
         compute_seconds: of the engine.
         write_seconds: of encoding and putting.
         peak_memory_bytes: most resident memory of the worker's process so far.

@@ -270,13 +270,16 @@ class _Run:
 def describe(made: JobPlan) -> str:
     """Say a plan in one line."""
     manifest = made.manifest
-    engines = sorted(set(manifest.engines.values()))
+    engines = ", ".join(
+        f"engine {name} (micro-batch {sizes.microbatch}, row group {sizes.row_group})"
+        for name, sizes in sorted(manifest.sizes.items())
+    )
     left = made.left_out
     unused = [p.name for p in manifest.layout if not made.at.gradient[p.place].any()]
     return (
         f"P = {made.tiling.size:,}, {made.tiling.side} x {made.tiling.side} chunks of {manifest.chunk}, "
-        f"{len(made.tiling.tiles())} tiles, engine {', '.join(engines)}, micro-batch {manifest.microbatch}, "
-        f"row group {manifest.row_group}, {made.workers} workers, predicted {made.makespan_seconds():.1f} s"
+        f"{len(made.tiling.tiles())} tiles, {engines}, {made.workers} workers, "
+        f"predicted {made.makespan_seconds():.1f} s"
         + (f"; without effect on the loss: {', '.join(unused)}" if unused else "")
         + (f"; left out: {', '.join(left)}" if left else "")
     )

@@ -112,10 +112,19 @@ def plan_tiles(layout: ParameterLayout, blocks: BlockSelection, chunk: int, tile
     return TilingPlan(layout.size, chunk, tile_shape, np.triu(selected | selected.T))
 
 
-def default_chunk(size: int) -> int:
-    """Choose B: `MAX_CHUNK`, or for a small P the power of two that gives some `CHUNKS_PER_SIDE` row bands."""
+def default_chunk(size: int, unit: int = 1) -> int:
+    """Choose B: near `MAX_CHUNK`, or for a small P the power of two that gives some `CHUNKS_PER_SIDE` row bands.
+
+    Args:
+        size: P.
+        unit: rows that the factored engine computes together; B is a multiple of it, where it is not much longer.
+
+    Returns:
+        B.
+    """
     wanted = max(size / CHUNKS_PER_SIDE, 1)
-    return min(MAX_CHUNK, max(MIN_CHUNK, 1 << math.ceil(math.log2(wanted))))
+    chunk = min(MAX_CHUNK, max(MIN_CHUNK, 1 << math.ceil(math.log2(wanted))))
+    return max(1, round(chunk / unit)) * unit if unit < 2 * chunk else chunk
 
 
 def _wanted(layout: ParameterLayout, blocks: BlockSelection) -> Iterator[tuple[range, range]]:

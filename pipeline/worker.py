@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 
 from pipeline.contexts import exact_kernels
-from pipeline.engines import ENGINES, Engine
+from pipeline.engines import ENGINES
 from pipeline.errors import FingerprintError, HessianError, NotFiniteError, TileError
 from pipeline.manifest import Manifest
+from pipeline.memory import BUFFERED_TILES
 from pipeline.output import Output
 from pipeline.problem import Problem
 from pipeline.receipts import Receipt, receipt_name
 from pipeline.store import MatrixStore, StoredObject
 from pipeline.tiling import Tile
+
+FEW_ROWS = 1 / 32  # of those before: what is computed below the diagonal then costs less than another pass
 
 
 class Worker:
@@ -42,9 +45,8 @@ class Worker:
         self.manifest, self.plan, self.layout = manifest, manifest.plan, manifest.layout
         self._placed = problem.place(getattr(torch, manifest.dtype), device)
         self._l2, self._weight = problem.l2, manifest.fingerprint.weight
-        self._engines: dict[str, Engine] = {
-            name: ENGINES[name](self._placed, manifest.row_group) for name in set(manifest.engines.values())
-        }
+        self._sizes = dict(manifest.sizes)
+        self._buffers = _Buffers(self._placed.dtype, self._placed.device)
         self._output, self._store = output, MatrixStore(output, manifest, write=True)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hessian-writer")
         self._pending: tuple[str, Future[Receipt]] | None = None
@@ -97,22 +99,50 @@ class Worker:
     def _values(self, tile: Tile) -> npt.NDArray[Any]:
         """Compute the tile's part of the upper triangle; entries below the diagonal are left zero."""
         rows, cols = self.plan.span(tile.rows), self.plan.span(tile.cols)
-        out = torch.zeros(len(rows), len(cols), dtype=self._placed.dtype, device=self._placed.device)
+        host, out = self._buffers.take(len(rows), len(cols))
         with exact_kernels(self._placed.problem.model):
-            for batch in self._placed.batches(self.manifest.microbatch):
-                for parameter, segment in self.layout.segments(rows):
-                    right = range(max(cols.start, segment.start), cols.stop)
-                    if right:  # not all below the diagonal
-                        engine = self._engines[self.manifest.engines[parameter.name]]
-                        engine.add(batch, segment, right, _view(out, rows, cols, segment, right))
+            for segment, engine in self._segments(rows):
+                right = range(max(cols.start, segment.start), cols.stop)
+                if right:  # not all below the diagonal
+                    self._add(engine, segment, right, _view(out, rows, cols, segment, right))
         out /= self._weight
         for i in range(max(rows.start, cols.start), min(rows.stop, cols.stop)):
             out[i - rows.start, i - cols.start] += self._l2
         self._require_finite(out, rows, cols)
-        return out.cpu().numpy()
+        if out is not host:
+            host.copy_(out)
+        return host.numpy()
+
+    def _segments(self, rows: range) -> list[tuple[range, str]]:
+        """Cut rows at parameter borders; a few rows more of the same engine, a bias, go with those before."""
+        found: list[tuple[range, str]] = []
+        for parameter, segment in self.layout.segments(rows):
+            engine = self.manifest.engines[parameter.name]
+            if found and found[-1][1] == engine and len(segment) <= FEW_ROWS * len(found[-1][0]):
+                found[-1] = range(found[-1][0].start, segment.stop), engine
+            else:
+                found.append((segment, engine))
+        return found
+
+    def _add(self, engine: str, rows: range, cols: range, out: Tensor) -> None:
+        """Add all micro-batches; where the device runs out of memory, from then on by smaller groups."""
+        while True:
+            sizes = self._sizes[engine]
+            try:
+                for batch in self._placed.batches(sizes.microbatch):
+                    ENGINES[engine](self._placed, sizes.row_group).add(batch, rows, cols, out)
+                return
+            except torch.OutOfMemoryError:
+                smaller = sizes.halved(self._placed.problem.separable)
+                if smaller is None:
+                    raise
+                self._sizes[engine] = smaller
+            out.zero_()
 
     def _require_finite(self, out: Tensor, rows: range, cols: range) -> None:
         """Refuse NaN and infinities, naming the block."""
+        if bool(out.sum().isfinite()):  # one pass, without a second tile of memory
+            return
         bad = (~out.isfinite()).nonzero()
         if len(bad):
             row, col = rows.start + int(bad[0, 0]), cols.start + int(bad[0, 1])
@@ -125,13 +155,13 @@ class Worker:
         """Put all chunks of a tile, then its receipt; runs on the writer's thread."""
         start = time.perf_counter()
         rows, cols = self.plan.span(tile.rows), self.plan.span(tile.cols)
-        asymmetry = self._asymmetry(values, rows, cols)
         puts: list[StoredObject] = []
-        squares = largest = 0.0
+        squares = largest = asymmetry = 0.0
         for i, j in self.plan.chunks(tile):
             span_i, span_j = self.plan.span(range(i, i + 1)), self.plan.span(range(j, j + 1))
             chunk = _view(values, rows, cols, span_i, span_j).astype(self.manifest.store_dtype)
             if i == j:
+                asymmetry = max(asymmetry, self._asymmetry(chunk, span_i))
                 chunk = np.triu(chunk) + np.triu(chunk, 1).T
             puts += self._store.write_chunk(i, j, chunk)
             largest = max(largest, float(np.abs(chunk).max()))
@@ -154,15 +184,49 @@ class Worker:
         self._output.put(receipt_name(tile.id), receipt.to_bytes())
         return receipt
 
-    def _asymmetry(self, values: npt.NDArray[Any], rows: range, cols: range) -> float:
-        """Compare entries on both sides of the diagonal, which the engine computed independently of each other."""
+    def _asymmetry(self, chunk: npt.NDArray[Any], span: range) -> float:
+        """Compare entries of a diagonal chunk on both sides of the diagonal, as the engine computed them."""
         worst = 0.0
-        for _, segment in self.layout.segments(range(max(rows.start, cols.start), min(rows.stop, cols.stop))):
-            square = _view(values, rows, cols, segment, segment)
+        for _, segment in self.layout.segments(span):
+            square = _view(chunk, span, span, segment, segment)
             scale = float(np.abs(square).max())
             if scale > 0:
                 worst = max(worst, float(np.abs(square - square.T).max()) / scale)
         return worst
+
+
+class _Buffers:
+    """Memory of tiles, used again: fresh pages cost more than what is computed in them.
+
+    Args:
+        dtype: of the run.
+        device: of the engines.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype, self._device = dtype, device
+        self._host = [torch.empty(0, dtype=dtype) for _ in range(BUFFERED_TILES)]
+        self._on_device = torch.empty(0, dtype=dtype, device=device)
+
+    def take(self, rows: int, cols: int) -> tuple[Tensor, Tensor]:
+        """Give a tile, and one of zeros on the device: the same where that is a CPU. The last stays as it is."""
+        self._host.reverse()
+        self._host[0] = _at_least(self._host[0], rows * cols)
+        host = self._host[0][: rows * cols].view(rows, cols)
+        if self._device.type == "cpu":
+            return host, host.zero_()
+        self._on_device = _at_least(self._on_device, rows * cols)
+        return host, self._on_device[: rows * cols].view(rows, cols).zero_()
+
+
+def _at_least(buffer: Tensor, size: int) -> Tensor:
+    """Give a buffer of at least so many entries."""
+    if len(buffer) >= size:
+        return buffer
+    if buffer.device.type != "cpu":
+        return buffer.new_empty(size)
+    # NumPy asks the system for large pages, torch does not: filling these is several times faster.
+    return torch.from_numpy(np.empty(size, torch.empty(0, dtype=buffer.dtype).numpy().dtype))
 
 
 def _view(out: Any, rows: range, cols: range, some_rows: range, some_cols: range) -> Any:

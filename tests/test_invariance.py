@@ -65,7 +65,7 @@ def test_result_in_memory_from_ray(cluster):
 @pytest.mark.parametrize("executor", ["serial", "ray"])
 def test_resumed_equals_undisturbed_bit_for_bit(cluster, tmp_path, executor):
     url = str(tmp_path / "out")
-    options = {"executor": executor, "chunk": 16, "verify": False, "dtype": "float64"}
+    options = {"executor": executor, "chunk": 16, "tile": (1, 4), "verify": False, "dtype": "float64"}
     whole = compute_hessian(zoo.mlp().problem, url, **options).to_numpy()
     output = Output(url)
     (tmp_path / "out" / "hessian.zarr" / "c" / "0" / "2").unlink()  # an object is missing

@@ -89,7 +89,7 @@ def test_progress_on_a_terminal(tmp_path):
     os.close(main)
     assert process.returncode == 0
     lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
-    assert re.search(r"tiles \S* *6/6 .*iB/s \d:\d\d:\d\d \d:\d\d:\d\d", lines), lines
+    assert re.search(r"tiles \S* *(\d+)/\1 .*iB/s \d:\d\d:\d\d \d:\d\d:\d\d", lines), lines
 
 
 def test_double_precision_is_the_truth(job):

@@ -18,7 +18,6 @@ from pipeline.data import Batch
 from pipeline.engines.jacrev import Jacrev
 from pipeline.engines.products import add_product, add_symmetric
 from pipeline.engines.stages import ByPlace, NotFactoredError, Piece, Stage, Stages
-from pipeline.layout import Parameter
 from pipeline.problem import PlacedProblem
 
 SPARSE = 4  # times fewer inputs than all that depend on a unit: then only these are multiplied
@@ -52,7 +51,8 @@ class Factored:
         there = [stages.stage(p, span) for p, span in layout.segments(cols) if stages.is_factored(p.name)]
         for place, found in _by_place(here).items():
             self._add_stages(stages, found, [c for c in there if c.place >= place], matrix)
-        for place, found in _by_place(there).items():  # where the rows' input depends on the columns: the other way round
+        # Where the rows' input depends on the columns, the other way round.
+        for place, found in _by_place(there).items():
             self._add_stages(stages, found, [r for r in here if r.place > place], matrix.mirrored())
         for p, span in layout.segments(cols):
             if not stages.is_factored(p.name):

@@ -1,8 +1,8 @@
 """Sums over samples of products of three factors, as matrix products: where the time of the factored engine goes.
 
-Blocks of two layers are made of sums_n a[n, j] b[n, k] X[i, n, p]. As a matrix product of pairs (i, p) with pairs (j, k)
-such a sum meets the lower bound of arithmetic. Its operands are formed strip by strip, small enough for the cache, and
-the result is added to the matrix, whose order of indices is (i, j, p, k).
+Blocks of two layers are made of sums_n a[n, j] b[n, k] X[i, n, p]. As a matrix product of pairs (i, p) with pairs
+(j, k) such a sum meets the lower bound of arithmetic. Its operands are formed strip by strip, small enough for the
+cache, and the result is added to the matrix, whose order of indices is (i, j, p, k).
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Of a strip of the result, and of the operand it is made from: on a CPU what stays in the cache, on a GPU what fills it.
+# Of a strip of the result, and of the operand it is made from: what stays in a CPU's cache, or fills a GPU.
 STRIP_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 OPERAND_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 FEWEST_SAMPLES = 512  # of an operand: the inner dimension of the product
@@ -26,11 +26,11 @@ def add_product(out: Tensor, a: Tensor, b: Tensor, X: Tensor) -> None:
         b: another.  # shape: (N, K)
         X: the third.  # shape: (I, N, P)
     """
-    I, J, P, K = out.shape
-    strips = _Strips(X.transpose(1, 2).reshape(I * P, -1), a, b)
+    units, J, P, K = out.shape
+    strips = _Strips(X.transpose(1, 2).reshape(units * P, -1), a, b)
     for strip in strips.cut(J, J):
         G = strips.product(strip, slice(0, K))
-        out[:, strip] += G.view(I, P, -1, K).transpose(1, 2)
+        out[:, strip] += G.view(units, P, -1, K).transpose(1, 2)
 
 
 def add_symmetric(out: Tensor, a: Tensor, X: Tensor, units: range, rows: range, cols: range) -> None:
@@ -62,27 +62,6 @@ def add_symmetric(out: Tensor, a: Tensor, X: Tensor, units: range, rows: range, 
             if mirrored:
                 later = part[_within(mirrored, span)]
                 _add_twice(out[_within(mirrored, rows), :, unit - cols.start], later, strip)
-
-
-def add_by_unit(out: Tensor, a: Tensor, b: Tensor, X: Tensor, delta: Tensor, db: Tensor | None) -> None:
-    """Add out[i, j, p, k] += sum_n a[n, j] (b[n, k] X[i, n, p] + delta[n, p] db[i, n, k]), one product for each i.
-
-    Args:
-        out: changed in place; its last two dimensions are consecutive.  # shape: (I, J, P, K)
-        a: one factor.  # shape: (N, J)
-        b: another.  # shape: (N, K)
-        X: the third.  # shape: (I, N, P)
-        delta: of the second term.  # shape: (N, P)
-        db: of the second term, None where that is zero.  # shape: (I, N, K)
-    """
-    I, J, P, K = out.shape
-    for i in range(I):
-        target = out[i].view(J, P * K)
-        for panel in _panels(len(a), P * K, a):
-            Y = b[panel, None, :] * X[i, panel, :, None]
-            if db is not None:
-                Y.addcmul_(delta[panel, :, None], db[i, panel, None, :])
-            target.addmm_(a[panel].T, Y.view(-1, P * K))
 
 
 class _Strips:

@@ -35,7 +35,7 @@ def network(hidden):
 def measure(hidden, tile, microbatch):
     """Run once, and give planned and measured bytes."""
     settings = Settings(
-        dtype="float64", chunk=512, tile=tile, microbatch=microbatch, row_group=128, workers=1, verify=False
+        dtype="float64", chunk=512, tile=tile, microbatch=microbatch, row_group=8, workers=1, verify=False
     )
     problem = network(hidden)
     plan = make_plan(problem, settings)

@@ -1,0 +1,70 @@
+"""What preflight and probe found and chose, for each parameter and engine: records of the manifest."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ParameterVerdict:
+    """What preflight found about one parameter.
+
+    Attributes:
+        engine: the first that is right.
+        gradient: relative error of it, against differences of the loss.
+        differences: of double backward, against differences of the gradient.
+        tried: by how much each engine is off, or what it raised.
+    """
+
+    engine: str
+    gradient: float
+    differences: float
+    tried: dict[str, str]
+
+
+@dataclass(frozen=True)
+class PreflightVerdict:
+    """What preflight found.
+
+    Attributes:
+        samples: looked at.
+        contexts: what is set for the run.
+        parameters: by name.
+        asymmetry: of blocks and their mirror images, both computed.
+        seconds: it took.
+    """
+
+    samples: int
+    contexts: list[str]
+    parameters: dict[str, ParameterVerdict]
+    asymmetry: float
+    seconds: float
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """The engine of each parameter."""
+        return {name: verdict.engine for name, verdict in self.parameters.items()}
+
+
+@dataclass(frozen=True)
+class EngineSizes:
+    """Working sizes of one engine.
+
+    Attributes:
+        microbatch: samples at a time.
+        row_group: rows at a time; units, of the factored engine.
+    """
+
+    microbatch: int
+    row_group: int
+
+    def halved(self, may_cut: bool) -> "EngineSizes | None":
+        """Give the next smaller sizes; None where there are none.
+
+        Args:
+            may_cut: whether micro-batches may be made smaller.
+
+        Returns:
+            The sizes.
+        """
+        if self.row_group > 1:
+            return EngineSizes(self.microbatch, self.row_group // 2)
+        return EngineSizes(self.microbatch // 2, 1) if may_cut and self.microbatch > 1 else None
