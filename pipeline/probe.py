@@ -1,5 +1,6 @@
 """What an engine costs, measured on the real model: seconds, FLOPs and bytes of one row group of one micro-batch."""
 
+import math
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -22,10 +23,9 @@ from pipeline.memory import mebibytes
 from pipeline.problem import PlacedProblem
 from pipeline.verdict import EngineSizes
 
-FIRST_SAMPLES = 8  # of the first, small measurement, from which the working sizes are chosen
 PROBE_SECONDS = 5.0
 PROBE_SAMPLES = 1024  # at most, of what is timed
-PROBE_BYTES = 2**28  # of the rows that are computed
+PROBE_BYTES = 2**30  # of the rows that are computed
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,22 @@ class _Habit:
     """What sizes an engine runs best with, as measured.
 
     Attributes:
-        first_rows: of the first measurement.
+        first_rows: of the first measurement, and
+        first_samples: of it; with more its memory grows in proportion.
         most_rows: in a group; beyond, no gain.
         enough_samples: in a micro-batch; groups are made smaller before micro-batches are.
         bytes: held on a CPU and on a GPU; beyond, `jacrev` spends its time in page faults.
     """
 
     first_rows: int
+    first_samples: int
     most_rows: int
     enough_samples: int
     bytes: dict[str, int]
 
 
-_GENERAL = _Habit(8, 256, 16, {"cpu": 64 * 2**20, "cuda": 2**30})
-_HABITS = {"factored": _Habit(1, 32, 4096, {"cpu": 2**29, "cuda": 2**32}), "jacrev": _GENERAL, "rows": _GENERAL}
+_GENERAL = _Habit(8, 8, 256, 16, {"cpu": 64 * 2**20, "cuda": 2**30})
+_HABITS = {"factored": _Habit(1, 512, 32, 4096, {"cpu": 2**30, "cuda": 2**32}), "jacrev": _GENERAL, "rows": _GENERAL}
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,17 @@ class Measured:
 class Meter(TorchDispatchMode):
     """Counts FLOPs, as torch does for matrix products and convolutions, and the bytes alive in storages made inside.
 
+    Args:
+        out: what results are added to; not counted.
+
     torch's own FlopCounterMode also tracks modules, by hooks that parametrised modules and losses that differentiate
     do not bear.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, out: Tensor) -> None:
         super().__init__()
         self.live = self.peak = self.flops = 0
-        self._known: dict[int, int] = {}
+        self._known = {out.untyped_storage()._cdata: 0}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -148,7 +153,7 @@ def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_gr
     engine = ENGINES[segment.engine](placed, row_group)
     _synchronize(placed.device)
     start = time.perf_counter()
-    with exact_kernels(placed.problem.model), Meter() as meter:
+    with exact_kernels(placed.problem.model), Meter(out) as meter:
         _add(engine, batch, rows, segment, out)
         _synchronize(placed.device)
     seconds = time.perf_counter() - start
@@ -240,11 +245,12 @@ class _Chooser:
         fixed = min(microbatch or self._largest, self._largest) if separable else self._largest
         may_cut = separable and microbatch is None
         target = min(self._budget, habit.bytes[self._placed.device.type])
-        model = _BytesModel.fit(self._placed, self._widest, self._largest if may_cut else fixed, habit.first_rows)
+        model = _BytesModel.fit(self._placed, self._widest, self._largest if may_cut else fixed, habit)
         rows = row_group or habit.most_rows
         while row_group is None and rows > 1 and model.most_samples(rows, target) < min(fixed, habit.enough_samples):
             rows //= 2
         samples = max(1, min(fixed, model.most_samples(rows, target))) if may_cut else fixed
+        samples = math.ceil(fixed / math.ceil(fixed / samples))  # as few micro-batches, of one size
         while True:
             costs = self._costs(samples, rows)
             peak = max(cost.peak_bytes for cost in costs.values())
@@ -296,9 +302,9 @@ class _BytesModel:
     slope: float
 
     @classmethod
-    def fit(cls, placed: PlacedProblem, segment: Segment, largest: int, rows: int) -> "_BytesModel":
+    def fit(cls, placed: PlacedProblem, segment: Segment, largest: int, habit: _Habit) -> "_BytesModel":
         """Measure with few rows and samples, and twice as many of either."""
-        few = max(1, min(FIRST_SAMPLES, largest // 2))
+        few, rows = max(1, min(habit.first_samples, largest // 2)), habit.first_rows
         samples = few, min(2 * few, largest)
         (a, b), (c, d) = ([measure(placed, segment, some, group) for some in samples] for group in (rows, 2 * rows))
         # The factored engine counts units: a parameter may have but one.

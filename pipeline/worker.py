@@ -66,7 +66,7 @@ class Worker:
             TileError: the tile before could not be written.
         """
         start = time.perf_counter()
-        values = self._values(tile)
+        values = self.values(tile)
         seconds = time.perf_counter() - start
         receipts = self.flush()
         self._pending = tile.id, self._writer.submit(self._write, tile, values, seconds, attempt)
@@ -96,8 +96,18 @@ class Worker:
         """Stop the writer."""
         self._writer.shutdown()
 
-    def _values(self, tile: Tile) -> npt.NDArray[Any]:
-        """Compute the tile's part of the upper triangle; entries below the diagonal are left zero."""
+    def values(self, tile: Tile) -> npt.NDArray[Any]:
+        """Compute a tile without writing it.
+
+        Args:
+            tile: of the run's plan.
+
+        Returns:
+            Its entries, valid until the call after the next; those below the diagonal mean nothing.
+
+        Raises:
+            NotFiniteError: an entry is NaN or infinite.
+        """
         rows, cols = self.plan.span(tile.rows), self.plan.span(tile.cols)
         host, out = self._buffers.take(len(rows), len(cols))
         with exact_kernels(self._placed.problem.model):

@@ -47,23 +47,33 @@ def test_factored_is_right_or_refuses(case):
         np.testing.assert_allclose(found, truth[p.span.start : p.span.stop], rtol=0, atol=1e-13 * np.abs(truth).max())
 
 
-class Consumed(torch.nn.Module):
-    """A weight with a second consumer that no linear layer shows."""
+def hidden_product(x, W):
+    """x W' where no mode looks."""
+    with torch._C.DisableTorchFunction():
+        return x @ W.T
 
-    def __init__(self):
+
+class Consumed(torch.nn.Module):
+    """A weight with a second consumer."""
+
+    def __init__(self, product):
         super().__init__()
-        self.first, self.second = torch.nn.Linear(5, 4), torch.nn.Linear(4, 3)
+        self.first, self.second, self.product = torch.nn.Linear(5, 4), torch.nn.Linear(4, 3), product
 
     def forward(self, x):
-        return self.second(torch.tanh(self.first(x))) + (x @ self.first.weight.T)[:, :3]
+        return self.second(torch.tanh(self.first(x))) + self.product(x, self.first.weight)[:, :3]
 
 
-def test_an_unseen_consumer_is_noticed():
-    """What the factored engine does not see, preflight does."""
-    case = zoo.supervised(zoo.seeded(Consumed), torch.nn.CrossEntropyLoss(), *zoo.data())
+@pytest.mark.parametrize(
+    ("product", "fault"),
+    [(lambda x, W: x @ W.T, "by other operations than dense layers"), (hidden_product, "off by")],
+)
+def test_other_consumers_are_noticed(product, fault):
+    """By the factored engine where it sees them, else by preflight."""
+    case = zoo.supervised(zoo.seeded(lambda: Consumed(product)), torch.nn.CrossEntropyLoss(), *zoo.data())
     H = compute_hessian(case.problem, dtype="float64", executor="serial")
     assert H.manifest.engines["first.weight"] == "jacrev"
-    assert "off by" in H.manifest.preflight.parameters["first.weight"].tried["factored"]
+    assert fault in H.manifest.preflight.parameters["first.weight"].tried["factored"]
     assert block_error(H.to_numpy(), case.truth(), H.parameters) < 1e-10
 
 
@@ -99,7 +109,7 @@ def test_what_is_held_constant_costs_nothing_per_row(engine):
     def flops(problem, rows):
         placed = problem.place(torch.float64)
         out = torch.zeros(rows, placed.layout.size, dtype=placed.dtype)
-        with Meter() as meter:
+        with Meter(out) as meter:
             ENGINES[engine](placed, rows).add(next(placed.batches(None)), range(rows), range(placed.layout.size), out)
         return meter.flops
 

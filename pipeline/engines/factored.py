@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.data import Batch
 from pipeline.engines.jacrev import Jacrev
-from pipeline.engines.products import add_product, add_symmetric
+from pipeline.engines.products import add_product, add_symmetric, tangents
 from pipeline.engines.stages import ByPlace, NotFactoredError, Piece, Stage, Stages
 from pipeline.problem import PlacedProblem
 
@@ -78,11 +78,13 @@ class Factored:
         wanted = range(min(piece.units.start for _, piece in pieces), max(piece.units.stop for _, piece in pieces))
         for start in range(wanted.start, wanted.stop, self.row_group):
             group = range(start, min(start + self.row_group, wanted.stop))
-            found = _Derivatives.of(group, deltas, *pull_back(group))
-            for row, piece in pieces:
-                units = range(max(group.start, piece.units.start), min(group.stop, piece.units.stop))
-                for column in cols if units else ():
-                    _add_pair(row, piece, column, found, units, matrix.part(row.span, column.span)[piece.entries])
+            found = _Derivatives(group, deltas, *pull_back(group))
+            for column in cols:
+                if rows[0].positions == column.positions == 1:
+                    for row, piece in pieces:
+                        _add_pair(row, piece, column, found, matrix.part(row.span, column.span)[piece.entries])
+                else:
+                    _add_positions(pieces, column, found, matrix)
 
 
 @dataclass(frozen=True)
@@ -103,47 +105,71 @@ class _Matrix:
         return _Matrix(self.cols, self.rows, self.values.T)
 
 
-@dataclass(frozen=True)
 class _Derivatives:
     """What is pulled back from some units of the rows.
 
-    Attributes:
+    Args:
         units: i.
-        delta: dL / dz', by place.  # shape: (samples, outputs')
-        dz: d delta' / d z_i, by place.  # shape: (units, samples, outputs')
-        da: d a' / d z_i, by place; none of the rows' own.  # shape: (units, samples, inputs')
-        active: whether an input a' depends on z_i at all, by place.  # shape: (units, inputs')
+        delta: dL / dz', by place.  # shape: (samples, positions', outputs')
+        dz: d delta' / d z_i, by place.  # shape: (units, positions, samples, positions', outputs')
+        da: d a' / d z_i, by place; none of the rows' own.  # shape: (units, positions, samples, positions', inputs')
     """
 
-    units: range
-    delta: ByPlace
-    dz: ByPlace
-    da: ByPlace
-    active: ByPlace
-
-    @classmethod
-    def of(cls, units: range, delta: ByPlace, dz: ByPlace, da: ByPlace) -> "_Derivatives":
-        """Find which inputs depend on the units."""
-        return cls(units, delta, dz, da, {place: (values != 0).any(1) for place, values in da.items()})
+    def __init__(self, units: range, delta: ByPlace, dz: ByPlace, da: ByPlace) -> None:
+        self.units, self.delta, self.dz, self.da = units, delta, dz, da
+        # Whether an input depends on a unit at all.  # shape: (units, inputs')
+        self.active = {place: (values != 0).flatten(1, 3).any(1) for place, values in da.items()}
 
 
-def _add_pair(row: Stage, piece: Piece, column: Stage, found: _Derivatives, units: range, out: Tensor) -> None:
-    """Add some units of a piece of the rows against the columns of one stage.  # shape of out: (piece, columns)."""
+def _add_pair(row: Stage, piece: Piece, column: Stage, found: _Derivatives, out: Tensor) -> None:
+    """Add a piece of the rows, as far as its units are pulled back, against the columns of one stage.
+
+    Args:
+        row: applied once to each sample.
+        piece: of it.
+        column: applied once to each sample.
+        found: of some units.
+        out: changed in place.  # shape: (piece, columns)
+    """
+    units = range(max(found.units.start, piece.units.start), min(found.units.stop, piece.units.stop))
+    if not units:
+        return
     of_group = slice(units.start - found.units.start, units.stop - found.units.start)
     of_piece = slice(units.start - piece.units.start, units.stop - piece.units.start)
-    dz, inputs = found.dz[column.place][of_group], row.input.shape[1]
+    dz, left, right = found.dz[column.place][of_group, 0, :, 0], row.input[:, 0], column.input[:, 0]
     for other in column.pieces():
         part = out[:, other.entries].unflatten(0, (len(piece.units), -1)).unflatten(2, (len(other.units), -1))
         outputs = slice(other.units.start, other.units.stop)
-        if row.name == column.name and part.shape[1] == part.shape[3] == inputs:
-            add_symmetric(part, row.input, dz[:, :, outputs], units, piece.units, other.units)
+        if row.name == column.name and part.shape[1] == part.shape[3] == left.shape[1]:
+            add_symmetric(part, left, dz[:, :, outputs], units, piece.units, other.units)
             continue
-        a, b = row.input[:, piece.inputs], column.input[:, other.inputs]
+        a, b = left[:, piece.inputs], right[:, other.inputs]
         add_product(part[of_piece], a, b, dz[:, :, outputs])
         if column.is_weight and column.place in found.da:
-            da = found.da[column.place][of_group, :, other.inputs]
+            da = found.da[column.place][of_group, 0, :, 0, other.inputs]
             active = found.active[column.place][of_group, other.inputs]
-            _add_second(part[of_piece], a, found.delta[column.place][:, outputs], da, active)
+            _add_second(part[of_piece], a, found.delta[column.place][:, 0, outputs], da, active)
+
+
+def _add_positions(pieces: list[tuple[Stage, Piece]], column: Stage, found: _Derivatives, matrix: _Matrix) -> None:
+    """Add pieces of rows of one place, as far as their units are pulled back, where either is applied at positions."""
+    b, delta, dz = column.input, found.delta[column.place], found.dz[column.place]
+    da = found.da.get(column.place) if column.is_weight else None
+    for other in column.pieces():
+        outputs = slice(other.units.start, other.units.stop)
+        for k, unit in enumerate(found.units):
+            Y = tangents(
+                b[..., other.inputs],
+                dz[k, ..., outputs],
+                delta[..., outputs],
+                None if da is None else da[k, ..., other.inputs],
+            )
+            for row, piece in pieces:
+                if unit in piece.units:
+                    a = row.input[..., piece.inputs].flatten(0, 1)
+                    first = piece.entries.start + (unit - piece.units.start) * a.shape[1]
+                    part = matrix.part(row.span, column.span)[first : first + a.shape[1], other.entries]
+                    part += a.T @ Y
 
 
 def _add_second(out: Tensor, a: Tensor, delta: Tensor, da: Tensor, active: Tensor) -> None:

@@ -64,6 +64,29 @@ def add_symmetric(out: Tensor, a: Tensor, X: Tensor, units: range, rows: range, 
                 _add_twice(out[_within(mirrored, rows), :, unit - cols.start], later, strip)
 
 
+def tangents(b: Tensor, dz: Tensor, delta: Tensor, db: Tensor | None) -> Tensor:
+    """Differentiate each sample's gradient of a weight in some directions.
+
+        sum_t' b[n, t', k] dz[t, n, t', p] + delta[n, t', p] db[t, n, t', k]
+
+    Args:
+        b: the layer's input.  # shape: (N, T', K)
+        dz: derivatives of delta in directions t.  # shape: (T, N, T', P)
+        delta: dL / dz of the layer.  # shape: (N, T', P)
+        db: derivatives of the input, None where they are zero.  # shape: (T, N, T', K)
+
+    Returns:
+        The derivatives.  # shape: (N * T, P * K)
+    """
+    T, N, positions, P = dz.shape
+    K = b.shape[2]
+    Y = torch.bmm(dz.permute(1, 0, 3, 2).reshape(N, T * P, positions), b)
+    if db is not None:
+        second = torch.bmm(delta.transpose(1, 2), db.permute(1, 2, 0, 3).reshape(N, positions, T * K))
+        Y.view(N, T, P, K).add_(second.view(N, P, T, K).transpose(1, 2))
+    return Y.view(N * T, P * K)
+
+
 class _Strips:
     """Products of pairs (i, p) with pairs (j, k), a strip of j at a time.
 

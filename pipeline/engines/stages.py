@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import debug_unwrap, grad, vjp, vmap
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from pipeline.data import Batch, sample_count
 from pipeline.layout import Parameter
@@ -22,7 +23,7 @@ class NotFactoredError(NotImplementedError):
 
 
 class _Linears(TorchFunctionMode):
-    """Notes every application z = a W' + b of known parameters, and perturbs z.
+    """Notes every application z = a W' + b of known parameters and what else they are used for, and perturbs z.
 
     Args:
         names: of parameters, by identity.
@@ -33,10 +34,13 @@ class _Linears(TorchFunctionMode):
         super().__init__()
         self._names, self._shifts = names, shifts
         self.uses: list[_Use] = []
+        self.otherwise: set[str] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         z = func(*args, **(kwargs or {}))
         if func is not F.linear:
+            if any(isinstance(leaf, Tensor) for leaf in tree_leaves(z)):
+                self.otherwise |= {self._names[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self._names}
             return z
         given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
         weight, bias = (self._names.get(id(given.get(kind))) for kind in ("weight", "bias"))
@@ -81,7 +85,7 @@ class Stage:
         span: flat indices.
         first: of them, within the parameter.
         place: among the applications.
-        input: a for a weight, ones for a bias.  # shape: (samples, inputs)
+        input: a for a weight, ones for a bias.  # shape: (samples, positions, inputs)
         is_weight: whether it is a weight.
     """
 
@@ -92,9 +96,14 @@ class Stage:
     input: Tensor
     is_weight: bool
 
+    @property
+    def positions(self) -> int:
+        """T, of each sample, at which it is applied."""
+        return self.input.shape[1]
+
     def pieces(self) -> Iterator[Piece]:
         """Cut the entries into whole units, and what is before and after them."""
-        width, start, stop = self.input.shape[1], self.first, self.first + len(self.span)
+        width, start, stop = self.input.shape[2], self.first, self.first + len(self.span)
         while start < stop:
             unit, j = divmod(start, width)
             if j or stop - start < width:
@@ -120,14 +129,16 @@ class Stages:
     def __init__(self, problem: PlacedProblem, batch: Batch) -> None:
         self._problem, self.batch = problem, batch
         self._names = {id(tensor): name for name, tensor in problem.parameters.items()}
-        self._uses, _ = self._evaluate({})
+        with _Linears(self._names, {}) as watched:
+            problem.loss_sum({}, batch)
+        self._uses, self._otherwise = watched.uses, watched.otherwise
         if any(debug_unwrap(use.input) is not use.input for use in self._uses):
             raise NotFactoredError("layers are applied inside a transform of torch.func")
         self._inputs = [use.input.detach() for use in self._uses]
         self._samples = sample_count(batch)
 
     def is_factored(self, name: str) -> bool:
-        """Say whether a parameter is applied exactly once, to each sample, as a dense layer."""
+        """Say whether a parameter is applied exactly once, at all positions of each sample, as a dense layer."""
         return self._fault(name) is None
 
     def stage(self, parameter: Parameter, span: range) -> Stage:
@@ -141,39 +152,37 @@ class Stages:
             The stage.
 
         Raises:
-            NotFactoredError: it is not applied exactly once, to each sample, as a dense layer.
+            NotFactoredError: it is not applied exactly once, to each sample, as a dense layer; or at so many positions
+                that it has fewer rows than the directions of its outputs.
         """
         if fault := self._fault(parameter.name):
             raise NotFactoredError(f"`{parameter.name}` is applied {fault}")
         (place,) = self._places(parameter.name)
         is_weight = self._uses[place].weight == parameter.name
-        a = self._inputs[place]
-        return Stage(
-            parameter.name,
-            span,
-            span.start - parameter.offset,
-            place,
-            a if is_weight else a.new_ones(len(a), 1),
-            is_weight,
-        )
+        a = _by_position(self._inputs[place], 1)
+        if not is_weight:
+            a = a.new_ones(*a.shape[:2], 1)
+        return Stage(parameter.name, span, span.start - parameter.offset, place, a, is_weight)
 
     def _places(self, name: str) -> list[int]:
         return [k for k, use in enumerate(self._uses) if name in {use.weight, use.bias}]
 
     def _fault(self, name: str) -> str | None:
         """Say what keeps a parameter from being factored."""
+        if name in self._otherwise:
+            return "by other operations than dense layers"
         places = self._places(name)
         if len(places) != 1:
             return f"{len(places)} times as a dense layer, expected once"
         shape = tuple(self._uses[places[0]].input.shape)
-        if len(shape) != 2 or shape[0] != self._samples:
-            return f"to an input of shape {shape}, expected one row for each of {self._samples} samples"
+        if len(shape) < 2 or shape[0] != self._samples:
+            return f"to an input of shape {shape}, expected rows for each of {self._samples} samples"
         return None
 
     def deltas(self, places: Sequence[int]) -> ByPlace:
-        """Give delta = dL / dz at some places.  # shape of each: (samples, outputs)."""
+        """Give delta = dL / dz at some places.  # shape of each: (samples, positions, outputs)."""
         deltas: ByPlace = grad(lambda shifts: self._evaluate(shifts)[1])(self._zeros(places))
-        return deltas
+        return {place: _by_position(delta, 1) for place, delta in deltas.items()}
 
     def pull_back(self, place: int, places: Sequence[int]) -> Callable[[range], tuple[ByPlace, ByPlace]]:
         """Linearise delta at a place.
@@ -184,7 +193,8 @@ class Stages:
 
         Returns:
             From units of the rows, the derivatives d delta' / dz and d a' / dz of all columns' places in the directions
-            of these units; the latter of later places only.  # shape of each: (units, samples, outputs' or inputs')
+            of these units at each position; the latter of later places only.
+            # shape of each: (units, positions, samples, positions', outputs' or inputs')
         """
         later = [k for k in places if k != place]
 
@@ -200,14 +210,20 @@ class Stages:
         weights = {k: torch.zeros_like(self._inputs[k]) for k in later}
         pulled = vmap(vjp(delta, self._zeros(places), weights)[1])
 
-        def directions(units: range) -> tuple[ByPlace, ByPlace]:
-            ones = self._inputs[place].new_zeros(len(units), *self._uses[place].shape)
-            ones[torch.arange(len(units)), :, torch.arange(units.start, units.stop)] = 1
+        def of_units(units: range) -> tuple[ByPlace, ByPlace]:
+            shape = self._uses[place].shape
+            z = _by_position(self._inputs[place].new_zeros(shape), 1)
+            positions = z.shape[1]
+            ones = z.new_zeros(len(units), positions, *z.shape)
+            ones.diagonal(dim1=1, dim2=3)[torch.arange(len(units)), :, torch.arange(units.start, units.stop)] = 1
             with torch.no_grad():  # else each pull-back would keep a graph for a third derivative
-                dz, da = pulled(ones)
+                found = pulled(ones.reshape(-1, *shape))
+            dz, da = (
+                {k: _by_position(t.unflatten(0, (len(units), positions)), 3) for k, t in part.items()} for part in found
+            )
             return dz, da
 
-        return directions
+        return of_units
 
     def _zeros(self, places: Sequence[int]) -> ByPlace:
         return {k: self._inputs[k].new_zeros(self._uses[k].shape) for k in places}
@@ -217,3 +233,8 @@ class Stages:
         with _Linears(self._names, shifts) as watched:
             loss = self._problem.loss_sum({}, self.batch)[0]
         return watched.uses, loss
+
+
+def _by_position(tensor: Tensor, dim: int) -> Tensor:
+    """Give the dimensions from `dim` to the last but one as one, of positions; one position where there are none."""
+    return tensor.unsqueeze(dim) if tensor.ndim == dim + 1 else tensor.flatten(dim, -2)

@@ -1,39 +1,42 @@
 """Seconds for a full Hessian: this package's engines and the peers, side by side in one run.
 
-    python tests/benchmarks/peers.py [--only REGEX] [--repeats N] [--results FILE]
+    python tests/benchmarks/peers.py [--only REGEX] [--peers REGEX] [--repeats N] [--results FILE]
 
-Same model, data, type (float32) and threads; in turn, several repeats, medians. Ours is the upper triangle of the
-default plan, with the engines that preflight chose, mirrored into a full matrix. Peers get their best chunk size of
-those tried. A peer that takes longer than `PATIENCE` has one repeat; the row loop is timed on some rows and scaled.
+Same model, data, type (float32) and threads; in turn, several repeats, medians. Ours is what a worker computes of the
+default plan, with the engines that preflight chose, mirrored into a full matrix in memory. Peers get their best
+chunk size of those tried. A peer that takes longer than `PATIENCE` has one repeat; the row loop is timed on some rows
+and scaled. Peak memory is what a call adds to the process, on Linux.
 """
 
 import argparse
 import json
 import platform
 import re
+import resource
 import statistics
 import time
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 from torch.func import jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline import Problem
-from pipeline.contexts import exact_kernels
-from pipeline.engines import ENGINES
 from pipeline.factory import build_problem
-from pipeline.preflight import preflight
-from pipeline.probe import Segment, choose_sizes
-from pipeline.tiling import default_chunk, plan_tiles
+from pipeline.output import Output
+from pipeline.planner import make_plan
+from pipeline.spec import Settings
+from pipeline.store import MatrixStore
+from pipeline.worker import Worker
 
 CHUNKS = (16, 64, 256)  # columns at a time, of peers that take such
 ROWS = 64  # of the row loop, timed
 PATIENCE = 60.0  # seconds
-BUDGET_BYTES = 4 * 2**30
 JOBS = Path(__file__).parents[2] / "jobs"
 
 
@@ -45,44 +48,57 @@ def mlp(*widths, samples):
     return Problem(nn.Sequential(*layers[:-1]), nn.CrossEntropyLoss(), data)
 
 
+def lenet(samples):
+    """LeNet-5 on 28 x 28 images with narrower dense layers, on random data."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 5), nn.Tanh(), nn.AvgPool2d(2),
+        nn.Conv2d(6, 16, 5), nn.Tanh(), nn.AvgPool2d(2),
+        nn.Flatten(), nn.Linear(256, 32), nn.Tanh(), nn.Linear(32, 16), nn.Tanh(), nn.Linear(16, 10),
+    )  # fmt: skip
+    return Problem(model, nn.CrossEntropyLoss(), (torch.randn(samples, 1, 28, 28), torch.randint(0, 10, (samples,))))
+
+
+def transformer(**sizes):
+    """The char transformer of the jobs, briefly trained."""
+    return build_problem("char_transformer.py:transformer", {"steps": 3, **sizes}, JOBS)
+
+
 PROBLEMS = {
     "mlp 64-64-64-10, N 500": lambda: mlp(64, 64, 64, 10, samples=500),
     "mlp 64-64-64-10, N 1797": lambda: mlp(64, 64, 64, 10, samples=1797),
     "mlp 64-128-64-10, N 500": lambda: mlp(64, 128, 64, 10, samples=500),
-    "digits_cnn": lambda: build_problem("digits.py:cnn", {"steps": 3}, JOBS),
-    "char_transformer": lambda: build_problem("char_transformer.py:transformer", {"steps": 3}, JOBS),
+    "mlp 64-128-64-10, N 1797": lambda: mlp(64, 128, 64, 10, samples=1797),
+    "mlp 256-64-64-10, N 500": lambda: mlp(256, 64, 64, 10, samples=500),
+    "lenet, N 32": lambda: lenet(32),
+    "char transformer, width 16, N 64": lambda: transformer(),
+    "char transformer, width 32, N 16": lambda: transformer(width=32, samples=16),
 }
 
 
 def planned(problem):
-    """Engines, tiles and sizes, as a run would choose them; not timed."""
-    verdict = preflight(problem, list(ENGINES), torch.float32, "cpu")
-    placed, layout = problem.place(torch.float32), problem.layout
-    segments = [Segment(p, range(p.span.start, layout.size), verdict.engines[p.name]) for p in layout]
-    sizes = choose_sizes(placed, segments, BUDGET_BYTES, None, None)
-    plan = plan_tiles(layout, "all", default_chunk(layout.size), (1, 10**6))
-    return placed, verdict.engines, plan, sizes
+    """A worker with the plan of a run in this process; not timed."""
+    plan = make_plan(problem, Settings(executor="serial", dtype="float32"))
+    output = Output.private()
+    MatrixStore.create(output, plan.manifest, plan.at.gradient)
+    return plan, Worker(problem, plan.manifest, output)
 
 
-def ours(placed, chosen, plan, sizes):
-    """The tiles of the plan, as a worker computes them; mirrored at the end."""
-    layout = placed.layout
-    engines = {name: ENGINES[name](placed, sizes.row_group) for name in set(chosen.values())}
-    out, total = torch.zeros(layout.size, layout.size), 0.0
-    with exact_kernels(placed.problem.model):
-        for batch in placed.batches(sizes.microbatch):
-            total += float(placed.loss_sum({}, batch)[1])
-            for tile in plan.tiles():
-                for p, rows in layout.segments(plan.span(tile.rows)):
-                    right = range(rows.start, layout.size)
-                    engines[chosen[p.name]].add(batch, rows, right, out[rows.start : rows.stop, rows.start :])
-    out /= total
-    for tile in plan.tiles():
-        rows, right = plan.span(tile.rows), plan.span(tile.rows).stop
-        out[right:, rows.start : rows.stop] = out[rows.start : rows.stop, right:].T
-        square = out[rows.start : rows.stop, rows.start : rows.stop]
-        square.copy_(torch.triu(square) + torch.triu(square, 1).T)
-    return out
+def ours(plan, worker):
+    """All tiles as a worker computes them, put together and mirrored in memory."""
+    size = plan.tiling.size
+    H = np.empty((size, size), np.float32)
+    for tile in plan.tiling.tiles():
+        values = worker.values(tile)
+        for i, j in plan.tiling.chunks(tile):
+            rows, cols = plan.tiling.span(range(i, i + 1)), plan.tiling.span(range(j, j + 1))
+            top, left = rows.start - plan.tiling.span(tile.rows).start, cols.start - plan.tiling.span(tile.cols).start
+            chunk = values[top : top + len(rows), left : left + len(cols)]
+            if i == j:
+                chunk = np.triu(chunk) + np.triu(chunk, 1).T
+            H[rows.start : rows.stop, cols.start : cols.stop] = chunk
+            H[cols.start : cols.stop, rows.start : rows.stop] = chunk.T
+    return torch.from_numpy(H)
 
 
 def flat_loss(problem):
@@ -111,6 +127,13 @@ def func_hessian_reverse(problem, chunk):
     loss, theta = flat_loss(problem)
     with sdpa_kernel(SDPBackend.MATH):
         return jacrev(jacrev(loss), chunk_size=chunk)(theta)
+
+
+def functional_hessian(problem, _):
+    """All columns at once: it takes no chunk size."""
+    loss, theta = flat_loss(problem)
+    with sdpa_kernel(SDPBackend.MATH):
+        return torch.autograd.functional.hessian(loss, theta, vectorize=True)
 
 
 def row_loop(problem, _):
@@ -172,10 +195,33 @@ def jax_hessian(problem, chunk):
 PEERS = {
     "torch.func.hessian": (func_hessian, CHUNKS),
     "jacrev(jacrev)": (func_hessian_reverse, CHUNKS),
+    "autograd.functional.hessian": (functional_hessian, (None,)),
     "row loop": (row_loop, (None,)),
     "curvlinops H @ I": (curvlinops_identity, CHUNKS),
     "jax.hessian (jit)": (jax_hessian, CHUNKS),
 }
+
+
+@contextmanager
+def limited_memory():
+    """Have an allocation fail that the machine has no room for, in place of the process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (used + int(0.8 * psutil.virtual_memory().available), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def peak_bytes(function, *arguments):
+    """Give what a call adds to this process's memory at most, and what it returns."""
+    before = psutil.Process().memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    found = function(*arguments)
+    status = Path("/proc/self/status").read_text()
+    peak = 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+    return max(peak - before, 0), found
 
 
 def timed(function, *arguments):
@@ -197,10 +243,11 @@ def peak_flops():
 
 def best_of_peer(function, chunks, problem, truth, repeats):
     """The chunk size that is fastest in one go, then repeats of it."""
-    first = {}
+    first, peak = {}, {}
     for chunk in chunks:
         try:
-            first[chunk] = timed(function, problem, chunk)
+            with limited_memory():
+                peak[chunk], first[chunk] = peak_bytes(timed, function, problem, chunk)
         except Exception as error:
             return {"fails": f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"}
         if first[chunk][0] > PATIENCE:
@@ -211,27 +258,44 @@ def best_of_peer(function, chunks, problem, truth, repeats):
     while len(times) < repeats and seconds < PATIENCE:
         times.append(timed(function, problem, chunk)[0])
     error = None if found is None else float((found.detach() - truth).abs().max() / truth.abs().max())
-    return {"seconds": statistics.median(times), "chunk": chunk, "repeats": len(times), "error_of_max": error}
+    return {"seconds": statistics.median(times), "chunk": chunk, "repeats": len(times), "error_of_max": error,
+            "peak_bytes": peak[chunk]}  # fmt: skip
 
 
-def compare(name, repeats):
+def lower_bound(problem):
+    """FLOPs that no way of computing dense layers' blocks can do without: DESIGN.md, Engines; None for other models."""
+    if not all(isinstance(m, (nn.Sequential, nn.Linear, nn.Tanh)) for m in problem.model.modules()):
+        return None
+    sizes = [sum(p.numel() for p in m.parameters()) for m in problem.model if isinstance(m, nn.Linear)]
+    pairs = sum(2 * a * b for k, a in enumerate(sizes) for b in sizes[k + 1 :])
+    return float(problem.sample_count * (pairs + sum(a * a for a in sizes) / 2))
+
+
+def compare(name, repeats, peers):
     problem = PROBLEMS[name]()
     plan = planned(problem)
-    P, samples = problem.layout.size, problem.sample_count
-    times, truth = [], None
+    times, truth, peak = [], None, 0
     for _ in range(repeats):
-        seconds, truth = timed(ours, *plan)
+        more, (seconds, truth) = peak_bytes(timed, ours, *plan)
         times.append(seconds)
-    mine = statistics.median(times)
-    linear = sum(2.0 * samples * p.size * (P - p.span.stop + p.size / 2) for p in problem.layout)
+        peak = max(peak, more)
+    mine, bound = statistics.median(times), lower_bound(problem)
     row = {
         "problem": name,
-        "P": P,
-        "samples": samples,
-        "engines": sorted(set(plan[1].values())),
-        "ours": {"seconds": mine, "repeats": repeats, "product_flops_per_second": linear / mine},
+        "P": problem.layout.size,
+        "samples": problem.sample_count,
+        "engines": sorted(set(plan[0].manifest.engines.values())),
+        "ours": {
+            "seconds": mine,
+            "repeats": repeats,
+            "lower_bound_flops_per_second": bound and bound / mine,
+            "peak_bytes": peak,
+        },
     }
+    print(name, row["ours"], flush=True)
     for peer, (function, chunks) in PEERS.items():
+        if not re.search(peers, peer):
+            continue
         row[peer] = best_of_peer(function, chunks, problem, truth, repeats)
         if "seconds" in row[peer]:
             row[peer]["times_ours"] = row[peer]["seconds"] / mine
@@ -242,15 +306,12 @@ def compare(name, repeats):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="")
+    parser.add_argument("--peers", default="", help="regular expression")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "peers.json")
     options = parser.parse_args()
     peak = peak_flops()
-    rows = []
-    for name in PROBLEMS:
-        if re.search(options.only, name):
-            rows.append(compare(name, options.repeats))
-            print({k: v for k, v in rows[-1].items() if not isinstance(v, dict) or k == "ours"}, flush=True)
+    rows = [compare(name, options.repeats, options.peers) for name in PROBLEMS if re.search(options.only, name)]
     environment = {
         "torch": torch.__version__,
         "machine": platform.machine(),
