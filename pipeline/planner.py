@@ -32,6 +32,7 @@ from pipeline.tiling import MAX_CHUNK, Tile, TilingPlan, default_chunk, plan_til
 REFERENCE_MICROBATCH = 1024  # samples at a time of the float64 loss and gradient
 TILES_SHARE = 0.5  # of the memory allowed, for tile buffers
 TILES_PER_WORKER = 4  # at least: the last ones are shared out well, and one that is lost costs little
+LONE_TILE_BYTES = 2**28  # of a tile, where one worker has all of them
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
     chunk_bytes = chunk**2 * dtype.itemsize
     tiling = plan_tiles(layout, settings.blocks, chunk, (1, 1))
     room = _tile_room(chunk_bytes, allowed)
-    tile_shape = settings.tile or _tile_shape(tiling, verdict.engines, layout, room, workers)
+    tile_shape = settings.tile or _tile_shape(tiling, verdict.engines, layout, chunk_bytes, room, workers)
     tiling = TilingPlan(layout.size, chunk, tile_shape, tiling.selected)
     tiles = tiling.tiles()
     largest = max(tiles, key=lambda t: tiling.shape(t)[0] * tiling.shape(t)[1])
@@ -236,17 +237,19 @@ def _unit(layout: ParameterLayout, engines: dict[str, str]) -> int:
 
 
 def _tile_shape(
-    tiling: TilingPlan, engines: dict[str, str], layout: ParameterLayout, room: int, workers: int
+    tiling: TilingPlan, engines: dict[str, str], layout: ParameterLayout, chunk_bytes: int, room: int, workers: int
 ) -> tuple[int, int]:
-    """Give the chunk rows and columns of a tile."""
+    """Give the chunk rows and columns of a tile; `room` is for how many chunks."""
     factored = sum(p.size for p in layout if engines[p.name] == "factored")
     if factored < layout.size / 2:
         # These engines pull a row back through the whole network whatever its columns: as wide as memory allows.
         return 1, min(tiling.side, room)
-    # Here a tile's operands are formed anew for each: square, and as large as leaves enough of them to share out.
-    wanted = int(tiling.selected.sum()) / (TILES_PER_WORKER * workers)
-    height = max(1, min(math.isqrt(room), round(math.sqrt(wanted))))
-    return height, min(tiling.side, max(height, min(room // height, round(wanted / height))))
+    # Here what is pulled back, and the operands of products, are made anew for each tile: large squares.
+    chunks = int(tiling.selected.sum())
+    tiles = TILES_PER_WORKER * workers if workers > 1 else math.ceil(chunks * chunk_bytes / LONE_TILE_BYTES)
+    wanted = tiling.side if tiles == 1 else round(tiling.side / math.sqrt(2 * tiles))  # half of the squares are empty
+    side = max(1, min(wanted, math.isqrt(room)))
+    return side, side
 
 
 def _segments(tiling: TilingPlan, tiles: Sequence[Tile], problem: Problem, engines: dict[str, str]) -> list[Segment]:

@@ -23,7 +23,7 @@ from pipeline.receipts import Receipt, receipt_name
 from pipeline.store import MatrixStore, StoredObject
 from pipeline.tiling import Tile
 
-FEW_ROWS = 1 / 32  # of those before: what is computed below the diagonal then costs less than another pass
+FEW_ROWS = 1 / 16  # of those before: what is computed below the diagonal then costs less than another pass
 
 
 class Worker:
@@ -116,8 +116,7 @@ class Worker:
                 if right:  # not all below the diagonal
                     self._add(engine, segment, right, _view(out, rows, cols, segment, right))
         out /= self._weight
-        for i in range(max(rows.start, cols.start), min(rows.stop, cols.stop)):
-            out[i - rows.start, i - cols.start] += self._l2
+        out.diagonal(rows.start - cols.start).add_(self._l2)
         self._require_finite(out, rows, cols)
         if out is not host:
             host.copy_(out)

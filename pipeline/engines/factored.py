@@ -41,13 +41,15 @@ class Factored:
         """Add one micro-batch's part of H[rows, cols]; see `Engine.add`.
 
         Raises:
-            NotFactoredError: rows are of a parameter that is not applied once, to each sample, as a dense layer.
+            NotFactoredError: rows are of a parameter that is not applied once as a dense layer, or not cheaper so.
         """
         if not self.problem.problem.separable:
             raise NotFactoredError("samples act on each other")
         stages, layout = Stages(self.problem, batch), self.problem.layout
         matrix = _Matrix(rows, cols, out)
         here = [stages.stage(p, span) for p, span in layout.segments(rows)]
+        for row in here:
+            stages.require_cheap_rows(row.name)
         there = [stages.stage(p, span) for p, span in layout.segments(cols) if stages.is_factored(p.name)]
         for place, found in _by_place(here).items():
             self._add_stages(stages, found, [c for c in there if c.place >= place], matrix)

@@ -36,7 +36,7 @@ from pipeline.worker import Worker
 
 CHUNKS = (16, 64, 256)  # columns at a time, of peers that take such
 ROWS = 64  # of the row loop, timed
-PATIENCE = 60.0  # seconds
+PATIENCE = 20.0  # seconds
 JOBS = Path(__file__).parents[2] / "jobs"
 
 
@@ -86,19 +86,17 @@ def planned(problem):
 
 def ours(plan, worker):
     """All tiles as a worker computes them, put together and mirrored in memory."""
-    size = plan.tiling.size
-    H = np.empty((size, size), np.float32)
+    size, step = plan.tiling.size, plan.manifest.chunk
+    H = torch.from_numpy(np.empty((size, size), np.float32))
     for tile in plan.tiling.tiles():
-        values = worker.values(tile)
-        for i, j in plan.tiling.chunks(tile):
-            rows, cols = plan.tiling.span(range(i, i + 1)), plan.tiling.span(range(j, j + 1))
-            top, left = rows.start - plan.tiling.span(tile.rows).start, cols.start - plan.tiling.span(tile.cols).start
-            chunk = values[top : top + len(rows), left : left + len(cols)]
-            if i == j:
-                chunk = np.triu(chunk) + np.triu(chunk, 1).T
-            H[rows.start : rows.stop, cols.start : cols.stop] = chunk
-            H[cols.start : cols.stop, rows.start : rows.stop] = chunk.T
-    return torch.from_numpy(H)
+        rows, cols = plan.tiling.span(tile.rows), plan.tiling.span(tile.cols)
+        H[rows.start : rows.stop, cols.start : cols.stop] = torch.from_numpy(worker.values(tile))
+    for start in range(0, size, step):
+        stop = start + step
+        H[stop:, start:stop] = H[start:stop, stop:].T
+        square = H[start:stop, start:stop]
+        square.copy_(square.triu() + square.triu(1).T)
+    return H
 
 
 def flat_loss(problem):
