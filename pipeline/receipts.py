@@ -25,6 +25,7 @@ class Receipt:
         write_seconds: of encoding and putting.
         peak_memory_bytes: most resident memory of the worker's process so far.
         attempt: 1 for the first.
+        halvings: of engines' sizes in this worker so far, where memory ran out; they change last bits.
         host: where.
         pid: the process.
         device: of the engine.
@@ -40,6 +41,7 @@ class Receipt:
     write_seconds: float
     peak_memory_bytes: int
     attempt: int
+    halvings: int
     host: str
     pid: int
     device: str

@@ -45,7 +45,7 @@ class Worker:
         self.manifest, self.plan, self.layout = manifest, manifest.plan, manifest.layout
         self._placed = problem.place(getattr(torch, manifest.dtype), device)
         self._l2, self._weight = problem.l2, manifest.fingerprint.weight
-        self._sizes = dict(manifest.sizes)
+        self._sizes, self._halvings = dict(manifest.sizes), 0
         self._buffers = _Buffers(self._placed.dtype, self._placed.device)
         self._output, self._store = output, MatrixStore(output, manifest, write=True)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hessian-writer")
@@ -69,7 +69,7 @@ class Worker:
         values = self.values(tile)
         seconds = time.perf_counter() - start
         receipts = self.flush()
-        self._pending = tile.id, self._writer.submit(self._write, tile, values, seconds, attempt)
+        self._pending = tile.id, self._writer.submit(self._write, tile, values, seconds, attempt, self._halvings)
         return receipts
 
     def flush(self) -> list[Receipt]:
@@ -146,6 +146,7 @@ class Worker:
                 if smaller is None:
                     raise
                 self._sizes[engine] = smaller
+                self._halvings += 1
             out.zero_()
 
     def _require_finite(self, out: Tensor, rows: range, cols: range) -> None:
@@ -160,7 +161,9 @@ class Worker:
                 f"{len(bad)} entries are NaN or infinite, the first at row {row}, column {col}: H[{a}, {b}]"
             )
 
-    def _write(self, tile: Tile, values: npt.NDArray[Any], compute_seconds: float, attempt: int) -> Receipt:
+    def _write(
+        self, tile: Tile, values: npt.NDArray[Any], compute_seconds: float, attempt: int, halvings: int
+    ) -> Receipt:
         """Put all chunks of a tile, then its receipt; runs on the writer's thread."""
         start = time.perf_counter()
         rows, cols = self.plan.span(tile.rows), self.plan.span(tile.cols)
@@ -185,6 +188,7 @@ class Worker:
             write_seconds=time.perf_counter() - start,
             peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             attempt=attempt,
+            halvings=halvings,
             host=platform.node(),
             pid=os.getpid(),
             device=str(self._placed.device),

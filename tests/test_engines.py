@@ -13,7 +13,16 @@ from pipeline.engines.stages import NotFactoredError
 from pipeline.probe import Meter
 
 GENERAL = ["jacrev", "rows"]  # for any parameter
-LINEAR = [zoo.mlp, zoo.relu_mse, zoo.weighted_ignored, zoo.bce, zoo.user_sum, zoo.ridge, zoo.chosen_parameters]
+LINEAR = [
+    zoo.mlp,
+    zoo.relu_mse,
+    zoo.weighted_ignored,
+    zoo.bce,
+    zoo.user_sum,
+    zoo.ridge,
+    zoo.chosen_parameters,
+    zoo.positions,
+]
 
 
 @pytest.mark.parametrize("engine", GENERAL)

@@ -269,8 +269,23 @@ def physics():
     return Case(problem, whole, (x,))
 
 
+class Positions(nn.Module):
+    """Dense layers applied once to each sample, at two positions, and once again."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.inside, self.after = nn.Linear(5, 16), nn.Linear(8, 8), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.after(torch.tanh(self.inside(torch.tanh(self.before(x)).unflatten(1, (2, 8)))).flatten(1))
+
+
+def positions():
+    return supervised(seeded(Positions), nn.CrossEntropyLoss(), *data())
+
+
 CASES = [
     mlp, mlp_sum, relu_mse, layer_norm, batch_norm_eval, batch_norm_batch, conv, weighted_ignored, bce, functional_loss,
-    user_mean, user_sum, ridge, uneven_batches, loader, dict_inputs, tuple_inputs, tied, shared_module, attention,
-    recurrent, chosen_parameters, frozen_and_unused, physics,
+    positions, user_mean, user_sum, ridge, uneven_batches, loader, dict_inputs, tuple_inputs, tied, shared_module,
+    attention, recurrent, chosen_parameters, frozen_and_unused, physics,
 ]  # fmt: skip

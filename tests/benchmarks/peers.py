@@ -5,7 +5,7 @@
 Same model, data, type (float32) and threads; in turn, several repeats, medians. Ours is what a worker computes of the
 default plan, with the engines that preflight chose, mirrored into a full matrix in memory. Peers get their best
 chunk size of those tried. A peer that takes longer than `PATIENCE` has one repeat; the row loop is timed on some rows
-and scaled. Peak memory is what a call adds to the process, on Linux.
+and scaled. Peak memory is what a call adds to the process, on Linux. Results of problems not run now are kept.
 """
 
 import argparse
@@ -34,7 +34,8 @@ from pipeline.spec import Settings
 from pipeline.store import MatrixStore
 from pipeline.worker import Worker
 
-CHUNKS = (16, 64, 256)  # columns at a time, of peers that take such
+CHUNKS = (64, 16, 256)  # columns at a time, of peers that take such
+WARM_UP = 3  # calls of ours, until the system has its memory; peers have theirs while chunks are tried
 ROWS = 64  # of the row loop, timed
 PATIENCE = 20.0  # seconds
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -252,7 +253,7 @@ def best_of_peer(function, chunks, problem, truth, repeats):
             break
     chunk = min(first, key=lambda c: first[c][0])
     seconds, found = first[chunk]
-    times = [seconds]
+    times = [seconds] if seconds >= PATIENCE else []
     while len(times) < repeats and seconds < PATIENCE:
         times.append(timed(function, problem, chunk)[0])
     error = None if found is None else float((found.detach() - truth).abs().max() / truth.abs().max())
@@ -273,11 +274,12 @@ def compare(name, repeats, peers):
     problem = PROBLEMS[name]()
     plan = planned(problem)
     times, truth, peak = [], None, 0
-    for _ in range(repeats):
+    for _ in range(WARM_UP + repeats):
+        truth = None  # so that its memory serves again: peers' results are dropped as well
         more, (seconds, truth) = peak_bytes(timed, ours, *plan)
         times.append(seconds)
         peak = max(peak, more)
-    mine, bound = statistics.median(times), lower_bound(problem)
+    mine, bound = statistics.median(times[WARM_UP:]), lower_bound(problem)
     row = {
         "problem": name,
         "P": problem.layout.size,
@@ -301,6 +303,23 @@ def compare(name, repeats, peers):
     return row
 
 
+def table(rows):
+    """Ratios of seconds, as Markdown."""
+    lines = [
+        "| " + " | ".join(["problem", "P", "ours, s", "of the product's peak", *PEERS]) + " |",
+        "|" + "---|" * (4 + len(PEERS)),
+    ]
+    for row in rows:
+        flops = row["ours"]["lower_bound_flops_per_second"]
+        peers = (row.get(peer, {}) for peer in PEERS)
+        cells = [f"{p['times_ours']:.1f}" if "times_ours" in p else p.get("fails", "").split(":")[0] for p in peers]
+        share = f"{100 * flops / row['environment']['matrix_product_flops_per_second']:.0f} %" if flops else ""
+        lines.append(
+            "| " + " | ".join([row["problem"], f"{row['P']:,}", f"{row['ours']['seconds']:.2f}", share, *cells]) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="")
@@ -308,15 +327,19 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "peers.json")
     options = parser.parse_args()
-    peak = peak_flops()
-    rows = [compare(name, options.repeats, options.peers) for name in PROBLEMS if re.search(options.only, name)]
     environment = {
         "torch": torch.__version__,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "matrix_product_flops_per_second": peak,
+        "matrix_product_flops_per_second": peak_flops(),
     }
-    options.results.write_text(json.dumps({"environment": environment, "problems": rows}, indent=1) + "\n")
+    kept = json.loads(options.results.read_text()) if options.results.exists() else []
+    rows = {row["problem"]: row for row in kept if row["problem"] in PROBLEMS}
+    for name in (name for name in PROBLEMS if re.search(options.only, name)):
+        rows[name] = compare(name, options.repeats, options.peers) | {"environment": environment}
+        ordered = [rows[name] for name in PROBLEMS if name in rows]
+        options.results.write_text(json.dumps(ordered, indent=1) + "\n")
+        options.results.with_suffix(".md").write_text(table(ordered))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,67 @@
+"""Strips, panels and mirrored halves of products add up to the sums they stand for."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.engines import products
+from pipeline.engines.products import add_product, add_symmetric, tangents
+
+sizes = st.integers(1, 12)
+
+
+@pytest.fixture(autouse=True)
+def _small_strips(monkeypatch):
+    """Several strips and panels even of small sums."""
+    monkeypatch.setitem(products.STRIP_BYTES, "cpu", 1200)
+    monkeypatch.setitem(products.OPERAND_BYTES, "cpu", 900)
+    monkeypatch.setattr(products, "FEWEST_SAMPLES", 3)
+    monkeypatch.setattr(products, "SYMMETRIC_STRIP", 5)
+
+
+def random(*shape):
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def matrix(units, inputs, cols, others, *, mirrored):
+    """A matrix of ones with its view by units and inputs; mirrored, as a transpose."""
+    flat = torch.ones(units * inputs, cols * others, dtype=torch.float64)
+    flat = flat.T.contiguous().T if mirrored else flat
+    return flat.unflatten(0, (units, inputs)).unflatten(2, (cols, others))
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes, sizes, sizes, sizes, sizes, st.booleans())
+def test_product(units, inputs, cols, others, samples, mirrored):
+    a, b, X = random(samples, inputs), random(samples, others), random(units, samples, cols)
+    out = matrix(units, inputs, cols, others, mirrored=mirrored)
+    add_product(out, a, b, X)
+    np.testing.assert_allclose(out, 1 + torch.einsum("nj,nk,inp->ijpk", a, b, X), atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 4), st.integers(1, 5), st.integers(0, 4), st.integers(1, 5), sizes, sizes, st.integers(1, 5))
+def test_symmetric(first, rows, left, cols, inputs, samples, group):
+    """Any rows against any columns, a group of units after the other."""
+    rows, cols = range(first, first + rows), range(left, left + cols)
+    a, S = random(samples, inputs), random(samples, 10, 10)
+    S = S + S.transpose(1, 2)
+    out = matrix(len(rows), inputs, len(cols), inputs, mirrored=False)
+    for start in range(rows.start, rows.stop, group):
+        units = range(start, min(start + group, rows.stop))
+        X = S[:, units.start : units.stop, cols.start : cols.stop].transpose(0, 1)
+        add_symmetric(out, a, X, units, rows, cols)
+    X = S[:, rows.start : rows.stop, cols.start : cols.stop]
+    np.testing.assert_allclose(out, 1 + torch.einsum("nj,nk,nip->ijpk", a, a, X), atol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes, sizes, sizes, sizes, sizes, st.booleans())
+def test_tangents(directions, samples, positions, outputs, inputs, has_second):
+    b, dz = random(samples, positions, inputs), random(directions, samples, positions, outputs)
+    delta, db = random(samples, positions, outputs), random(directions, samples, positions, inputs) * has_second
+    known = torch.einsum("nsk,tnsp->ntpk", b, dz) + torch.einsum("nsp,tnsk->ntpk", delta, db)
+    found = tangents(b, dz, delta, db if has_second else None)
+    np.testing.assert_allclose(found, known.reshape(samples * directions, outputs * inputs), atol=1e-12)

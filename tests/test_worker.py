@@ -1,0 +1,68 @@
+"""The worker where memory runs out, and where tiles are of different sizes."""
+
+import numpy as np
+import pytest
+import torch
+import zoo
+
+from pipeline import compute_hessian
+from pipeline.data import sample_count
+from pipeline.engines import ENGINES
+from pipeline.engines.jacrev import Jacrev
+from pipeline.receipts import read_receipt
+from pipeline.worker import Worker
+
+SETTINGS = {"executor": "serial", "engine": "jacrev", "dtype": "float64", "chunk": 16, "verify": False}
+
+
+class Narrow(Jacrev):
+    """An engine on a device with room for six rows of one sample, two of three, and so on."""
+
+    room = 6
+
+    def add(self, batch, rows, cols, out):
+        if self.row_group * sample_count(batch) > self.room:
+            out.fill_(torch.nan)  # what was begun is lost
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        super().add(batch, rows, cols, out)
+
+
+class Nowhere(Narrow):
+    """One without room for anything."""
+
+    room = 0
+
+
+def after_planning(monkeypatch, engine):
+    """Have memory there while the run is planned, and gone afterwards."""
+
+    class Late(Worker):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            monkeypatch.setitem(ENGINES, "jacrev", engine)
+
+    monkeypatch.setattr("pipeline.executors.Worker", Late)
+
+
+def test_smaller_groups_where_memory_runs_out(monkeypatch):
+    known = compute_hessian(zoo.mlp().problem, **SETTINGS).to_numpy()
+    after_planning(monkeypatch, Narrow)
+    H = compute_hessian(zoo.mlp().problem, **SETTINGS, row_group=16, microbatch=7)
+    np.testing.assert_allclose(H.to_numpy(), known, rtol=0, atol=1e-14)
+    halvings = [read_receipt(H.output, tile).halvings for tile in H.manifest.plan.tiles()]
+    assert set(halvings) == {5}  # 16 rows of 7 samples, 8, 4, 2, 1, then of 3; found once and remembered
+
+
+def test_no_room_at_all(monkeypatch):
+    after_planning(monkeypatch, Nowhere)
+    with pytest.raises(torch.OutOfMemoryError):
+        compute_hessian(zoo.mlp().problem, **SETTINGS)
+
+
+def test_memory_of_tiles_is_used_again():
+    """Ragged tiles, large ones first: nothing of a tile is left in the next."""
+    options = {"executor": "serial", "dtype": "float64", "chunk": 16, "verify": False}
+    known = compute_hessian(zoo.mlp().problem, **options, tile=(1, 1)).to_numpy()
+    for tile in ((2, 2), (1, 3), (4, 4)):
+        H = compute_hessian(zoo.mlp().problem, **options, tile=tile).to_numpy()
+        np.testing.assert_allclose(H, known, rtol=0, atol=1e-14)
