@@ -11,7 +11,7 @@ import torch
 
 from pipeline.contexts import exact_kernels, unchanged
 from pipeline.engines import ENGINES
-from pipeline.errors import SpecError
+from pipeline.errors import BlockError, SpecError
 from pipeline.layout import ParameterLayout
 from pipeline.manifest import Fingerprint, Manifest
 from pipeline.memory import (
@@ -145,7 +145,10 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
         MemoryRefusedError: a worker would need more memory than is allowed.
     """
     layout = problem.layout
-    plan_tiles(layout, settings.blocks, settings.chunk or MAX_CHUNK, (1, 1))  # refuses blocks before any work
+    if not plan_tiles(layout, settings.blocks, settings.chunk or MAX_CHUNK, (1, 1)).selected.any():
+        raise BlockError(
+            f"`blocks` got {settings.blocks!r}, which holds no entry: give pairs of parameters with entries"
+        )
     dtype: torch.dtype = getattr(torch, settings.dtype) if settings.dtype else problem.dtype
     candidates = list(ENGINES) if settings.engine == "auto" else [settings.engine]
     verdict = preflight(problem, candidates, dtype, device_of(settings))
@@ -231,7 +234,7 @@ def _tile_room(chunk_bytes: int, allowed: int) -> int:
 
 def _unit(layout: ParameterLayout, engines: dict[str, str]) -> int:
     """Give the rows of one output of the largest factored layer; 1 where there is none."""
-    weights = [p for p in layout if engines[p.name] == "factored" and len(p.shape) > 1]
+    weights = [p for p in layout if engines[p.name] == "factored" and len(p.shape) > 1 and p.size]
     largest = max(weights, key=lambda p: p.size, default=None)
     return largest.size // largest.shape[0] if largest else 1
 
@@ -241,13 +244,15 @@ def _tile_shape(
 ) -> tuple[int, int]:
     """Give the chunk rows and columns of a tile; `room` is for how many chunks."""
     factored = sum(p.size for p in layout if engines[p.name] == "factored")
-    if factored < layout.size / 2:
-        # These engines pull a row back through the whole network whatever its columns: as wide as memory allows.
+    whole = int(tiling.selected.sum()) == tiling.side * (tiling.side + 1) // 2
+    if factored < layout.size / 2 or not whole:
+        # Other engines pull a row back through the whole network whatever its columns: as wide as memory allows. Where
+        # only some blocks are wanted, a higher tile would hold others.
         return 1, min(tiling.side, room)
     # Here what is pulled back, and the operands of products, are made anew for each tile: large squares.
     chunks = int(tiling.selected.sum())
     tiles = TILES_PER_WORKER * workers if workers > 1 else math.ceil(chunks * chunk_bytes / LONE_TILE_BYTES)
-    wanted = tiling.side if tiles == 1 else round(tiling.side / math.sqrt(2 * tiles))  # half of the squares are empty
+    wanted = tiling.side if tiles == 1 else int(tiling.side / math.sqrt(2 * tiles))  # half of the squares are empty
     side = max(1, min(wanted, math.isqrt(room)))
     return side, side
 
@@ -259,7 +264,7 @@ def _segments(tiling: TilingPlan, tiles: Sequence[Tile], problem: Problem, engin
         cols = tiling.span(tile.cols)
         for p, rows in problem.layout.segments(tiling.span(tile.rows)):
             right = range(max(cols.start, rows.start), cols.stop)
-            if p.name not in widest or len(right) > len(widest[p.name].cols):
+            if right and (p.name not in widest or len(right) > len(widest[p.name].cols)):
                 widest[p.name] = Segment(p, right, engines[p.name])
     return list(widest.values())
 

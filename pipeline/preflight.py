@@ -29,6 +29,7 @@ from pipeline.verdict import ParameterVerdict, PreflightVerdict
 # moved, nearer to the weights: a shift may leave where the loss is defined (the logarithm of a small parameter).
 SHIFTS = (1e-2, 1e-3, 0.0)
 ROWS = 32  # of each parameter, given to an engine
+UNITS, MOST_ROWS = 2, 256  # of a weight, whole, where they are not more rows than this
 ROW_BYTES = 64 * 2**20  # that these may take
 DIRECTIONS = 2  # random combinations of these rows, compared with plain double backward
 ENGINE_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}  # against plain double backward
@@ -194,14 +195,22 @@ class _Trial:
 
     def _pick(self, p: Parameter, active: Vector) -> list[range]:
         """Choose rows of a parameter, in two runs: around the largest curvature, and anywhere."""
-        most = max(2, min(ROWS, ROW_BYTES // (8 * self._layout.size)))
+        room = ROW_BYTES // (8 * self._layout.size)
+        most = max(2, min(ROWS, room))
         if p.size <= most:
             return [p.span]
-        half, last = most // 2, p.size - most // 2
-        first = sorted({min(int(active.argmax()), last), int(self._random.integers(last + 1))})
-        if len(first) == 2 and first[1] < first[0] + half:
-            return [p.span[first[0] : first[1] + half]]
-        return [p.span[k : k + half] for k in first]
+        half, last, anywhere = most // 2, p.size - most // 2, int(self._random.integers(p.size - most // 2 + 1))
+        start, stop = min(int(active.argmax()), last), min(int(active.argmax()), last) + half
+        unit = p.size // p.shape[0]
+        if len(p.shape) == 2 and UNITS * unit <= min(
+            p.size, room, MOST_ROWS
+        ):  # whole: else parts of them are multiplied
+            start = min(start // unit * unit, p.size - UNITS * unit)
+            stop = start + UNITS * unit
+        first, second = sorted([(start, stop), (anywhere, anywhere + half)])
+        if second[0] < first[1]:
+            return [p.span[first[0] : max(first[1], second[1])]]
+        return [p.span[first[0] : first[1]], p.span[second[0] : second[1]]]
 
     def choose(self, p: Parameter, candidates: Sequence[str], uncertainty: float) -> tuple[str, dict[str, str]]:
         """Try engines on the rows of a parameter.

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 from pipeline.contexts import exact_kernels
 from pipeline.data import Batch, microbatches, sample_count
-from pipeline.engines import ENGINES, Engine
+from pipeline.engines import add_batch
 from pipeline.errors import HessianError, MemoryRefusedError, ProblemError, in_words
 from pipeline.layout import Parameter
 from pipeline.memory import mebibytes
@@ -132,6 +132,10 @@ class Segment:
         shape = self.parameter.shape
         return self.parameter.size // shape[0] if self.engine == "factored" and len(shape) > 1 else 1
 
+    def rows(self, row_group: int) -> int:
+        """Give the rows that are treated at a time."""
+        return min(row_group * self.unit, self.parameter.size)
+
 
 def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_group: int) -> Measured:
     """Run an engine once on real data.
@@ -150,21 +154,20 @@ def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_gr
     few = max(1, PROBE_BYTES // (segment.unit * len(segment.cols) * placed.dtype.itemsize))
     rows = segment.parameter.span[: min(row_group, few) * segment.unit]
     out = torch.zeros(len(rows), len(segment.cols), dtype=placed.dtype, device=placed.device)
-    engine = ENGINES[segment.engine](placed, row_group)
     _synchronize(placed.device)
     start = time.perf_counter()
     with exact_kernels(placed.problem.model), Meter(out) as meter:
-        _add(engine, batch, rows, segment, out)
+        _add(placed, row_group, batch, rows, segment, out)
         _synchronize(placed.device)
     seconds = time.perf_counter() - start
     return Measured(len(rows), len(segment.cols), sample_count(batch), seconds, meter.flops, meter.peak)
 
 
-def _add(engine: Engine, batch: Batch, rows: range, segment: Segment, out: Tensor) -> None:
+def _add(placed: PlacedProblem, row_group: int, batch: Batch, rows: range, segment: Segment, out: Tensor) -> None:
     """Run an engine; preflight let it pass, but for other columns."""
     try:
-        engine.add(batch, rows, segment.cols, out)
-    except HessianError:
+        add_batch(segment.engine, placed, row_group, batch, rows, segment.cols, out)
+    except (HessianError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise ProblemError(
@@ -252,12 +255,15 @@ class _Chooser:
         samples = max(1, min(fixed, model.most_samples(rows, target))) if may_cut else fixed
         samples = math.ceil(fixed / math.ceil(fixed / samples))  # as few micro-batches, of one size
         while True:
-            costs = self._costs(samples, rows)
-            peak = max(cost.peak_bytes for cost in costs.values())
-            if samples > PROBE_SAMPLES:
-                peak = max(peak, model.bytes(rows, samples))
-            if peak <= self._budget:
-                return EngineSizes(samples, rows), costs, peak
+            try:
+                costs = self._costs(samples, rows)
+                peak = max(cost.peak_bytes for cost in costs.values())
+                if samples > PROBE_SAMPLES or costs[self._widest.parameter.name].rows < self._widest.rows(rows):
+                    peak = max(peak, model.bytes(rows, samples))  # less was measured than is going to be asked for
+                if peak <= self._budget:
+                    return EngineSizes(samples, rows), costs, peak
+            except torch.OutOfMemoryError:
+                peak = self._budget
             if row_group is None and rows > 1:
                 rows //= 2
             elif may_cut and samples > 1:

@@ -20,16 +20,17 @@ class Receipt:
         chunks: the objects put, mirrors included.
         max_abs: largest entry.
         norm: Frobenius norm of the computed upper part.
-        asymmetry: max|D - D'| / max|D| over the diagonal chunks' squares of one parameter, as the engine left them.
+        asymmetry: max|D - D'| / max|D| over diagonal chunks' squares of one parameter, as the engine left them; always
+            zero where that is `factored`, which writes mirror images itself.
         compute_seconds: of the engine.
         write_seconds: of encoding and putting.
         peak_memory_bytes: most resident memory of the worker's process so far.
         attempt: 1 for the first.
-        halvings: of engines' sizes in this worker so far, where memory ran out; they change last bits.
         host: where.
         pid: the process.
         device: of the engine.
         finished: seconds since the epoch.
+        halvings: of engines' sizes in this worker so far, where memory ran out; they change last bits.
     """
 
     tile: str
@@ -41,11 +42,11 @@ class Receipt:
     write_seconds: float
     peak_memory_bytes: int
     attempt: int
-    halvings: int
     host: str
     pid: int
     device: str
     finished: float
+    halvings: int = 0
 
     def to_bytes(self) -> bytes:
         """Write as JSON."""

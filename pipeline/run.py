@@ -95,7 +95,7 @@ def compute_hessian(
         chunk: side of a stored chunk; from P when None.
         tile: chunk rows and chunk columns of a tile; from engine and memory when None.
         microbatch: samples at a time; from memory when None.
-        row_group: rows pulled back at a time; from memory when None.
+        row_group: rows pulled back at a time, units of a layer for the factored engine; from memory when None.
         executor: Ray workers, or a plain loop in this process.
         workers: Ray workers; one per share of CPUs when None.
         cpus_per_worker: CPUs, and torch threads, of a Ray worker.

@@ -15,6 +15,7 @@ def representative(problem: Problem) -> Problem:
 
     They are spread over the first and the last batch; to these come, for every integer tensor of the data, a sample
     that holds its smallest value, its largest and its commonest one: ignored targets, padding and masks are among them.
+    Their order is reversed: a model that sorts its samples changes it.
 
     Args:
         problem: with all its data.
@@ -30,7 +31,10 @@ def representative(problem: Problem) -> Problem:
         picked[index] = {round(k) for k in torch.linspace(0, count - 1, min(SPREAD, count)).tolist()}
     for index, sample in _extremes(problem.batches):
         picked.setdefault(index, set()).add(sample)
-    few = [take(problem.batches[index], torch.tensor(sorted(samples))) for index, samples in sorted(picked.items())]
+    few = [
+        take(problem.batches[index], torch.tensor(sorted(samples, reverse=True)))
+        for index, samples in sorted(picked.items())
+    ]
     return problem.on(tuple(few), l2=0.0)
 
 

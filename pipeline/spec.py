@@ -53,7 +53,9 @@ class Settings(BaseModel):
         None, description="Chunk rows and chunk columns of a tile; from engine and memory when not given."
     )
     microbatch: PositiveInt | None = Field(None, description="Samples at a time; from memory when not given.")
-    row_group: PositiveInt | None = Field(None, description="Rows pulled back at a time; from memory when not given.")
+    row_group: PositiveInt | None = Field(
+        None, description="Rows pulled back at a time; units of a layer, if factored."
+    )
     executor: Literal["ray", "serial"] = Field("ray", description="Ray workers, or a plain loop in this process.")
     workers: PositiveInt | None = Field(None, description="Ray workers; one per share of CPUs (or GPU) if not given.")
     cpus_per_worker: PositiveInt = Field(1, description="CPUs, and torch threads, of a Ray worker.")

@@ -117,14 +117,14 @@ def default_chunk(size: int, unit: int = 1) -> int:
 
     Args:
         size: P.
-        unit: rows that the factored engine computes together; B is a multiple of it, where it is not much longer.
+        unit: rows that the factored engine computes together; B is a multiple of it, unless it is longer.
 
     Returns:
         B.
     """
     wanted = max(size / CHUNKS_PER_SIDE, 1)
     chunk = min(MAX_CHUNK, max(MIN_CHUNK, 1 << math.ceil(math.log2(wanted))))
-    return max(1, round(chunk / unit)) * unit if unit < 2 * chunk else chunk
+    return round(chunk / unit) * unit if unit <= chunk else chunk
 
 
 def _wanted(layout: ParameterLayout, blocks: BlockSelection) -> Iterator[tuple[range, range]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.contexts import exact_kernels
-from pipeline.engines import ENGINES
+from pipeline.engines import add_batch
 from pipeline.errors import FingerprintError, HessianError, NotFiniteError, TileError
 from pipeline.manifest import Manifest
 from pipeline.memory import BUFFERED_TILES
@@ -123,11 +123,11 @@ class Worker:
         return host.numpy()
 
     def _segments(self, rows: range) -> list[tuple[range, str]]:
-        """Cut rows at parameter borders; a few rows more of the same engine, a bias, go with those before."""
+        """Cut rows at parameter borders; a factored bias goes with its weight: they share what is pulled back."""
         found: list[tuple[range, str]] = []
         for parameter, segment in self.layout.segments(rows):
             engine = self.manifest.engines[parameter.name]
-            if found and found[-1][1] == engine and len(segment) <= FEW_ROWS * len(found[-1][0]):
+            if found and found[-1][1] == engine == "factored" and len(segment) <= FEW_ROWS * len(found[-1][0]):
                 found[-1] = range(found[-1][0].start, segment.stop), engine
             else:
                 found.append((segment, engine))
@@ -139,7 +139,7 @@ class Worker:
             sizes = self._sizes[engine]
             try:
                 for batch in self._placed.batches(sizes.microbatch):
-                    ENGINES[engine](self._placed, sizes.row_group).add(batch, rows, cols, out)
+                    add_batch(engine, self._placed, sizes.row_group, batch, rows, cols, out)
                 return
             except torch.OutOfMemoryError:
                 smaller = sizes.halved(self._placed.problem.separable)

@@ -78,3 +78,10 @@ def test_layout_round_trip():
 def test_unknown_block_names_the_nearest():
     with pytest.raises(BlockError, match="did you mean `p1`"):
         plan_tiles(layout_of([3, 4]), (("p0", "p11"),), 2, (1, 1))
+
+
+@pytest.mark.parametrize(("size", "unit"), [(101_770, 784), (50_890, 784), (9_000, 64), (3_466, 50), (500, 784)])
+def test_chunks_are_of_whole_units(size, unit):
+    chunk = default_chunk(size, unit)
+    assert chunk % unit == 0 or unit > chunk == default_chunk(size)
+    assert chunk <= 1.5 * default_chunk(size)

@@ -16,6 +16,7 @@ from pipeline.data import Batch
 from pipeline.engines.factored import Factored
 from pipeline.engines.jacrev import Jacrev
 from pipeline.engines.rows import Rows
+from pipeline.engines.stages import NotFactoredError
 from pipeline.problem import PlacedProblem
 
 
@@ -31,6 +32,26 @@ class Engine(Protocol):
             cols: consecutive flat indices.
             out: changed in place.  # shape: (len(rows), len(cols))
         """
+
+
+def add_batch(
+    name: str, placed: PlacedProblem, row_group: int, batch: Batch, rows: range, cols: range, out: Tensor
+) -> None:
+    """Add one micro-batch by an engine; by `jacrev` where the batch is unlike those that preflight saw.
+
+    Args:
+        name: of the engine.
+        placed: the problem.
+        row_group: see `ENGINES`.
+        batch: as for `Engine.add`, and so are rows, cols and out.
+        rows: consecutive flat indices.
+        cols: consecutive flat indices.
+        out: changed in place.  # shape: (len(rows), len(cols))
+    """
+    try:
+        ENGINES[name](placed, row_group).add(batch, rows, cols, out)
+    except NotFactoredError:  # raised before anything is added: other positions, or another layer, for these samples
+        ENGINES["jacrev"](placed, row_group).add(batch, rows, cols, out)
 
 
 # Fastest first. An engine is made from a placed problem and the number of rows it may treat at a time.

@@ -1,4 +1,4 @@
-"""The engine for layers: rows of a weight W in z = a W' + b, applied once to each sample, by matrix products.
+"""The engine for dense layers: rows of a weight W in z = a W' + b, applied once, by matrix products.
 
 A row of W, and the gradient it belongs to, factorise: dL / dW_ij = sum_n delta_ni a_nj with delta = dL / dz. Hence, for
 columns that are entries (p, k) of such a weight as well, with input a' and delta', applied at the same place or later,
@@ -25,7 +25,7 @@ SPARSE = 4  # times fewer inputs than all that depend on a unit: then only these
 
 @dataclass(frozen=True)
 class Factored:
-    """Rows of weights and biases of dense layers, applied once to each sample.
+    """Rows of weights and biases of dense layers, applied once, at one or more positions of each sample.
 
     Columns of all other parameters are left to `Jacrev`, from whichever side has fewer entries.
 
@@ -66,9 +66,11 @@ class Factored:
         if len(cols) >= len(rows):
             engine.add(batch, rows, cols, out)
             return
-        mirror = out.new_zeros(len(cols), len(rows))
-        engine.add(batch, cols, rows, mirror)
-        out += mirror.T
+        for start in range(0, len(cols), self.row_group):  # a few at a time: the rows may be those of a whole tile
+            some = cols[start : start + self.row_group]
+            mirror = out.new_zeros(len(some), len(rows))
+            engine.add(batch, some, rows, mirror)
+            out[:, start : start + len(some)] += mirror.T
 
     def _add_stages(self, stages: Stages, rows: list[Stage], cols: list[Stage], matrix: "_Matrix") -> None:
         """Add rows of one place, a weight's and a bias's, against columns of that and later ones."""

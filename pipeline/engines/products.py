@@ -51,7 +51,7 @@ def add_symmetric(out: Tensor, a: Tensor, X: Tensor, units: range, rows: range, 
     square = range(max(rows.start, cols.start), min(rows.stop, cols.stop))
     spans = [(k, unit, span) for k, unit in enumerate(units) for span in _computed(unit, square, cols)]
     pairs = torch.cat([X[k, :, _within(span, cols)].T for k, _, span in spans])
-    strips, J, done = _Strips(pairs, a, a), a.shape[1], 0
+    strips, J = _Strips(pairs, a, a), a.shape[1]
     for strip in strips.cut(J, SYMMETRIC_STRIP):
         G = strips.product(strip, slice(strip.start, J)).view(len(pairs), -1, J - strip.start)
         done = 0

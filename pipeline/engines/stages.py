@@ -47,6 +47,8 @@ class _Linears(TorchFunctionMode):
             return z
         given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
         weight, bias = (self._names.get(id(given.get(kind))) for kind in ("weight", "bias"))
+        if name := self._names.get(id(given["input"])):
+            self.otherwise.add(name)
         if weight is None and bias is None:
             return z
         place = len(self.uses)
@@ -194,7 +196,7 @@ class Stages:
         if len(places) != 1:
             return f"{len(places)} times as a dense layer, expected once"
         shape = tuple(self._uses[places[0]].input.shape)
-        if len(shape) < 2 or shape[0] != self._samples:
+        if len(shape) < 2 or shape[0] != self._samples or len(self._uses[places[0]].shape) != len(shape):
             return f"to an input of shape {shape}, expected rows for each of {self._samples} samples"
         return None
 

@@ -1,0 +1,94 @@
+"""Where the factored engine's conditions end, and what is done there."""
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from torch import nn
+
+from pipeline import BlockError, Problem, compute_hessian
+from pipeline.engines import factored
+
+SETTINGS = {"executor": "serial", "dtype": "float64"}
+
+
+def rows_of(problem):
+    """The truth, by the last rung."""
+    return compute_hessian(problem, engine="rows", verify=False, **SETTINGS).to_numpy()
+
+
+class Pooled(nn.Module):
+    """A dense layer at as many positions as a batch has."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside, self.head = nn.Linear(16, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.inside(x)).mean(1))
+
+
+class Sorting(nn.Module):
+    """Samples are put in order by their first input; a loss that does not mind."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 1)
+
+    def forward(self, x):
+        z = torch.tanh(self.first(x))
+        order = x[:, 0].argsort()
+        return self.second(z[order])[order.argsort()]
+
+
+def test_batches_unlike_those_that_preflight_saw():
+    """Two positions, then nine: too many to be worth it, which changes the engine and not the matrix."""
+    torch.manual_seed(0)
+    batches = [(torch.randn(n, positions, 16), torch.randn(n, 2)) for n, positions in ((6, 2), (5, 9), (6, 2))]
+    problem = Problem(zoo.seeded(Pooled), nn.MSELoss(), batches)
+    H = compute_hessian(problem, **SETTINGS)
+    assert H.manifest.engines["inside.weight"] == "factored"
+    np.testing.assert_allclose(H.to_numpy(), rows_of(problem), rtol=0, atol=1e-14)
+
+
+def test_samples_in_another_order():
+    """Products pair sample n of one layer with sample n of the other: preflight shows it is not the same sample."""
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 4), torch.randn(40, 1)
+    x = x[x[:, 0].argsort()]  # in order already, but for two
+    x[[10, 30]] = x[[30, 10]]
+    problem = Problem(zoo.seeded(Sorting), nn.MSELoss(), (x, y))
+    H = compute_hessian(problem, **SETTINGS)
+    assert H.manifest.engines["first.weight"] == "jacrev"
+    np.testing.assert_allclose(H.to_numpy(), rows_of(problem), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0,)])
+def test_parameters_without_entries(shape):
+    model = zoo.tanh_net()
+    model.register_parameter("empty", nn.Parameter(torch.zeros(shape)))
+    problem = Problem(model, nn.CrossEntropyLoss(), zoo.data())
+    np.testing.assert_allclose(compute_hessian(problem, **SETTINGS).to_numpy(), rows_of(problem), rtol=0, atol=1e-14)
+
+
+def test_a_block_alone():
+    case = zoo.mlp()
+    name = next(iter(case.problem.layout)).name
+    H = compute_hessian(case.problem, blocks=[(name, name)], chunk=8, **SETTINGS)
+    span = case.problem.layout[name].span
+    known = case.truth()[span.start : span.stop, span.start : span.stop]
+    np.testing.assert_allclose(H[name, name].reshape(known.shape), known, rtol=0, atol=1e-14)
+
+
+def test_no_block():
+    with pytest.raises(BlockError, match="holds no entry"):
+        compute_hessian(zoo.mlp().problem, blocks=[], **SETTINGS)
+
+
+def test_preflight_multiplies_whole_units(monkeypatch):
+    """Most of a matrix comes of products over whole units of a layer: preflight looks at these."""
+    whole = factored.add_symmetric
+    monkeypatch.setattr(factored, "add_symmetric", lambda *arguments: [whole(*arguments) for _ in range(2)])
+    torch.manual_seed(0)
+    problem = Problem(nn.Linear(40, 6), nn.CrossEntropyLoss(), (torch.randn(9, 40), torch.randint(0, 6, (9,))))
+    assert compute_hessian(problem, verify=False, **SETTINGS).manifest.engines["weight"] == "jacrev"
