@@ -303,6 +303,10 @@ def compare(name, repeats, peers):
     return row
 
 
+def failure(words):
+    return "out of memory" if "memory" in words else words.split(":")[0]
+
+
 def table(rows):
     """Ratios of seconds, as Markdown."""
     lines = [
@@ -312,7 +316,7 @@ def table(rows):
     for row in rows:
         flops = row["ours"]["lower_bound_flops_per_second"]
         peers = (row.get(peer, {}) for peer in PEERS)
-        cells = [f"{p['times_ours']:.1f}" if "times_ours" in p else p.get("fails", "").split(":")[0] for p in peers]
+        cells = [f"{p['times_ours']:.1f}" if "times_ours" in p else failure(p.get("fails", "")) for p in peers]
         share = f"{100 * flops / row['environment']['matrix_product_flops_per_second']:.0f} %" if flops else ""
         lines.append(
             "| " + " | ".join([row["problem"], f"{row['P']:,}", f"{row['ours']['seconds']:.2f}", share, *cells]) + " |"

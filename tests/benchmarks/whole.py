@@ -94,10 +94,12 @@ def main():
         raise SystemExit(f"{free / 2**30:.1f} GiB free in {tempfile.gettempdir()}, {ROOM_BYTES / 2**30:.0f} are needed")
     torch.set_num_threads(1)
     problem = build_problem("mnist.py:mlp", {"hidden": 32, "samples": options.samples}, JOBS)
-    rows = [compare(problem, *case) for case in CASES]
+    rows = []
+    for case in CASES:
+        rows.append(compare(problem, *case))
+        print(rows[-1], flush=True)
     environment = {"torch": torch.__version__, "machine": platform.machine(), "P": problem.layout.size}
     text = json.dumps({"environment": environment | {"samples": options.samples}, "cases": rows}, indent=1)
-    print(text)
     options.results.write_text(text + "\n")
 
 
