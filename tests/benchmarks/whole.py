@@ -29,7 +29,7 @@ from pipeline.worker import Worker
 JOBS = Path(__file__).parents[2] / "jobs"
 ROOM_BYTES = 8 * 2**30
 CASES = (("upper", "none"), ("upper", "lz4"), ("mirrored", "lz4"))
-SAME = {"dtype": "float32", "tile": (2, 2), "verify": False}
+SAME = {"dtype": "float32", "tile": (5, 5), "verify": False}
 
 
 def run_seconds(problem, folder, settings):
