@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a key of the job spec; may be repeated."
 )
+_endpoint_option = click.option("--endpoint-url", help="Server of the bucket, where it is not the cloud's own.")
 _job_argument = click.argument("job", type=click.Path(path_type=Path))
 
 
@@ -60,15 +61,18 @@ def run_command(job: Path, output: str | None, overrides: tuple[str, ...]) -> No
 @click.argument("url")
 @click.option("--job", type=click.Path(path_type=Path), help="The job spec; without it only chunks are checked.")
 @_set_option
-def verify_command(url: str, job: Path | None, overrides: tuple[str, ...]) -> None:
+@_endpoint_option
+def verify_command(url: str, job: Path | None, overrides: tuple[str, ...], endpoint_url: str | None) -> None:
     """Check the finished Hessian at URL."""
     from pipeline.errors import VerificationError
+    from pipeline.handle import open_hessian
     from pipeline.run import load_problem
     from pipeline.spec import load_job
     from pipeline.verify import verify_hessian
 
+    hessian = open_hessian(url, endpoint_url)
     problem = None if job is None else load_problem(load_job(job, overrides), job.parent)
-    found = verify_hessian(url, problem, retrained=True)
+    found = verify_hessian(hessian, problem, retrained=True)
     if not found.ok:
         raise VerificationError(f"output {url}: {found.summary()}")
     click.echo(found.summary())
@@ -76,11 +80,12 @@ def verify_command(url: str, job: Path | None, overrides: tuple[str, ...]) -> No
 
 @cli.command("status")
 @click.argument("url")
-def status_command(url: str) -> None:
+@_endpoint_option
+def status_command(url: str, endpoint_url: str | None) -> None:
     """Say how far the run at URL is."""
     from pipeline.run import status
 
-    _console().print(_table(status(url).items()))
+    _console().print(_table(status(url, endpoint_url).items()))
 
 
 def main() -> None:

@@ -42,6 +42,12 @@ class OutputError(HessianError, OSError):
     exit_code = BAD_INPUT
 
 
+class UnreachableError(OutputError):
+    """An output does not answer, though it was asked for minutes; finished tiles are kept."""
+
+    exit_code = RESUMABLE
+
+
 class FingerprintError(HessianError, ValueError):
     """An output belongs to a different problem than the one at hand."""
 

@@ -20,12 +20,14 @@ class Work:
         manifest: the run.
         output: where tiles go.
         device: of the engines.
+        concurrent_puts: of chunks, by one worker.
     """
 
     problem: Problem
     manifest: Manifest
     output: Output
     device: str = "cpu"
+    concurrent_puts: int = 1
 
 
 def serial(work: Work, tiles: Sequence[Tile]) -> Iterator[Receipt]:
@@ -38,7 +40,7 @@ def serial(work: Work, tiles: Sequence[Tile]) -> Iterator[Receipt]:
     Yields:
         A receipt for each tile, once it is written.
     """
-    worker = Worker(work.problem, work.manifest, work.output, work.device)
+    worker = Worker(work.problem, work.manifest, work.output, work.device, work.concurrent_puts)
     try:
         for tile in tiles:
             yield from worker.compute(tile)

@@ -191,11 +191,12 @@ class Hessian:
         return np.where(flat < 0, flat + P, flat), index.ndim == 0
 
 
-def open_hessian(url: str) -> Hessian:
+def open_hessian(url: str, endpoint_url: str | None = None) -> Hessian:
     """Open a Hessian that was computed.
 
     Args:
         url: the output of a run, a path or an fsspec URL.
+        endpoint_url: of its server, where it is not the cloud's own or the environment's.
 
     Returns:
         A handle; nothing of the matrix is read yet.
@@ -204,7 +205,7 @@ def open_hessian(url: str) -> Hessian:
         OutputError: there is none.
         IncompleteError: the run is not finished.
     """
-    output = Output(url)
+    output = Output(url, endpoint_url)
     manifest = Manifest.read(output)
     if manifest is None:
         raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")

@@ -9,7 +9,7 @@ from pipeline.errors import MemoryRefusedError
 
 PROCESS_BYTES = 512 * 2**20  # a worker process with torch, ray and zarr imported: 360 to 450 MiB resident, measured
 BUFFERED_TILES = 2  # one being computed, one being written
-CHUNKS_IN_WRITER = 6  # copies a writer holds at once: the chunk, its mirror, and each while it is encoded
+CHUNKS_IN_WRITER = 6  # copies of each chunk while it is written: itself, its mirror, and each while it is encoded
 SCRATCH = 1.3  # resident over counted bytes: scratch space inside operators
 # The C library keeps freed blocks below 32 MiB in its heap, which fragments under engines that allocate a few sizes in
 # turn: up to 5.4 times the counted bytes were resident, measured. Handing each block back at once halves the speed.
@@ -25,14 +25,14 @@ class WorkerMemory:
     Attributes:
         problem_bytes: weights and data.
         tile_bytes: the largest tile.
-        chunk_bytes: one chunk as computed.
+        written_bytes: chunks that are written at a time, as computed.
         engine_bytes: measured peak of the engine on one row group of one micro-batch, output not counted.
         tile: the largest tile's name and shape, for messages.
     """
 
     problem_bytes: int
     tile_bytes: int
-    chunk_bytes: int
+    written_bytes: int
     engine_bytes: int
     tile: str
 
@@ -43,7 +43,7 @@ class WorkerMemory:
             PROCESS_BYTES
             + 2 * self.problem_bytes  # as it arrived, and in the type and on the device it is computed in
             + BUFFERED_TILES * self.tile_bytes
-            + CHUNKS_IN_WRITER * self.chunk_bytes
+            + CHUNKS_IN_WRITER * self.written_bytes
             + resident_bytes(self.engine_bytes)
         )
 
@@ -61,7 +61,7 @@ class WorkerMemory:
                 f"tile {self.tile} would need {mebibytes(self.total_bytes)} in a worker "
                 f"(process {mebibytes(PROCESS_BYTES)}, weights and data {mebibytes(2 * self.problem_bytes)}, "
                 f"tiles {mebibytes(BUFFERED_TILES * self.tile_bytes)}, "
-                f"writer {mebibytes(CHUNKS_IN_WRITER * self.chunk_bytes)}, "
+                f"writer {mebibytes(CHUNKS_IN_WRITER * self.written_bytes)}, "
                 f"engine {mebibytes(resident_bytes(self.engine_bytes))}), "
                 f"allowed are {mebibytes(allowed_bytes)}: "
                 "raise `memory`, or lower `workers`, `chunk`, `tile`, `row_group` or `microbatch`"

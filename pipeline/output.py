@@ -2,19 +2,20 @@
 
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import psutil
-from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from zarr.abc.store import Store
-from zarr.storage import FsspecStore, LocalStore
+from zarr.storage import LocalStore
 
-from pipeline.errors import OutputError
+from pipeline.errors import OutputError, UnreachableError
 from pipeline.memory import mebibytes
+from pipeline.patience import patient
+from pipeline.remote import check_answers, explained, open_filesystem, zarr_store
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -32,20 +33,24 @@ class Output:
 
     Args:
         url: a local path, or a URL such as `memory://name` or `s3://bucket/prefix`.
+        endpoint_url: of the server, where it is not the cloud's own.
 
     Raises:
-        OutputError: the URL's protocol is not known or its filesystem not installed.
+        OutputError: see `open_filesystem`.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = str(url).rstrip("/")
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
-        except (ValueError, ImportError) as error:
-            raise OutputError(f"output {url}: {error}") from None
+    def __init__(self, url: str, endpoint_url: str | None = None) -> None:
+        self.url, self._endpoint_url = str(url).rstrip("/"), endpoint_url
+        self._fs, self._root = open_filesystem(self.url, endpoint_url)
         if self.is_local:
             self._root = os.path.abspath(self._root)
             self.url = self._root
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel by name: a filesystem belongs to the process that made it, and may hold credentials."""
+        if self.is_memory:
+            raise TypeError(f"output {self.url} lies in this process and cannot be sent to another")
+        return type(self), (self.url, self._endpoint_url)
 
     @classmethod
     def private(cls) -> "Output":
@@ -78,13 +83,11 @@ class Output:
         Raises:
             OutputError: it cannot be written.
         """
-        try:
+        with explained(self.url, f"cannot write {name}"):
             if self.is_local:
                 _replace(Path(self.path(name)), data)
             else:
-                self._fs.pipe_file(self.path(name), data)
-        except OSError as error:
-            raise OutputError(f"output {self.url}: cannot write {name} ({_reason(error)})") from error
+                patient(self._fs.pipe_file)(self.path(name), data)
 
     def get(self, name: str) -> bytes | None:
         """Read an object.
@@ -95,17 +98,16 @@ class Output:
         Raises:
             OutputError: it cannot be read.
         """
-        try:
-            return bytes(self._fs.cat_file(self.path(name)))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise OutputError(f"output {self.url}: cannot read {name} ({_reason(error)})") from error
+        with explained(self.url, f"cannot read {name}"):
+            try:
+                return bytes(patient(self._fs.cat_file)(self.path(name)))
+            except FileNotFoundError:
+                return None
 
     def delete(self, name: str) -> None:
         """Remove an object, if it is there."""
-        if self._fs.exists(self.path(name)):
-            self._fs.rm_file(self.path(name))
+        with explained(self.url, f"cannot remove {name}"), suppress(FileNotFoundError):
+            patient(self._fs.rm_file)(self.path(name))
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """List all objects below a folder, with their sizes in bytes, by one listing.
@@ -116,21 +118,18 @@ class Output:
         Returns:
             Names relative to that folder; unfinished files are left out.
         """
-        root = self.path(folder)
-        try:
-            found: dict[str, dict[str, Any]] = self._fs.find(root, detail=True)
-        except FileNotFoundError:
-            return {}
+        root, found = self.path(folder), {}
+        with explained(self.url, "cannot be listed"), suppress(FileNotFoundError):
+            found = patient(self._fs.find)(root, detail=True)
         names = {path[len(root) + 1 :] if path.startswith(root) else path: info for path, info in found.items()}
-        return {name: int(info["size"]) for name, info in names.items() if not name.endswith(_PARTIAL)}
+        # Some stores show folders as objects without a name, or with a slash at its end.
+        return {name: int(info["size"]) for name, info in names.items() if not name.endswith((_PARTIAL, "/")) and name}
 
     def zarr_store(self, name: str = "") -> Store:
         """Open the Zarr store below this folder, or the one that is this folder."""
         if self.is_local:
             return LocalStore(self.path(name))
-        if self.is_memory:
-            return FsspecStore(AsyncFileSystemWrapper(self._fs, asynchronous=True), path=self.path(name))
-        return FsspecStore.from_url(f"{self.url}/{name}".rstrip("/"), storage_options={"use_listings_cache": False})
+        return zarr_store(self._fs, self.path(name))
 
     def check_writable(self) -> None:
         """Write and remove a small object.
@@ -139,8 +138,15 @@ class Output:
             OutputError: that fails.
         """
         name = f"{uuid.uuid4().hex}{_PARTIAL}"
-        self.put(name, b"")
-        self._fs.rm_file(self.path(name))
+        if self._fs.async_impl:
+            try:
+                with explained(self.url, "cannot be written to"):
+                    check_answers(self._fs, self.path(name))
+            except UnreachableError as error:
+                raise OutputError(str(error)) from error  # nothing was begun that could be gone on with
+        else:
+            self.put(name, b"")
+            self._fs.rm_file(self.path(name))
 
     def check_room(self, needed_bytes: int) -> None:
         """Refuse to start what would fill the disk or the memory.
@@ -194,7 +200,3 @@ def _replace(path: Path, data: bytes) -> None:
 def _existing(path: Path) -> Path:
     """Give the nearest folder above that exists."""
     return next(p for p in (path, *path.parents) if p.is_dir())
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__

@@ -159,15 +159,16 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
     allowed = allowed_bytes(settings.memory, workers)
     chunk = settings.chunk or default_chunk(layout.size, _unit(layout, verdict.engines))
     chunk_bytes = chunk**2 * dtype.itemsize
+    written_bytes = settings.concurrent_puts * chunk_bytes
     tiling = plan_tiles(layout, settings.blocks, chunk, (1, 1))
-    room = _tile_room(chunk_bytes, allowed)
+    room = _tile_room(chunk_bytes, written_bytes, allowed)
     tile_shape = settings.tile or _tile_shape(tiling, verdict.engines, layout, chunk_bytes, room, workers)
     tiling = TilingPlan(layout.size, chunk, tile_shape, tiling.selected)
     tiles = tiling.tiles()
     largest = max(tiles, key=lambda t: tiling.shape(t)[0] * tiling.shape(t)[1])
     rows, cols = tiling.shape(largest)
     held = WorkerMemory(
-        problem.byte_count, rows * cols * dtype.itemsize, chunk_bytes, 0, f"{largest.id} ({rows} x {cols})"
+        problem.byte_count, rows * cols * dtype.itemsize, written_bytes, 0, f"{largest.id} ({rows} x {cols})"
     )
     held.require(allowed)
 
@@ -180,7 +181,7 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
             settings.microbatch,
             settings.row_group,
         )
-    memory = WorkerMemory(held.problem_bytes, held.tile_bytes, held.chunk_bytes, probed.engine_bytes, held.tile)
+    memory = WorkerMemory(held.problem_bytes, held.tile_bytes, held.written_bytes, probed.engine_bytes, held.tile)
     memory.require(allowed)
     type_name = str(dtype).removeprefix("torch.")
     manifest = Manifest.model_validate(
@@ -227,9 +228,9 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def _tile_room(chunk_bytes: int, allowed: int) -> int:
+def _tile_room(chunk_bytes: int, written_bytes: int, allowed: int) -> int:
     """Give the chunks of the largest tile that memory has room for."""
-    room = TILES_SHARE * (allowed - PROCESS_BYTES - CHUNKS_IN_WRITER * chunk_bytes)
+    room = TILES_SHARE * (allowed - PROCESS_BYTES - CHUNKS_IN_WRITER * written_bytes)
     return max(1, int(room / (BUFFERED_TILES * chunk_bytes)))
 
 

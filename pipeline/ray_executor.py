@@ -37,9 +37,11 @@ START_SECONDS = 300  # for the first actor: a cluster may have to add a node
 class _Actor:
     """A worker in a process of its own."""
 
-    def __init__(self, problem: bytes, manifest: Manifest, url: str, threads: int, device: str) -> None:
+    def __init__(
+        self, problem: bytes, manifest: Manifest, output: Output, device: str, puts: int, threads: int
+    ) -> None:
         torch.set_num_threads(threads)
-        self._worker = Worker(ray.cloudpickle.loads(problem), manifest, Output(url), device)
+        self._worker = Worker(ray.cloudpickle.loads(problem), manifest, output, device, puts)
 
     def compute(self, tile: Tile, attempt: int) -> list[Receipt]:
         return self._worker.compute(tile, attempt)
@@ -100,9 +102,10 @@ class _Pool:
         self._arguments = (
             ray.put(_pickle(work)),
             work.manifest,
-            work.output.url,
-            settings.cpus_per_worker,
+            work.output,
             work.device,
+            work.concurrent_puts,
+            settings.cpus_per_worker,
         )
 
     def start_actor(self) -> None:

@@ -76,6 +76,8 @@ def compute_hessian(
     gpus_per_worker: float = 0.0,
     address: str | None = None,
     memory: int | str | None = None,
+    endpoint_url: str | None = None,
+    concurrent_puts: int = 4,
     verify: bool = True,
 ) -> Hessian:
     """Compute the full, exact Hessian of a problem's loss: H = d2L / dtheta2, with L over all data as one batch.
@@ -102,6 +104,8 @@ def compute_hessian(
         gpus_per_worker: GPUs, or a fraction of one, of a Ray worker.
         address: Ray cluster to join; RAY_ADDRESS or a local one when None.
         memory: bytes allowed to a worker, also as `"4GiB"`; its share of what is free when None.
+        endpoint_url: server of the output's bucket, S3 or Google; the cloud's own, or the environment's, when None.
+        concurrent_puts: chunks that a worker encodes and puts at a time.
         verify: checks the finished matrix against plain double backward.
 
     Returns:
@@ -139,7 +143,7 @@ def run_job(spec: JobSpec, folder: Path, report: Reporter) -> Outcome:
     """
     if spec.output is None:
         raise SpecError("missing key `output`: say where the Hessian goes, in the spec or with --output")
-    Output(spec.output).check_writable()
+    Output(spec.output, spec.endpoint_url).check_writable()
     report.say(f"building {spec.problem}")
     return run(load_problem(spec, folder), spec, spec.output, report=report, name=spec.problem)
 
@@ -176,7 +180,7 @@ def plan(spec: JobSpec, folder: Path) -> JobPlan:
     problem = load_problem(spec, folder)
     made = make_plan(problem, spec, spec.problem)
     if spec.output is not None:
-        Output(spec.output).check_room(made.stored_bytes)
+        Output(spec.output, spec.endpoint_url).check_room(made.stored_bytes)
     return made
 
 
@@ -245,7 +249,7 @@ class _Run:
 
     def _compute(self, manifest: Manifest, tiles: Sequence[Tile], total: int) -> None:
         """Have the executor compute tiles."""
-        work = Work(self.problem, manifest, self.output, device_of(self.settings))
+        work = Work(self.problem, manifest, self.output, device_of(self.settings), self.settings.concurrent_puts)
         with self.report.tiles(total, total - len(tiles)) as report:
             for receipt in self._receipts(work, tiles):
                 report.advance(receipt.bytes)
@@ -289,7 +293,7 @@ def describe(made: JobPlan) -> str:
 def _destination(url: str | None, settings: Settings) -> Iterator[Output]:
     """Give the output; for a result kept in memory, a place that the executor's workers can reach."""
     if url is not None:
-        output = Output(url)
+        output = Output(url, settings.endpoint_url)
         if output.is_memory and settings.executor == "ray":
             raise OutputError(
                 f"output {url}: lies in this process, where Ray workers cannot write; use executor=serial"
@@ -313,11 +317,12 @@ def _kept_in_memory(outcome: Outcome, output: Output) -> Outcome:
     return Outcome(**{**vars(outcome), "hessian": Hessian(memory, outcome.hessian.manifest)})
 
 
-def status(url: str) -> dict[str, Any]:
+def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:
     """Say how far the run in an output is.
 
     Args:
         url: the output.
+        endpoint_url: of its server, where it is not the cloud's own.
 
     Returns:
         Tiles done and in all, bytes stored, whether finished and verified.
@@ -325,7 +330,7 @@ def status(url: str) -> dict[str, Any]:
     Raises:
         OutputError: there is no run.
     """
-    output = Output(url)
+    output = Output(url, endpoint_url)
     manifest = Manifest.read(output)
     if manifest is None:
         raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")

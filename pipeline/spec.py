@@ -64,6 +64,11 @@ class Settings(BaseModel):
     memory: ByteSize | None = Field(
         None, description="Memory allowed to a worker, as in `4GiB`; its share of 80 % of what is free if not given."
     )
+    endpoint_url: str | None = Field(
+        None,
+        description="Server of the output's bucket, S3 or Google; the cloud's own or the environment's if not given.",
+    )
+    concurrent_puts: PositiveInt = Field(4, description="Chunks that a worker encodes and puts at a time.")
     verify: bool = Field(True, description="Check the finished matrix against plain double backward.")
 
 

@@ -5,6 +5,7 @@ import platform
 import resource
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,15 @@ class Worker:
         manifest: the run.
         output: where tiles go.
         device: for the engines.
+        concurrent_puts: chunks encoded and put at a time.
 
     Raises:
         FingerprintError: the problem's weights are not those of the run.
     """
 
-    def __init__(self, problem: Problem, manifest: Manifest, output: Output, device: str = "cpu") -> None:
+    def __init__(
+        self, problem: Problem, manifest: Manifest, output: Output, device: str = "cpu", concurrent_puts: int = 1
+    ) -> None:
         if problem.weights_digest() != manifest.fingerprint.weights:
             raise FingerprintError("a worker received weights that are not those of the run")
         self.manifest, self.plan, self.layout = manifest, manifest.plan, manifest.layout
@@ -49,6 +53,7 @@ class Worker:
         self._buffers = _Buffers(self._placed.dtype, self._placed.device)
         self._output, self._store = output, MatrixStore(output, manifest, write=True)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hessian-writer")
+        self._putters = ThreadPoolExecutor(concurrent_puts, thread_name_prefix="hessian-putter")
         self._pending: tuple[str, Future[Receipt]] | None = None
 
     def compute(self, tile: Tile, attempt: int = 1) -> list[Receipt]:
@@ -95,6 +100,7 @@ class Worker:
     def close(self) -> None:
         """Stop the writer."""
         self._writer.shutdown()
+        self._putters.shutdown()
 
     def values(self, tile: Tile) -> npt.NDArray[Any]:
         """Compute a tile without writing it.
@@ -167,23 +173,18 @@ class Worker:
         """Put all chunks of a tile, then its receipt; runs on the writer's thread."""
         start = time.perf_counter()
         rows, cols = self.plan.span(tile.rows), self.plan.span(tile.cols)
-        puts: list[StoredObject] = []
-        squares = largest = asymmetry = 0.0
-        for i, j in self.plan.chunks(tile):
-            span_i, span_j = self.plan.span(range(i, i + 1)), self.plan.span(range(j, j + 1))
-            chunk = _view(values, rows, cols, span_i, span_j).astype(self.manifest.store_dtype)
-            if i == j:
-                asymmetry = max(asymmetry, self._asymmetry(chunk, span_i))
-                chunk = np.triu(chunk) + np.triu(chunk, 1).T
-            puts += self._store.write_chunk(i, j, chunk)
-            largest = max(largest, float(np.abs(chunk).max()))
-            squares += float(np.vdot(chunk, chunk)) * (1 if i == j else 2)
+        putting = [self._putters.submit(self._write_chunk, i, j, values, rows, cols) for i, j in self.plan.chunks(tile)]
+        try:
+            written = [chunk.result() for chunk in putting]
+        finally:
+            for chunk in putting:
+                chunk.cancel()  # where one failed: the others of this tile are not begun
         receipt = Receipt(
             tile=tile.id,
-            chunks=tuple(puts),
-            max_abs=largest,
-            norm=squares**0.5,
-            asymmetry=asymmetry,
+            chunks=tuple(put for chunk in written for put in chunk.puts),
+            max_abs=max(chunk.largest for chunk in written),
+            norm=sum(chunk.squares for chunk in written) ** 0.5,
+            asymmetry=max(chunk.asymmetry for chunk in written),
             compute_seconds=compute_seconds,
             write_seconds=time.perf_counter() - start,
             peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -197,6 +198,21 @@ class Worker:
         self._output.put(receipt_name(tile.id), receipt.to_bytes())
         return receipt
 
+    def _write_chunk(self, i: int, j: int, values: npt.NDArray[Any], rows: range, cols: range) -> "_Written":
+        """Put a chunk of a tile's values, and measure it; runs on the putters' threads."""
+        span_i, span_j = self.plan.span(range(i, i + 1)), self.plan.span(range(j, j + 1))
+        chunk = _view(values, rows, cols, span_i, span_j).astype(self.manifest.store_dtype)
+        asymmetry = 0.0
+        if i == j:
+            asymmetry = self._asymmetry(chunk, span_i)
+            chunk = np.triu(chunk) + np.triu(chunk, 1).T
+        return _Written(
+            self._store.write_chunk(i, j, chunk),
+            float(np.abs(chunk).max()),
+            float(np.vdot(chunk, chunk)) * (1 if i == j else 2),
+            asymmetry,
+        )
+
     def _asymmetry(self, chunk: npt.NDArray[Any], span: range) -> float:
         """Compare entries of a diagonal chunk on both sides of the diagonal, as the engine computed them."""
         worst = 0.0
@@ -206,6 +222,16 @@ class Worker:
             if scale > 0:
                 worst = max(worst, float(np.abs(square - square.T).max()) / scale)
         return worst
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What was put of a chunk, its largest entry, the sum of squares with its mirror image, and its asymmetry."""
+
+    puts: list[StoredObject]
+    largest: float
+    squares: float
+    asymmetry: float
 
 
 class _Buffers:

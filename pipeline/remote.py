@@ -1,0 +1,149 @@
+"""Filesystems by URL: local disk, memory, and the clouds through fsspec, whose extras bring their clients.
+
+Credentials come from the environment, the clouds' own configuration files or fsspec's; nothing here holds them, so that
+nothing that is pickled, written or printed can.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+from fsspec.asyn import sync
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import FsspecStore, WrapperStore
+
+from pipeline.errors import OutputError, UnreachableError
+from pipeline.patience import http_status, is_transient, patient
+
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+ANSWER_SECONDS = 15  # for the first request to a cloud
+REQUEST_SECONDS = 60
+
+
+def open_filesystem(url: str, endpoint_url: str | None = None) -> tuple[Any, str]:
+    """Find the filesystem of a URL.
+
+    Args:
+        url: a local path, or a URL such as `memory://name` or `s3://bucket/prefix`.
+        endpoint_url: of the server, where it is not the cloud's own.
+
+    Returns:
+        The filesystem, and the path in it.
+
+    Raises:
+        OutputError: the URL's protocol is not known, its client is not installed, or it carries credentials.
+    """
+    options = _options(url, endpoint_url)
+    try:
+        fs, root = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        extra = EXTRAS.get(_protocol(url))
+        remedy = f"python3 -m pip install 'hessian-pipeline[{extra}]'" if extra else str(error)
+        raise OutputError(f"output {url}: its client is not installed: {remedy}") from None
+    except Exception as error:
+        raise OutputError(f"output {url}: {reason(error)}") from error
+    return fs, root
+
+
+def zarr_store(fs: Any, path: str) -> Store:
+    """Give the Zarr store at a path of a filesystem.
+
+    It waits for the filesystem's own functions in threads: an asynchronous twin of the filesystem would hold
+    connections of its own, and adlfs's fails to close them at the end of the process.
+
+    Args:
+        fs: the filesystem.
+        path: in it.
+
+    Returns:
+        The store; what is transient is tried again, what is not is an OutputError.
+    """
+    return _PatientStore(FsspecStore(AsyncFileSystemWrapper(fs, asynchronous=True), path=path))
+
+
+def check_answers(fs: Any, path: str) -> None:
+    """Write and remove a small object in a cloud, within seconds and without patience.
+
+    Args:
+        fs: the filesystem.
+        path: of an object that nothing else writes.
+    """
+    sync(fs.loop, fs._pipe_file, path, b"", timeout=ANSWER_SECONDS)
+    sync(fs.loop, fs._rm_file, path, timeout=ANSWER_SECONDS)
+
+
+def reason(error: BaseException) -> str:
+    """Say in one line why a store refuses, and what to do."""
+    name, status = type(error).__name__, http_status(error)
+    said = " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or name
+    if isinstance(error, PermissionError) or status in {401, 403} or "Credential" in name:
+        return f"access denied, {said}: check the credentials in the environment, and the rights they give"
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return f"no such bucket or container, {said}: create it, or correct the URL"
+    if is_transient(error):
+        return f"no answer, {name} {said}: check endpoint and network, then run the same command again"
+    return said
+
+
+@contextmanager
+def explained(url: str, what: str) -> Iterator[None]:
+    """Turn what a filesystem raises, each in its own way, into one error in one line.
+
+    Args:
+        url: of the output.
+        what: could not be done.
+
+    Raises:
+        UnreachableError: it may be possible later.
+        OutputError: it will not.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except Exception as error:
+        kind = UnreachableError if is_transient(error) else OutputError
+        raise kind(f"output {url}: {what} ({reason(error)})") from error
+
+
+class _PatientStore(WrapperStore[FsspecStore]):
+    """Tries requests again while what goes wrong is transient, then says what it was."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        with explained(self._store.path, f"cannot read {key}"):
+            return await patient(self._store.get)(key, prototype, byte_range)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        with explained(self._store.path, f"cannot write {key}"):
+            await patient(self._store.set)(key, value)
+
+
+def _protocol(url: str) -> str:
+    return url.split("://")[0] if "://" in url else "file"
+
+
+def _options(url: str, endpoint_url: str | None) -> dict[str, Any]:
+    """Give what a filesystem is opened with, none of it secret."""
+    for name, text in (("output", url), ("endpoint_url", endpoint_url or "")):
+        if urlsplit(text).password is not None:
+            raise OutputError(f"{name} carries credentials: give them in the environment instead")
+    options: dict[str, Any] = {"use_listings_cache": False}  # a stale listing denies what another process just wrote
+    extra = EXTRAS.get(_protocol(url))
+    if extra == "s3":
+        options["max_concurrency"] = 1  # of one object: else each read is preceded by a request for its size
+    if extra == "gcs":
+        options["requests_timeout"] = (
+            REQUEST_SECONDS  # else an answer that never comes is waited for; others have limits
+        )
+    if endpoint_url is not None:
+        if extra not in {"s3", "gcs"}:
+            raise OutputError(
+                f"endpoint_url got {endpoint_url} for output {url}, expected one in s3:// or gs://; for Azure set "
+                "BlobEndpoint in AZURE_STORAGE_CONNECTION_STRING"
+            )
+        options["endpoint_url"] = endpoint_url
+    return options

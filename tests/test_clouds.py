@@ -1,0 +1,248 @@
+"""Buckets over HTTP on real servers: the same contract for each, what is asked of them, and what goes wrong."""
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import clouds
+import fsspec
+import numpy as np
+import pytest
+import ray
+import zoo
+
+from pipeline import OutputError, cli, compute_hessian, open_hessian, patience, verify_hessian
+from pipeline.output import Output
+
+JOB = Path(__file__).parents[1] / "jobs" / "digits_mlp.yaml"
+SMALL = ["--set", "problem_args.hidden=6", "--set", "problem_args.steps=5", "--set", "chunk=128", "--set", "workers=2"]
+SERIAL = {"executor": "serial", "dtype": "float64", "chunk": 16}
+
+
+@pytest.fixture(scope="module", params=clouds.CLOUDS)
+def cloud(request):
+    yield from started(clouds.CLOUDS[request.param])
+
+
+@pytest.fixture(scope="module")
+def s3():
+    yield from started(clouds.moto)
+
+
+def started(server):
+    """A server whose address and credentials are in the environment of this process and those it starts."""
+    try:
+        running = server()
+        with running as cloud, pytest.MonkeyPatch.context() as patch:
+            for name, value in cloud.environment.items():
+                patch.setenv(name, value)
+            forget_clients()
+            yield cloud
+    except clouds.NotInstalledError as missing:
+        pytest.skip(f"not on this machine: {missing}")
+    finally:
+        forget_clients()
+
+
+def forget_clients():
+    """Filesystems are kept by URL and options, and remember where the environment sent them."""
+    for protocol in ("s3", "gs", "az"):
+        fsspec.get_filesystem_class(protocol).clear_instance_cache()
+
+
+@pytest.fixture
+def url(cloud, request):
+    return f"{cloud.url}/{request.node.name.split('[')[0]}"
+
+
+def command(*arguments):
+    """Run the command in this process: status, standard output and standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["hessian", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as end:
+            return end.code or 0, out.getvalue(), err.getvalue()
+    return 0, out.getvalue(), err.getvalue()
+
+
+def refused(*arguments):
+    """The one line that a command ends with, and status 2."""
+    status, _, said = command(*arguments)
+    assert status == 2, said
+    (line,) = said.splitlines()
+    return line
+
+
+def test_objects(url):
+    output = Output(url)
+    Output(f"{url}2").put("x", b"of a neighbour whose name begins the same")
+    assert output.get("a/b") is None
+    assert output.sizes() == {}
+    output.put("a/b", b"1234")
+    output.put("a/b", b"12345")
+    output.put("c", b"")
+    output.delete("not there")
+    assert output.get("a/b") == b"12345"
+    assert output.sizes() == {"a/b": 5, "c": 0}
+    assert output.sizes("a") == {"b": 5}
+    output.delete("c")
+    assert output.sizes() == {"a/b": 5}
+
+
+@pytest.fixture(scope="module")
+def ran(cloud):
+    """The main job, made small, by the command and on Ray: where it is, and all that was said and logged."""
+    url = f"{cloud.url}/main"
+    with tempfile.TemporaryDirectory(prefix="ray-") as logs:
+        shown = subprocess.run(
+            [sys.executable, "-m", "pipeline", "run", str(JOB), "--output", url, *SMALL],
+            env={**os.environ, "RAY_TMPDIR": logs},
+            capture_output=True,
+            text=True,
+        )
+        assert shown.returncode == 0, shown.stderr
+        files = [path for path in Path(logs).rglob("*") if path.is_file()]
+        assert any("worker" in path.name for path in files)
+        logged = [path.read_bytes().decode(errors="replace") for path in files]
+    return url, shown.stdout, [shown.stderr, *logged]
+
+
+def test_the_main_job(ran):
+    """Run, found finished, verified with and without the problem, and read."""
+    url, shown, _ = ran
+    assert "block error" in shown
+    assert "nothing to do" in command("run", JOB, "--output", url, *SMALL)[2]
+    assert "block error" in command("verify", url, "--job", JOB, *SMALL[:4])[1]
+    assert command("status", url)[1].count("True") == 2  # finished, verified
+    H = open_hessian(url)
+    full, v = H.to_numpy(), np.random.default_rng(0).standard_normal(H.shape[0])
+    np.testing.assert_allclose(H @ v, full @ v, rtol=1e-4, atol=1e-6)
+    a, b = (H.parameters[name].place for name in ("0.bias", "2.bias"))
+    np.testing.assert_array_equal(H["0.bias", "2.bias"], full[a, b])
+
+
+def test_no_secret_anywhere(cloud, ran):
+    """Not in what is stored, said, logged or pickled, when all goes well and when it does not."""
+    secrets = [value for name, value in cloud.environment.items() if "SECRET" in name]
+    if "AZURE_STORAGE_CONNECTION_STRING" in cloud.environment:
+        secrets.append(clouds.AZURE_KEY)
+    url, shown, logged = ran
+    output, hessian = Output(url), open_hessian(url)
+    said = [shown, *logged, repr(output), repr(hessian), refused("status", f"{cloud.url}-not-there/out")]
+    said += [(output.get(name) or b"").decode(errors="replace") for name in output.sizes()]
+    for sent in (output, hessian):
+        said += [dumps(sent).decode(errors="replace") for dumps in (pickle.dumps, ray.cloudpickle.dumps)]
+    for secret in secrets:
+        assert not [text[:200] for text in said if secret in text]
+
+
+@pytest.mark.parametrize("symmetry", ["mirrored", "upper"])
+def test_damage_is_found_and_mended(url, symmetry):
+    url = f"{url}/{symmetry}"
+    known = compute_hessian(zoo.mlp().problem, url, symmetry=symmetry, tile=(1, 2), **SERIAL).to_numpy()
+    output = Output(url)
+    output.delete("hessian.zarr/c/1/2")
+    assert "c/1/2 is missing" in verify_hessian(url).faults[0]
+    output.delete("_SUCCESS")
+    before = output.sizes("receipts")
+    mended = compute_hessian(zoo.mlp().problem, url, symmetry=symmetry, tile=(1, 2), **SERIAL)
+    np.testing.assert_array_equal(mended.to_numpy(), known)
+    assert output.sizes("receipts").keys() == before.keys()
+    whole = output.get("hessian.zarr/c/0/1")
+    output.put("hessian.zarr/c/0/1", whole[:9] + bytes([whole[9] ^ 1]) + whole[10:])
+    assert "c/0/1 cannot be decoded" in verify_hessian(url).faults[0]
+
+
+@pytest.mark.parametrize("symmetry", ["mirrored", "upper"])
+def test_one_put_per_chunk_and_no_listing_between(s3, symmetry):
+    s3.requests.clear()
+    H = compute_hessian(
+        zoo.mlp().problem, f"{s3.url}/{symmetry}", symmetry=symmetry, tile=(1, 2), verify=False, **SERIAL
+    )
+    chunks = [k for k, (method, path) in enumerate(s3.requests) if method == "PUT" and "/hessian.zarr/c/" in path]
+    side = H.manifest.plan.side
+    assert len(chunks) == (side * side if symmetry == "mirrored" else side * (side + 1) // 2)
+    assert len({s3.requests[k] for k in chunks}) == len(chunks)
+    between = {(method, path.split("/")[3]) for method, path in s3.requests[chunks[0] : chunks[-1]]}
+    assert between == {("PUT", "hessian.zarr"), ("PUT", "receipts")}
+
+
+def test_endpoint_from_the_spec(s3, monkeypatch):
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    forget_clients()
+    url = f"{s3.url}/endpoint"
+    H = compute_hessian(zoo.mlp().problem, url, endpoint_url=s3.endpoint, verify=False, **SERIAL)
+    np.testing.assert_array_equal(open_hessian(url, s3.endpoint).to_numpy(), H.to_numpy())
+    assert "True" in command("status", url, "--endpoint-url", s3.endpoint)[1]
+
+
+def test_throttling_is_waited_out(s3, caplog):
+    """More refusals than s3fs bears by itself."""
+    s3.troubles.extend([503] * 12)
+    H = compute_hessian(zoo.mlp().problem, f"{s3.url}/throttled", concurrent_puts=1, verify=False, **SERIAL)
+    assert not s3.troubles
+    assert "trying again" in caplog.text
+    np.testing.assert_allclose(H.to_numpy(), zoo.mlp().truth(), atol=1e-13)
+
+
+def test_a_store_that_stays_away_leaves_a_run_to_go_on_with(s3, monkeypatch):
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0)
+    s3.troubles.extend([503] * 10_000)
+    try:
+        with pytest.raises(OutputError, match="run the same command again") as error:
+            compute_hessian(zoo.mlp().problem, f"{s3.url}/away", verify=False, **SERIAL)
+    finally:
+        s3.troubles.clear()
+    assert error.value.exit_code == 75
+    H = compute_hessian(zoo.mlp().problem, f"{s3.url}/away", verify=False, **SERIAL)
+    np.testing.assert_allclose(H.to_numpy(), zoo.mlp().truth(), atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("module", "url", "extra"), [("s3fs", "s3", "s3"), ("gcsfs", "gs", "gcs"), ("adlfs", "az", "azure")]
+)
+def test_missing_extra(module, url, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(fsspec.registry, "_registry", {})
+    assert f"python3 -m pip install 'hessian-pipeline[{extra}]'" in refused("status", f"{url}://bucket/out")
+
+
+def test_wrong_bucket(cloud):
+    wrong = cloud.url.replace("bucket", "no-such-bucket")
+    line = refused("run", JOB, "--output", f"{wrong}/out")
+    assert "no such bucket or container" in line or "access denied" in line
+
+
+def test_no_permission(monkeypatch):
+    """SeaweedFS checks signatures."""
+    for cloud in started(clouds.seaweed):
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-somebody-else")
+        forget_clients()
+        assert "access denied" in refused("run", JOB, "--output", f"{cloud.url}/out")
+        assert "access denied" in refused("status", f"{cloud.url}/out")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+        forget_clients()
+        assert "access denied" in refused("run", JOB, "--output", f"{cloud.url}/out")
+
+
+def test_wrong_endpoint(cloud, monkeypatch):
+    port = clouds.free_port()
+    there = cloud.endpoint.split("/")[2]
+    for name, value in cloud.environment.items():
+        monkeypatch.setenv(name, value.replace(there, f"127.0.0.1:{port}"))
+    forget_clients()
+    assert "no answer" in refused("run", JOB, "--output", f"{cloud.url}/out")
+
+
+def test_credentials_in_urls_are_refused():
+    assert "carries credentials" in refused("status", f"s3://key:{clouds.SECRET}@bucket/out")
+    assert "carries credentials" in refused("status", "s3://bucket/out", "--endpoint-url", "http://a:b@127.0.0.1")
