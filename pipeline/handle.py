@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from pipeline.errors import BlockError, IncompleteError, MemoryRefusedError, OutputError
 from pipeline.layout import ParameterLayout
@@ -108,10 +109,21 @@ class Hessian:
         if v.ndim not in {1, 2} or len(v) != self.shape[0]:
             raise BlockError(f"got an operand of shape {v.shape}, expected ({self.shape[0]},) or ({self.shape[0]}, k)")
         product = np.zeros(v.shape, np.result_type(self.dtype, v.dtype))
-        for rows in self._bands():
-            band = self._checked(self.store.read(rows, slice(rows.start, None)))
-            product[rows] += band @ v[rows.start :]
-            product[rows.stop :] += band[:, rows.stop - rows.start :].T @ v[rows]
+        plan, everything = self.manifest.plan, range(self.shape[0])
+        if not plan.covers(everything, everything):
+            raise IncompleteError(
+                f"{self.url} does not hold all of H: the run selected blocks={self.manifest.blocks!r}"
+            )
+        keys = [(i, j) for i in range(plan.side) for j in range(i, plan.side)]
+        # One thread multiplies, which is enough, while others read: more would only stand in their way.
+        with threadpool_limits(1):
+            for (i, j), chunk in zip(keys, self.store.read_chunks(keys), strict=True):
+                if isinstance(chunk, IncompleteError):
+                    raise chunk
+                rows, cols = (plan.span(range(k, k + 1)) for k in (i, j))
+                product[rows.start : rows.stop] += chunk @ v[cols.start : cols.stop]
+                if i != j:
+                    product[cols.start : cols.stop] += chunk.T @ v[rows.start : rows.stop]
         return product
 
     def to_numpy(self) -> Matrix:

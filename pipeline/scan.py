@@ -1,11 +1,13 @@
 """One pass over a finished store: every chunk read back and checked, and multiplied with vectors on the way."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import IncompleteError
 from pipeline.handle import Hessian
-from pipeline.store import chunk_key
+from pipeline.store import Matrix, chunk_key
 
 Vector = npt.NDArray[np.float64]
 
@@ -31,8 +33,8 @@ class Scan:
         self.largest = {p.name: 0.0 for p in hessian.parameters}
         self._hessian, self._store = hessian, hessian.store
         plan, maximum = hessian.manifest.plan, 0.0
-        for i, j in np.argwhere(plan.selected):
-            chunk = self._checked(int(i), int(j))
+        selected = [(int(i), int(j)) for i, j in np.argwhere(plan.selected)]
+        for (i, j), chunk in zip(selected, self._chunks(selected), strict=True):
             if chunk is None:
                 continue
             rows, cols = plan.span(range(i, i + 1)), plan.span(range(j, j + 1))
@@ -43,24 +45,28 @@ class Scan:
             if not plan.covers(p.span, p.span):
                 self.largest[p.name] = maximum
 
-    def _checked(self, i: int, j: int) -> npt.NDArray[np.float64] | None:
-        """Read a chunk and its mirror image."""
-        chunk = self._read(i, j)
-        if i != j and self._hessian.manifest.symmetry == "mirrored":
-            mirror = self._read(j, i)
-            if chunk is not None and mirror is not None and not np.array_equal(chunk, mirror.T):
-                self.faults.append(f"{chunk_key(j, i)} is not the mirror image of {chunk_key(i, j)}")
-        if i == j and chunk is not None and not np.array_equal(chunk, chunk.T):
-            self.faults.append(f"{chunk_key(i, j)} is not symmetric")
-        return chunk
+    def _chunks(self, selected: list[tuple[int, int]]) -> Iterator[npt.NDArray[np.float64] | None]:
+        """Read chunks and their mirror images, and compare them; None for those that are at fault."""
+        mirrored = self._hessian.manifest.symmetry == "mirrored"
+        keys = [key for i, j in selected for key in ([(i, j), (j, i)] if mirrored and i != j else [(i, j)])]
+        found = self._store.read_chunks(keys)
+        for i, j in selected:
+            chunk = self._noted(next(found))
+            if i == j and chunk is not None and not np.array_equal(chunk, chunk.T):
+                self.faults.append(f"{chunk_key(i, j)} is not symmetric")
+            if i != j and mirrored:
+                mirror = self._noted(next(found))
+                if chunk is not None and mirror is not None and not np.array_equal(chunk, mirror.T):
+                    self.faults.append(f"{chunk_key(j, i)} is not the mirror image of {chunk_key(i, j)}")
+            yield None if chunk is None else chunk.astype(np.float64)
 
-    def _read(self, i: int, j: int) -> npt.NDArray[np.float64] | None:
+    def _noted(self, found: Matrix | IncompleteError) -> Matrix | None:
+        """Count a chunk, and note what is wrong with it."""
         self.chunks += 1
-        try:
-            return self._store.read_chunk(i, j).astype(np.float64)
-        except IncompleteError as error:
-            self.faults.append(str(error))
+        if isinstance(found, IncompleteError):
+            self.faults.append(str(found))
             return None
+        return found
 
     def _multiply(self, chunk: npt.NDArray[np.float64], rows: range, cols: range, vectors: Vector) -> None:
         self.products[:, rows.start : rows.stop] += vectors[:, cols.start : cols.stop] @ chunk.T

@@ -1,6 +1,9 @@
 """The chunked matrix: a Zarr v3 array, one object per chunk, each written whole by one writer."""
 
 import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -18,6 +21,9 @@ from pipeline.errors import IncompleteError, OutputError
 from pipeline.manifest import Manifest
 from pipeline.output import GRADIENT, MATRIX, Output
 from pipeline.tiling import Tile
+
+READERS = 4  # threads that read and decode chunks
+AHEAD = 6  # chunks read before they are asked for
 
 Matrix = npt.NDArray[Any]
 
@@ -158,6 +164,34 @@ class MatrixStore:
             raise IncompleteError(f"chunk {chunk_key(i, j)} is missing")
         return values
 
+    def read_chunks(self, keys: Iterable[tuple[int, int]]) -> Iterator[Matrix | IncompleteError]:
+        """Read and check chunks, several at a time and a few ahead of their use.
+
+        Args:
+            keys: chunk rows and columns.
+
+        Yields:
+            The entries of each, in the order asked for, or what is wrong with it.
+        """
+        ahead: deque[Future[Matrix | IncompleteError]] = deque()
+        with ThreadPoolExecutor(READERS, thread_name_prefix="hessian-reader") as pool:
+            try:
+                for key in keys:
+                    ahead.append(pool.submit(self._chunk_or_fault, *key))
+                    if len(ahead) > AHEAD:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def _chunk_or_fault(self, i: int, j: int) -> Matrix | IncompleteError:
+        try:
+            return self.read_chunk(i, j)
+        except IncompleteError as fault:
+            return fault
+
     def read(self, rows: Any, cols: Any) -> Matrix:
         """Read entries as they lie in the store, mirrored or not; those not computed are NaN.
 
@@ -171,6 +205,8 @@ class MatrixStore:
         return self._read(rows, cols)
 
     def _read(self, rows: Any, cols: Any) -> Matrix:
+        if isinstance(rows, slice) and isinstance(cols, slice):
+            return np.asarray(self._array[rows, cols])  # the same as below, with less to compute
         return np.asarray(self._array.oindex[rows, cols])
 
     def _put(self, i: int, j: int, values: Matrix) -> StoredObject:

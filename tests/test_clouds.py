@@ -1,5 +1,6 @@
 """Buckets over HTTP on real servers: the same contract for each, what is asked of them, and what goes wrong."""
 
+import importlib
 import io
 import os
 import pickle
@@ -14,6 +15,7 @@ import fsspec
 import numpy as np
 import pytest
 import ray
+import s3fs
 import zoo
 
 from pipeline import OutputError, cli, compute_hessian, open_hessian, patience, verify_hessian
@@ -183,9 +185,17 @@ def test_endpoint_from_the_spec(s3, monkeypatch):
     assert "True" in command("status", url, "--endpoint-url", s3.endpoint)[1]
 
 
-def test_throttling_is_waited_out(s3, caplog):
-    """More refusals than s3fs bears by itself."""
-    s3.troubles.extend([503] * 12)
+def impatient_client(monkeypatch):
+    """Have s3fs and what is below it give up at once, which takes them up to a minute otherwise."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    forget_clients()
+
+
+def test_throttling_is_waited_out(s3, monkeypatch, caplog):
+    """More refusals than the client, as it is set here, bears by itself."""
+    impatient_client(monkeypatch)
+    s3.troubles.extend([503] * 5)
     H = compute_hessian(zoo.mlp().problem, f"{s3.url}/throttled", concurrent_puts=1, verify=False, **SERIAL)
     assert not s3.troubles
     assert "trying again" in caplog.text
@@ -193,6 +203,7 @@ def test_throttling_is_waited_out(s3, caplog):
 
 
 def test_a_store_that_stays_away_leaves_a_run_to_go_on_with(s3, monkeypatch):
+    impatient_client(monkeypatch)
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0)
     s3.troubles.extend([503] * 10_000)
     try:
@@ -210,7 +221,7 @@ def test_a_store_that_stays_away_leaves_a_run_to_go_on_with(s3, monkeypatch):
 )
 def test_missing_extra(module, url, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(fsspec.registry, "_registry", {})
+    monkeypatch.setattr(importlib.import_module("fsspec.registry"), "_registry", {})
     assert f"python3 -m pip install 'hessian-pipeline[{extra}]'" in refused("status", f"{url}://bucket/out")
 
 

@@ -1,0 +1,178 @@
+"""Codecs on a real Hessian, and stores against raw puts and gets of the same encoded objects.
+
+    python tests/benchmarks/stores.py [--hidden N] [--repeats N] [--clouds NAME ...]
+
+The Hessian of a network trained on real digits is written chunk by chunk as a worker writes it, and multiplied with a
+vector; beside it the same objects are put and got by the same filesystem with as many threads. On a disk the measure is
+bytes of chunks per second, writes until all is on the disk, reads with the objects in the system's cache and without; on the servers that stand in for
+clouds, which are slower than any client, it is this process's CPU seconds per GB. Medians of repeats, in turn.
+Written to `results/stores.json`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1]), str(HERE.parents[1] / "jobs")]
+
+import clouds  # noqa: E402
+import digits  # noqa: E402
+
+from pipeline import compute_hessian  # noqa: E402
+from pipeline.handle import Hessian  # noqa: E402
+from pipeline.output import MATRIX, Output  # noqa: E402
+from pipeline.store import READERS, MatrixStore, chunk_key  # noqa: E402
+
+CHUNK, PUTS = 1024, 4
+CODECS = ("none", "lz4", "zstd")
+
+
+def timed(function, durable):
+    """Wall and CPU seconds; `durable` until all is on the disk."""
+    os.sync()
+    wall, cpu = time.perf_counter(), time.process_time()
+    function()
+    if durable:
+        os.sync()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def each(threads, function, items):
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(function, items):
+            pass
+
+
+class Trial:
+    """One store and one codec, ours and raw, in turn."""
+
+    def __init__(self, hessian, url, codec):
+        self.url, self.values = url, hessian.to_numpy()
+        self.manifest = hessian.manifest.model_copy(update={"codec": codec, "symmetry": "upper"})
+        side = self.manifest.plan.side
+        self.keys = [(i, j) for i in range(side) for j in range(i, side)]
+        self.bytes = sum(self.chunk(*key).nbytes for key in self.keys)
+        self.raw = Output(f"{url}/raw")
+        self.make()
+        self.write()
+        stored = Output(f"{url}/ours")
+        self.objects = {key: stored.get(f"{MATRIX}/{chunk_key(*key)}") for key in self.keys}
+
+    def chunk(self, i, j):
+        return self.values[i * CHUNK : (i + 1) * CHUNK, j * CHUNK : (j + 1) * CHUNK]
+
+    def make(self):
+        """An empty array: a file that replaces another takes longer."""
+        shutil.rmtree(f"{self.url}/ours", ignore_errors=True)
+        self.output = Output(f"{self.url}/ours")
+        MatrixStore.create(self.output, self.manifest, np.zeros(len(self.values)))
+        self.store = MatrixStore(self.output, self.manifest, write=True)
+
+    def write(self):
+        each(PUTS, lambda key: self.store.write_chunk(*key, np.ascontiguousarray(self.chunk(*key))), self.keys)
+
+    def put(self):
+        """The same objects, encoded before."""
+        each(PUTS, lambda key: self.raw.put(f"raw/{key[0]}-{key[1]}", self.objects[key]), self.keys)
+
+    def multiply(self):
+        hessian = Hessian(self.output, self.manifest)
+        hessian @ np.ones(len(self.values), np.float32)
+
+    def get(self):
+        fs, root = self.raw._fs, self.raw.path("raw")
+        each(READERS, lambda key: len(fs.cat_file(f"{root}/{key[0]}-{key[1]}")), self.keys)
+
+
+def out_of_cache(folder):
+    """Have the system forget the files of a folder."""
+    os.sync()
+    for path in Path(folder).rglob("*"):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+
+
+def medians(trial, repeats, folder=None):
+    """Median wall and CPU seconds of each, in turn."""
+    found = {}
+    for _ in range(repeats):
+        if folder is not None:
+            shutil.rmtree(f"{folder}/raw", ignore_errors=True)
+        trial.make()
+        for name in ("write", "put", "multiply", "get"):
+            found.setdefault(name, []).append(timed(getattr(trial, name), folder is not None))
+            if folder is not None and name in {"multiply", "get"}:
+                out_of_cache(folder)
+                found.setdefault(f"{name}, not in cache", []).append(timed(getattr(trial, name), False))
+    return {name: [statistics.median(column) for column in zip(*times, strict=True)] for name, times in found.items()}
+
+
+def on_disk(hessian, repeats):
+    rows = []
+    for codec in CODECS:
+        with tempfile.TemporaryDirectory(prefix="stores-") as folder:
+            if shutil.disk_usage(folder).free < 8 * hessian.manifest.layout.size**2 * 4:
+                sys.exit(f"too little room in {folder}")
+            trial = Trial(hessian, folder, codec)
+            seconds = medians(trial, repeats, folder=folder)
+            speed = {name: round(trial.bytes / 1e9 / wall, 3) for name, (wall, _) in seconds.items()}
+            stored = sum(map(len, trial.objects.values()))
+            row = {"codec": codec, "stored_of_raw": round(stored / trial.bytes, 4), "GB_per_second": speed}
+            row["write_of_put"] = round(speed["write"] / speed["put"], 3)
+            for suffix in ("", ", not in cache"):
+                row[f"multiply_of_get{suffix}"] = round(speed[f"multiply{suffix}"] / speed[f"get{suffix}"], 3)
+            print(row, flush=True)
+            rows.append(row)
+    return rows
+
+
+def on_clouds(hessian, repeats, names):
+    rows = []
+    for name in names:
+        with clouds.CLOUDS[name]() as cloud:
+            os.environ.update(cloud.environment)
+            trial = Trial(hessian, f"{cloud.url}/bench", "lz4")
+            seconds = medians(trial, repeats)
+            row = {"server": name, "codec": "lz4"}
+            row["cpu_seconds_per_GB"] = {k: round(cpu / trial.bytes * 1e9, 3) for k, (_, cpu) in seconds.items()}
+            row["GB_per_second"] = {k: round(trial.bytes / 1e9 / wall, 3) for k, (wall, _) in seconds.items()}
+            print(row, flush=True)
+            rows.append(row)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hidden", type=int, default=96)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--clouds", nargs="*", default=["seaweed", "google", "azure"])
+    options = parser.parse_args()
+    hessian = compute_hessian(digits.mlp(hidden=options.hidden), executor="serial", chunk=CHUNK, verify=False)
+    found = {
+        "environment": {"zarr": zarr.__version__, "machine": platform.machine(), "cpus": os.cpu_count()},
+        "P": hessian.shape[0],
+        "chunk": CHUNK,
+        "puts": PUTS,
+        "readers": READERS,
+        "disk": on_disk(hessian, options.repeats),
+        "clouds": on_clouds(hessian, options.repeats, options.clouds),
+    }
+    (HERE / "results" / "stores.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
