@@ -13,7 +13,7 @@ from pipeline.spec import BlockSelection, FloatName
 from pipeline.tiling import TilingPlan, plan_tiles
 from pipeline.verdict import EngineSizes, PreflightVerdict
 
-FORMAT: Literal[2] = 2
+FORMAT: Literal[3] = 3
 
 
 class Fingerprint(BaseModel):
@@ -40,7 +40,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[2] = FORMAT
+    format: Literal[3] = FORMAT
     parameters: list[dict[str, Any]]
     fingerprint: Fingerprint
     blocks: BlockSelection

@@ -9,8 +9,10 @@ from importlib.metadata import version
 
 import torch
 
+from pipeline.contest import take_faster
 from pipeline.contexts import exact_kernels, unchanged
-from pipeline.engines import ENGINES
+from pipeline.engines import ENGINES, applications
+from pipeline.engines.stages import Application
 from pipeline.errors import BlockError, SpecError
 from pipeline.layout import ParameterLayout
 from pipeline.manifest import Fingerprint, Manifest
@@ -23,7 +25,7 @@ from pipeline.memory import (
     engine_budget_bytes,
 )
 from pipeline.preflight import preflight
-from pipeline.probe import Measured, Segment, choose_sizes, torch_threads
+from pipeline.probe import PROBE_SAMPLES, Measured, Segment, choose_sizes, torch_threads
 from pipeline.problem import Problem
 from pipeline.reference import LossAndGradient, loss_and_gradient
 from pipeline.spec import Settings
@@ -157,6 +159,11 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
 
     workers = worker_count(settings)
     allowed = allowed_bytes(settings.memory, workers)
+    threads = settings.cpus_per_worker if settings.executor == "ray" else None
+    placed = problem.place(dtype, device_of(settings))
+    with torch_threads(threads), exact_kernels(problem.model), unchanged(problem.model):
+        known = applications(placed, PROBE_SAMPLES)
+        verdict = take_faster(placed, verdict, known)
     chunk = settings.chunk or default_chunk(layout.size, _unit(layout, verdict.engines))
     chunk_bytes = chunk**2 * dtype.itemsize
     written_bytes = settings.concurrent_puts * chunk_bytes
@@ -172,11 +179,10 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
     )
     held.require(allowed)
 
-    threads = settings.cpus_per_worker if settings.executor == "ray" else None
     with torch_threads(threads), unchanged(problem.model):
         probed = choose_sizes(
-            problem.place(dtype, device_of(settings)),
-            _segments(tiling, tiles, problem, verdict.engines),
+            placed,
+            _segments(tiling, tiles, problem, verdict.engines, known),
             engine_budget_bytes(allowed - held.total_bytes),
             settings.microbatch,
             settings.row_group,
@@ -261,7 +267,13 @@ def _tile_shape(
     return side, side
 
 
-def _segments(tiling: TilingPlan, tiles: Sequence[Tile], problem: Problem, engines: dict[str, str]) -> list[Segment]:
+def _segments(
+    tiling: TilingPlan,
+    tiles: Sequence[Tile],
+    problem: Problem,
+    engines: dict[str, str],
+    known: dict[str, Application],
+) -> list[Segment]:
     """Give, for each row parameter, the columns of the widest tile it is computed in."""
     widest: dict[str, Segment] = {}
     for tile in tiles:
@@ -269,7 +281,7 @@ def _segments(tiling: TilingPlan, tiles: Sequence[Tile], problem: Problem, engin
         for p, rows in problem.layout.segments(tiling.span(tile.rows)):
             right = range(max(cols.start, rows.start), cols.stop)
             if right and (p.name not in widest or len(right) > len(widest[p.name].cols)):
-                widest[p.name] = Segment(p, right, engines[p.name])
+                widest[p.name] = Segment.of(p, right, engines[p.name], known)
     return list(widest.values())
 
 

@@ -17,7 +17,7 @@ from pipeline.contexts import applied_contexts, exact_kernels, unchanged
 from pipeline.contract import check_deterministic, check_separable, check_without_memory
 from pipeline.culprit import raising_module, wrong_module
 from pipeline.derivatives import derivative_errors
-from pipeline.engines import ENGINES
+from pipeline.engines import ENGINES, applications
 from pipeline.errors import HessianError, ProblemError, in_words
 from pipeline.layout import Parameter
 from pipeline.problem import PlacedProblem, Problem
@@ -75,8 +75,8 @@ def preflight(problem: Problem, candidates: Sequence[str], dtype: torch.dtype, d
         contexts=applied_contexts(problem.model, torch.device(device))
         + [f"buffer {name} restored" for name in buffers],
         parameters={
-            name: ParameterVerdict(engine=engine, gradient=errors[name][0], differences=errors[name][1], tried=tried)
-            for name, (engine, tried) in chosen.items()
+            name: ParameterVerdict(right[0], next(iter(right[1:]), None), *errors[name], tried)
+            for name, (right, tried) in chosen.items()
         },
         asymmetry=asymmetry,
         seconds=time.monotonic() - start,
@@ -192,6 +192,7 @@ class _Trial:
         self._runs = {p.name: self._pick(p, active[p.place]) for p in self._layout if p.size}
         self._picked = [row for p in self._layout if p.size for row in self._rows(p)]
         self._sides: dict[str, Vector] = {}
+        self._applications = applications(point.exact, None)
 
     def _pick(self, p: Parameter, active: Vector) -> list[range]:
         """Choose rows of a parameter, in two runs: around the largest curvature, and anywhere."""
@@ -212,7 +213,7 @@ class _Trial:
             return [p.span[first[0] : max(first[1], second[1])]]
         return [p.span[first[0] : first[1]], p.span[second[0] : second[1]]]
 
-    def choose(self, p: Parameter, candidates: Sequence[str], uncertainty: float) -> tuple[str, dict[str, str]]:
+    def choose(self, p: Parameter, candidates: Sequence[str], uncertainty: float) -> tuple[list[str], dict[str, str]]:
         """Try engines on the rows of a parameter.
 
         Args:
@@ -222,14 +223,16 @@ class _Trial:
                 inside cannot be judged more finely, which matters to no run in single precision.
 
         Returns:
-            The first engine that is right, and what each that was tried did.
+            The first engine that is right, and a second where the first saves double backward but has each sample's
+            tangents to handle: at several positions only a measurement tells. And what each that was tried did.
 
         Raises:
             ProblemError: there is none.
         """
         tried: dict[str, str] = {}
         if not p.size:
-            return candidates[0], tried
+            return [candidates[0]], tried
+        right: list[str] = []
         mixing = self._random.standard_normal((DIRECTIONS, len(self._rows(p))))
         for name in candidates:
             try:
@@ -239,7 +242,11 @@ class _Trial:
                 continue
             tried[name] = "off by " + ", ".join(map(str, errors))
             if all(error.value <= self._tolerance(error.dtype, uncertainty) for error in errors):
-                return name, tried
+                right.append(name)
+                if name != "factored" or self._applications[p.name].positions == 1:
+                    break
+        if right:
+            return right, tried
         faults = "; ".join(f"{name} {did}" for name, did in tried.items())
         raise ProblemError(
             f"no engine computes the rows of `{p.name}`: {faults}. Leave it out with params, or change the operation; "

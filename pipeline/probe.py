@@ -3,7 +3,7 @@
 import math
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from pipeline.contexts import exact_kernels
 from pipeline.data import Batch, microbatches, sample_count
 from pipeline.engines import add_batch
+from pipeline.engines.stages import Application
 from pipeline.errors import HessianError, MemoryRefusedError, ProblemError, in_words
 from pipeline.layout import Parameter
 from pipeline.memory import mebibytes
@@ -29,7 +30,7 @@ PROBE_BYTES = 2**30  # of the rows that are computed
 
 
 @dataclass(frozen=True)
-class _Habit:
+class Habit:
     """What sizes an engine runs best with, as measured.
 
     Attributes:
@@ -47,8 +48,8 @@ class _Habit:
     bytes: dict[str, int]
 
 
-_GENERAL = _Habit(8, 8, 256, 16, {"cpu": 64 * 2**20, "cuda": 2**30})
-_HABITS = {"factored": _Habit(1, 512, 32, 4096, {"cpu": 2**30, "cuda": 2**32}), "jacrev": _GENERAL, "rows": _GENERAL}
+_GENERAL = Habit(8, 8, 256, 16, {"cpu": 64 * 2**20, "cuda": 2**30})
+HABITS = {"factored": Habit(1, 512, 32, 4096, {"cpu": 2**30, "cuda": 2**32}), "jacrev": _GENERAL, "rows": _GENERAL}
 
 
 @dataclass(frozen=True)
@@ -120,21 +121,42 @@ class Meter(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows of one parameter and the columns they are computed against, as the plan will ask for them."""
+    """Rows of one parameter and the columns they are computed against, as the plan will ask for them.
+
+    Attributes:
+        parameter: that rows belong to.
+        cols: flat indices.
+        engine: that computes them.
+        units: that the engine counts in its groups: single rows, or outputs of a layer for the factored engine.
+        unit_rows: of each; where units share rows, all.
+    """
 
     parameter: Parameter
     cols: range
     engine: str
+    units: int
+    unit_rows: int
 
-    @property
-    def unit(self) -> int:
-        """Rows that the engine treats as one: of a layer's output, for the factored engine."""
-        shape = self.parameter.shape
-        return self.parameter.size // shape[0] if self.engine == "factored" and len(shape) > 1 else 1
+    @classmethod
+    def of(cls, parameter: Parameter, cols: range, engine: str, known: Mapping[str, Application]) -> "Segment":
+        """Count the units of a parameter's rows.
+
+        Args:
+            parameter: that rows belong to.
+            cols: flat indices.
+            engine: that computes them.
+            known: how parameters are applied.
+
+        Returns:
+            The segment.
+        """
+        if engine == "factored":
+            return cls(parameter, cols, engine, known[parameter.name].units, known[parameter.name].unit_rows)
+        return cls(parameter, cols, engine, parameter.size, 1)
 
     def rows(self, row_group: int) -> int:
         """Give the rows that are treated at a time."""
-        return min(row_group * self.unit, self.parameter.size)
+        return min(row_group * self.unit_rows, self.parameter.size)
 
 
 def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_group: int) -> Measured:
@@ -151,8 +173,9 @@ def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_gr
     """
     largest = max(placed.problem.batches, key=sample_count)
     batch = placed.cast(next(microbatches((largest,), samples)))
-    few = max(1, PROBE_BYTES // (segment.unit * len(segment.cols) * placed.dtype.itemsize))
-    rows = segment.parameter.span[: min(row_group, few) * segment.unit]
+    most = max(1, PROBE_BYTES // (len(segment.cols) * placed.dtype.itemsize))
+    most -= most % segment.unit_rows if most > segment.unit_rows else 0  # whole units
+    rows = segment.parameter.span[: min(segment.rows(row_group), most)]
     out = torch.zeros(len(rows), len(segment.cols), dtype=placed.dtype, device=placed.device)
     _synchronize(placed.device)
     start = time.perf_counter()
@@ -239,12 +262,12 @@ class _Chooser:
         self._placed, self._segments, self._budget = placed, segments, budget_bytes
         self._engine = segments[0].engine
         # The one with the most columns, and of these with the longest unit, needs the most memory.
-        self._widest = max(segments, key=lambda s: (len(s.cols), s.unit))
+        self._widest = max(segments, key=lambda s: (len(s.cols), s.unit_rows))
         self._largest = max(sample_count(batch) for batch in placed.problem.batches)
 
     def choose(self, microbatch: int | None, row_group: int | None) -> tuple[EngineSizes, dict[str, Measured], int]:
         """Choose; see `choose_sizes`."""
-        habit, separable = _HABITS[self._engine], self._placed.problem.separable
+        habit, separable = HABITS[self._engine], self._placed.problem.separable
         fixed = min(microbatch or self._largest, self._largest) if separable else self._largest
         may_cut = separable and microbatch is None
         target = min(self._budget, habit.bytes[self._placed.device.type])
@@ -308,13 +331,13 @@ class _BytesModel:
     slope: float
 
     @classmethod
-    def fit(cls, placed: PlacedProblem, segment: Segment, largest: int, habit: _Habit) -> "_BytesModel":
+    def fit(cls, placed: PlacedProblem, segment: Segment, largest: int, habit: Habit) -> "_BytesModel":
         """Measure with few rows and samples, and twice as many of either."""
         few, rows = max(1, min(habit.first_samples, largest // 2)), habit.first_rows
         samples = few, min(2 * few, largest)
         (a, b), (c, d) = ([measure(placed, segment, some, group) for some in samples] for group in (rows, 2 * rows))
-        # The factored engine counts units: a parameter may have but one.
-        first, more, step = a.rows // segment.unit, max(c.rows - a.rows, 1) / segment.unit, max(samples[1] - few, 1)
+        first = min(rows, segment.units)  # there may be but one
+        more, step = max(min(2 * rows, segment.units) - first, 1), max(samples[1] - few, 1)
         slope = max((d.peak_bytes - c.peak_bytes - b.peak_bytes + a.peak_bytes) / more / step, 0.0)
         per_row = max((c.peak_bytes - a.peak_bytes) / more - few * slope, 0.0)
         per_sample = max((b.peak_bytes - a.peak_bytes) / step - first * slope, 0.0)

@@ -8,13 +8,15 @@ class ParameterVerdict:
     """What preflight found about one parameter.
 
     Attributes:
-        engine: the first that is right.
+        engine: the first that is right, or the faster of two that are.
+        rival: another that is right, where only a measurement tells which is faster.
         gradient: relative error of it, against differences of the loss.
         differences: of double backward, against differences of the gradient.
-        tried: by how much each engine is off, or what it raised.
+        tried: by how much each engine is off, or what it raised; how long it took, where that was compared.
     """
 
     engine: str
+    rival: str | None
     gradient: float
     differences: float
     tried: dict[str, str]

@@ -7,7 +7,7 @@ import zoo
 from torch import nn
 
 from pipeline import BlockError, Problem, compute_hessian
-from pipeline.engines import factored
+from pipeline.engines import directions, factored
 
 SETTINGS = {"executor": "serial", "dtype": "float64"}
 
@@ -46,8 +46,7 @@ def test_batches_unlike_those_that_preflight_saw():
     torch.manual_seed(0)
     batches = [(torch.randn(n, positions, 16), torch.randn(n, 2)) for n, positions in ((6, 2), (5, 9), (6, 2))]
     problem = Problem(zoo.seeded(Pooled), nn.MSELoss(), batches)
-    H = compute_hessian(problem, **SETTINGS)
-    assert H.manifest.engines["inside.weight"] == "factored"
+    H = compute_hessian(problem, engine="factored", **SETTINGS)
     np.testing.assert_allclose(H.to_numpy(), rows_of(problem), rtol=0, atol=1e-14)
 
 
@@ -92,3 +91,29 @@ def test_preflight_multiplies_whole_units(monkeypatch):
     torch.manual_seed(0)
     problem = Problem(nn.Linear(40, 6), nn.CrossEntropyLoss(), (torch.randn(9, 40), torch.randint(0, 6, (9,))))
     assert compute_hessian(problem, verify=False, **SETTINGS).manifest.engines["weight"] == "jacrev"
+
+
+def test_a_contest_is_decided_by_the_times_it_shows():
+    """At several positions both engines are right, and both are timed; a bias goes with its weight."""
+    manifest = compute_hessian(zoo.small_maps().problem, verify=False, **SETTINGS).manifest
+    found = manifest.preflight.parameters["0.weight"]
+    times = {engine: float(did.split("; ")[1].split(" ms")[0]) for engine, did in found.tried.items()}
+    assert set(times) == {"factored", "jacrev"}
+    assert times[found.engine] == min(times.values())
+    assert manifest.engines["0.bias"] == found.engine
+
+
+@pytest.mark.parametrize("engine", ["factored", "jacrev"])
+def test_an_operation_that_cannot_be_batched_is_pulled_back_one_by_one(monkeypatch, engine):
+    """Some batching rules of torch fail at some sizes only: of indices, where one sample is left."""
+    case = zoo.mlp()
+
+    def failing(_):
+        def fail(*_):
+            raise RuntimeError("the expanded size of the tensor (1) must match the existing size (3)")
+
+        return fail
+
+    monkeypatch.setattr(directions, "vmap", failing)
+    H = compute_hessian(case.problem, engine=engine, verify=False, **SETTINGS)
+    np.testing.assert_allclose(H.to_numpy(), case.truth(), rtol=0, atol=1e-14)

@@ -284,8 +284,60 @@ def positions():
     return supervised(seeded(Positions), nn.CrossEntropyLoss(), *data())
 
 
+class Unrolled(nn.Module):
+    """A recurrent net, one dense layer for the state and one for the input, step by step."""
+
+    def __init__(self):
+        super().__init__()
+        self.state, self.input, self.head = nn.Linear(6, 6), nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = torch.zeros(len(x), 6, dtype=x.dtype, device=x.device)
+        for step in x.unbind(1):
+            h = torch.tanh(self.state(h) + self.input(step))
+        return self.head(h)
+
+
+def unrolled():
+    x = torch.randn(5, 3, 5, generator=torch.Generator().manual_seed(0))
+    return supervised(seeded(Unrolled), nn.CrossEntropyLoss(), x, torch.tensor([0, 2, 1, 1, 0]))
+
+
+class Words(nn.Module):
+    """An embedding, a convolution over it, and the embedding again as the head."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(9, 4), nn.Conv1d(4, 4, 2, padding=1, stride=2)
+
+    def forward(self, tokens):
+        mixed = torch.tanh(self.mix(self.embed(tokens).transpose(1, 2))).mean(2)
+        return torch.nn.functional.linear(mixed, self.embed.weight)
+
+
+def words():
+    g = torch.Generator().manual_seed(0)
+    tokens, target = torch.randint(0, 7, (5, 3), generator=g), torch.randint(0, 9, (5,), generator=g)
+    return supervised(seeded(Words), nn.CrossEntropyLoss(), tokens, target)
+
+
+def small_maps():
+    """Convolutions with more inputs than positions: with stride, dilation and padding, and down to one pixel."""
+    make = lambda: nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1, stride=2),
+        nn.Tanh(),
+        nn.Conv2d(3, 2, (2, 1), dilation=(2, 1), padding=(1, 0)),
+        nn.Tanh(),
+        nn.Conv2d(2, 4, 3),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
+    x = torch.randn(5, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    return supervised(seeded(make), nn.CrossEntropyLoss(), x, torch.tensor([0, 2, 1, 1, 0]))
+
+
 CASES = [
     mlp, mlp_sum, relu_mse, layer_norm, batch_norm_eval, batch_norm_batch, conv, weighted_ignored, bce, functional_loss,
     positions, user_mean, user_sum, ridge, uneven_batches, loader, dict_inputs, tuple_inputs, tied, shared_module,
-    attention, recurrent, chosen_parameters, frozen_and_unused, physics,
+    attention, recurrent, chosen_parameters, frozen_and_unused, physics, unrolled, words, small_maps,
 ]  # fmt: skip

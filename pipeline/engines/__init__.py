@@ -16,7 +16,7 @@ from pipeline.data import Batch
 from pipeline.engines.factored import Factored
 from pipeline.engines.jacrev import Jacrev
 from pipeline.engines.rows import Rows
-from pipeline.engines.stages import NotFactoredError
+from pipeline.engines.stages import Application, NotFactoredError, Stages
 from pipeline.problem import PlacedProblem
 
 
@@ -52,6 +52,23 @@ def add_batch(
         ENGINES[name](placed, row_group).add(batch, rows, cols, out)
     except NotFactoredError:  # raised before anything is added: other positions, or another layer, for these samples
         ENGINES["jacrev"](placed, row_group).add(batch, rows, cols, out)
+
+
+def applications(placed: PlacedProblem, samples: int | None) -> dict[str, Application]:
+    """Describe the parameters that the factored engine can treat.
+
+    Args:
+        placed: the problem.
+        samples: of a micro-batch; the first is looked at. None for a whole batch.
+
+    Returns:
+        By name.
+    """
+    try:
+        stages = Stages(placed, next(placed.batches(samples)))
+    except NotFactoredError:
+        return {}
+    return {p.name: found for p in placed.layout if (found := stages.application(p.name))}
 
 
 # Fastest first. An engine is made from a placed problem and the number of rows it may treat at a time.

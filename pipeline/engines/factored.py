@@ -1,23 +1,27 @@
-"""The engine for dense layers: rows of a weight W in z = a W' + b, applied once, by matrix products.
+"""The engine for weights that are applied as linear maps z = a W' + b, by matrix products over samples and positions.
 
 A row of W, and the gradient it belongs to, factorise: dL / dW_ij = sum_n delta_ni a_nj with delta = dL / dz. Hence, for
 columns that are entries (p, k) of such a weight as well, with input a' and delta', applied at the same place or later,
 
     H[(i, j), (p, k)] = sum_n a_nj a'_nk (d delta'_np / d z_ni)  +  sum_n a_nj delta'_np (d a'_nk / d z_ni),
 
-where the second term is zero for W itself. This needs double backward in the d_out directions of z instead of the
-d_out d_in of W; all that is left are matrix products (`products`). It is second-order back-propagation by stages
-(Mizutani, Dreyfus and Demmel, 2005).
+where the second term is zero at the same place. For weights applied several times (recurrent nets, tied layers) it is
+the sum over pairs of places; positions (of sequences, images) are summed over as samples are; a convolution's input is
+made of patches, an embedding's of one-hot vectors. This needs double backward in the T d_out directions of z,
+T positions, instead of the d_out d_in of W; all that is left are matrix products (`products`), and additions at tokens.
+It is second-order back-propagation by stages (Mizutani, Dreyfus and Demmel, 2005).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from pipeline.data import Batch
 from pipeline.engines.jacrev import Jacrev
-from pipeline.engines.products import add_product, add_symmetric, tangents
+from pipeline.engines.products import add_product, add_symmetric, tangents, tangents_at
 from pipeline.engines.stages import ByPlace, NotFactoredError, Piece, Stage, Stages
+from pipeline.layout import Parameter
 from pipeline.problem import PlacedProblem
 
 SPARSE = 4  # times fewer inputs than all that depend on a unit: then only these are multiplied
@@ -25,7 +29,7 @@ SPARSE = 4  # times fewer inputs than all that depend on a unit: then only these
 
 @dataclass(frozen=True)
 class Factored:
-    """Rows of weights and biases of dense layers, applied once, at one or more positions of each sample.
+    """Rows of weights and biases of dense layers, convolutions and embeddings.
 
     Columns of all other parameters are left to `Jacrev`, from whichever side has fewer entries.
 
@@ -41,33 +45,34 @@ class Factored:
         """Add one micro-batch's part of H[rows, cols]; see `Engine.add`.
 
         Raises:
-            NotFactoredError: rows are of a parameter that is not applied once as a dense layer, or not cheaper so.
+            NotFactoredError: rows are of a parameter that is used in other ways, or not cheaper so.
         """
         if not self.problem.problem.separable:
             raise NotFactoredError("samples act on each other")
         stages, layout = Stages(self.problem, batch), self.problem.layout
         matrix = _Matrix(rows, cols, out)
-        here = [stages.stage(p, span) for p, span in layout.segments(rows)]
+        here = [stage for p, span in layout.segments(rows) for stage in stages.stages(p, span)]
         for row in here:
-            stages.require_cheap_rows(row.name)
-        there = [stages.stage(p, span) for p, span in layout.segments(cols) if stages.is_factored(p.name)]
+            stages.require_fewer_directions(row.name)
+        there = [stage for p, span in layout.segments(cols) for stage in _worthwhile(stages, p, span, here)]
         for place, found in _by_place(here).items():
             self._add_stages(stages, found, [c for c in there if c.place >= place], matrix)
         # Where the rows' input depends on the columns, the other way round.
         for place, found in _by_place(there).items():
             self._add_stages(stages, found, [r for r in here if r.place > place], matrix.mirrored())
-        for p, span in layout.segments(cols):
-            if not stages.is_factored(p.name):
-                self._add_general(batch, rows, span, matrix.part(rows, span))
+        factored = {column.name for column in there}
+        rows_at_a_time = self.row_group * max((row.positions for row in here), default=1)
+        for span in _joined(span for p, span in layout.segments(cols) if p.name not in factored):
+            self._add_general(batch, rows, span, rows_at_a_time, matrix.part(rows, span))
 
-    def _add_general(self, batch: Batch, rows: range, cols: range, out: Tensor) -> None:
-        """Add columns of a parameter that does not factorise."""
-        engine = Jacrev(self.problem, self.row_group)
+    def _add_general(self, batch: Batch, rows: range, cols: range, row_group: int, out: Tensor) -> None:
+        """Add columns of parameters that do not factorise, in groups of rows or of columns."""
+        engine = Jacrev(self.problem, row_group)
         if len(cols) >= len(rows):
             engine.add(batch, rows, cols, out)
             return
-        for start in range(0, len(cols), self.row_group):  # a few at a time: the rows may be those of a whole tile
-            some = cols[start : start + self.row_group]
+        for start in range(0, len(cols), row_group):  # a few at a time: the rows may be those of a whole tile
+            some = cols[start : start + row_group]
             mirror = out.new_zeros(len(some), len(rows))
             engine.add(batch, some, rows, mirror)
             out[:, start : start + len(some)] += mirror.T
@@ -79,16 +84,26 @@ class Factored:
         places, place = sorted({column.place for column in cols}), rows[0].place
         deltas, pull_back = stages.deltas(places), stages.pull_back(place, places)
         pieces = [(row, piece) for row in rows for piece in row.pieces()]
-        wanted = range(min(piece.units.start for _, piece in pieces), max(piece.units.stop for _, piece in pieces))
+        wanted = _units([piece for _, piece in pieces])
         for start in range(wanted.start, wanted.stop, self.row_group):
             group = range(start, min(start + self.row_group, wanted.stop))
             found = _Derivatives(group, deltas, *pull_back(group))
             for column in cols:
-                if rows[0].positions == column.positions == 1:
+                if rows[0].positions == column.positions == 1 and not (rows[0].is_embedding or column.is_embedding):
                     for row, piece in pieces:
                         _add_pair(row, piece, column, found, matrix.part(row.span, column.span)[piece.entries])
                 else:
                     _add_positions(pieces, column, found, matrix)
+
+
+def _worthwhile(stages: Stages, parameter: Parameter, span: range, rows: list[Stage]) -> list[Stage]:
+    """Give columns at their places; none where directions to be pulled back from there outnumber the rows."""
+    if not stages.is_factored(parameter.name):
+        return []
+    found = stages.stages(parameter, span)
+    before = [column for column in found if any(row.place > column.place for row in rows)]
+    directions = sum(column.positions * len(_units(list(column.pieces()))) for column in before)
+    return found if directions <= len({row for stage in rows for row in stage.span}) else []
 
 
 @dataclass(frozen=True)
@@ -144,36 +159,61 @@ def _add_pair(row: Stage, piece: Piece, column: Stage, found: _Derivatives, out:
     for other in column.pieces():
         part = out[:, other.entries].unflatten(0, (len(piece.units), -1)).unflatten(2, (len(other.units), -1))
         outputs = slice(other.units.start, other.units.stop)
-        if row.name == column.name and part.shape[1] == part.shape[3] == left.shape[1]:
+        if row.name == column.name and row.place == column.place and part.shape[1] == part.shape[3] == left.shape[1]:
             add_symmetric(part, left, dz[:, :, outputs], units, piece.units, other.units)
             continue
-        a, b = left[:, piece.inputs], right[:, other.inputs]
+        a, b = left[:, _slice(piece.inputs)], right[:, _slice(other.inputs)]
         add_product(part[of_piece], a, b, dz[:, :, outputs])
         if column.is_weight and column.place in found.da:
-            da = found.da[column.place][of_group, 0, :, 0, other.inputs]
-            active = found.active[column.place][of_group, other.inputs]
+            da = found.da[column.place][of_group, 0, :, 0, _slice(other.inputs)]
+            active = found.active[column.place][of_group, _slice(other.inputs)]
             _add_second(part[of_piece], a, found.delta[column.place][:, 0, outputs], da, active)
 
 
 def _add_positions(pieces: list[tuple[Stage, Piece]], column: Stage, found: _Derivatives, matrix: _Matrix) -> None:
     """Add pieces of rows of one place, as far as their units are pulled back, where either is applied at positions."""
-    b, delta, dz = column.input, found.delta[column.place], found.dz[column.place]
-    da = found.da.get(column.place) if column.is_weight else None
     for other in column.pieces():
-        outputs = slice(other.units.start, other.units.stop)
-        for k, unit in enumerate(found.units):
-            Y = tangents(
-                b[..., other.inputs],
-                dz[k, ..., outputs],
-                delta[..., outputs],
-                None if da is None else da[k, ..., other.inputs],
-            )
+        for unit in found.units:
+            Y = _tangents(column, other, found, unit)
             for row, piece in pieces:
                 if unit in piece.units:
-                    a = row.input[..., piece.inputs].flatten(0, 1)
-                    first = piece.entries.start + (unit - piece.units.start) * a.shape[1]
-                    part = matrix.part(row.span, column.span)[first : first + a.shape[1], other.entries]
-                    part += a.T @ Y
+                    rows = matrix.part(row.span, column.span)[piece.entries, other.entries]
+                    _contract(row, piece, unit, Y, rows)
+
+
+def _tangents(column: Stage, piece: Piece, found: _Derivatives, unit: int) -> Tensor:
+    """Differentiate each sample's gradient of a piece of the columns in a unit's directions, one for each position.
+
+    Returns:
+        The derivatives.  # shape: (samples * positions, piece)
+    """
+    k, outputs, inputs = found.units.index(unit), _slice(piece.units), _slice(piece.inputs)
+    dz = found.dz[column.place][k, ..., outputs]
+    if column.is_embedding:
+        return tangents_at(column.input, piece.inputs, dz)
+    da = found.da.get(column.place) if column.is_weight else None
+    delta = found.delta[column.place][..., outputs]
+    return tangents(column.input[..., inputs], dz, delta, None if da is None else da[k, ..., inputs])
+
+
+def _contract(row: Stage, piece: Piece, unit: int, Y: Tensor, rows: Tensor) -> None:
+    """Sum tangents over samples and positions, times the input of a unit of the rows.
+
+    Args:
+        row: the rows.
+        piece: of them.
+        unit: of it.
+        Y: the tangents.  # shape: (samples * positions, columns)
+        rows: changed in place.  # shape: (piece, columns)
+    """
+    k = unit - piece.units.start
+    if row.is_embedding:
+        tokens = row.input.flatten() - piece.inputs.start
+        known = (tokens >= 0) & (tokens < len(piece.inputs))
+        rows[k :: len(piece.units)].index_add_(0, tokens[known], Y[known])
+    else:
+        a = row.input[..., _slice(piece.inputs)].flatten(0, 1)
+        rows[k * a.shape[1] : (k + 1) * a.shape[1]] += a.T @ Y
 
 
 def _add_second(out: Tensor, a: Tensor, delta: Tensor, da: Tensor, active: Tensor) -> None:
@@ -205,3 +245,23 @@ def _by_place(stages: list[Stage]) -> dict[int, list[Stage]]:
     for stage in stages:
         places.setdefault(stage.place, []).append(stage)
     return places
+
+
+def _units(pieces: list[Piece]) -> range:
+    """Give the units of all pieces, and what is between them."""
+    return range(min(piece.units.start for piece in pieces), max(piece.units.stop for piece in pieces))
+
+
+def _joined(spans: Iterable[range]) -> list[range]:
+    """Join spans that touch."""
+    joined: list[range] = []
+    for span in spans:
+        if joined and joined[-1].stop == span.start:
+            joined[-1] = range(joined[-1].start, span.stop)
+        else:
+            joined.append(span)
+    return joined
+
+
+def _slice(span: range) -> slice:
+    return slice(span.start, span.stop)

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, vjp, vmap
+from torch.func import grad, vjp
 
 from pipeline.data import Batch
+from pipeline.engines.directions import pull_back_each
 from pipeline.layout import Parameter
 from pipeline.problem import PlacedProblem
 
@@ -59,8 +60,7 @@ class Jacrev:
             group = range(start, min(start + self.row_group, len(rows)))
             unit = out.new_zeros(len(group), len(rows))
             unit[torch.arange(len(group)), torch.arange(group.start, group.stop)] = 1
-            with torch.no_grad():  # else each pull-back would keep a graph for a third derivative
-                (parts,) = vmap(pull_back)(unit)
+            (parts,) = pull_back_each(pull_back, unit)
             for p, span in columns:
                 part = parts[p.name].reshape(len(group), -1)  # shape: (group, size of p)
                 out[group.start : group.stop, span.start - cols.start : span.stop - cols.start] += part[

@@ -88,6 +88,24 @@ def tangents(b: Tensor, dz: Tensor, delta: Tensor, db: Tensor | None) -> Tensor:
     return Y.view(N * T, P * K)
 
 
+def tangents_at(tokens: Tensor, known: range, dz: Tensor) -> Tensor:
+    """Differentiate each sample's gradient of an embedding in some directions: sum_t' [token] dz[t, n, t', p].
+
+    Args:
+        tokens: at each position.  # shape: (N, T')
+        known: those that are wanted.
+        dz: derivatives of delta in directions t.  # shape: (T, N, T', P)
+
+    Returns:
+        The derivatives.  # shape: (N * T, len(known) * P)
+    """
+    T, N, _, P = dz.shape
+    Y = dz.new_zeros(N, len(known), T, P)
+    n, t = ((tokens >= known.start) & (tokens < known.stop)).nonzero(as_tuple=True)
+    Y.index_put_((n, tokens[n, t] - known.start), dz.permute(1, 2, 0, 3)[n, t], accumulate=True)
+    return Y.transpose(1, 2).reshape(N * T, len(known) * P)
+
+
 class _Strips:
     """Products of pairs (i, p) with pairs (j, k), a strip of j at a time.
 

@@ -1,69 +1,23 @@
-"""Dense layers as stages of back-propagation: where each weight is applied, and derivatives from one to another."""
+"""Weights as stages of back-propagation: where each is applied, and derivatives from one place to another."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.func import debug_unwrap, grad, vjp, vmap
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.func import debug_unwrap, grad, vjp
 
 from pipeline.data import Batch, sample_count
+from pipeline.engines.directions import pull_back_each
+from pipeline.engines.uses import Use, Uses
 from pipeline.layout import Parameter
 from pipeline.problem import PlacedProblem
 
 ByPlace = dict[int, Tensor]
 
-INPUTS_PER_POSITION = 4  # of a layer, at least, that make rows cheaper by its outputs' directions than one by one
-
 
 class NotFactoredError(NotImplementedError):
     """A parameter is not used as the factored engine needs it."""
-
-
-class _Linears(TorchFunctionMode):
-    """Notes every application z = a W' + b of known parameters and what else they are used for, and perturbs z.
-
-    Args:
-        names: of parameters, by identity.
-        shifts: added to each z in turn, by place; none where a place is missing.
-    """
-
-    def __init__(self, names: Mapping[int, str], shifts: Mapping[int, Tensor]) -> None:
-        super().__init__()
-        self._names, self._shifts = names, shifts
-        self.uses: list[_Use] = []
-        self.otherwise: set[str] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        z = func(*args, **(kwargs or {}))
-        if func is not F.linear:
-            if any(isinstance(leaf, Tensor) for leaf in tree_leaves(z)):
-                self.otherwise |= {self._names[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self._names}
-            return z
-        given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
-        weight, bias = (self._names.get(id(given.get(kind))) for kind in ("weight", "bias"))
-        if name := self._names.get(id(given["input"])):
-            self.otherwise.add(name)
-        if weight is None and bias is None:
-            return z
-        place = len(self.uses)
-        self.uses.append(_Use(weight, bias, given["input"], z.shape))
-        return z + self._shifts[place] if place in self._shifts else z
-
-
-@dataclass(frozen=True)
-class _Use:
-    """An application of a weight: names of weight and bias, a, and the shape of z."""
-
-    weight: str | None
-    bias: str | None
-    input: Tensor
-    shape: torch.Size
 
 
 @dataclass(frozen=True)
@@ -73,17 +27,17 @@ class Piece:
     Attributes:
         entries: consecutive, among those of the stage.
         units: outputs i of the layer.
-        inputs: j, of each of them.
+        inputs: j.
     """
 
     entries: slice
     units: range
-    inputs: slice
+    inputs: range
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Rows or columns of one parameter, at the place where it is applied.
+    """Rows or columns of one parameter, at one place where it is applied.
 
     Attributes:
         name: of the parameter.
@@ -91,6 +45,9 @@ class Stage:
         first: of them, within the parameter.
         place: among the applications.
         input: a for a weight, ones for a bias.  # shape: (samples, positions, inputs)
+            Tokens for an embedding.  # shape: (samples, positions)
+        units: outputs of the layer.
+        inputs: of each.
         is_weight: whether it is a weight.
     """
 
@@ -99,6 +56,8 @@ class Stage:
     first: int
     place: int
     input: Tensor
+    units: int
+    inputs: int
     is_weight: bool
 
     @property
@@ -106,22 +65,47 @@ class Stage:
         """T, of each sample, at which it is applied."""
         return self.input.shape[1]
 
+    @property
+    def is_embedding(self) -> bool:
+        """Whether entries are ordered by inputs, tokens, first and by units second."""
+        return self.input.ndim == 2
+
     def pieces(self) -> Iterator[Piece]:
-        """Cut the entries into whole units, and what is before and after them."""
-        width, start, stop = self.input.shape[2], self.first, self.first + len(self.span)
+        """Cut the entries into whole units (of an embedding: tokens), and what is before and after them."""
+        width, start, stop = self.units if self.is_embedding else self.inputs, self.first, self.first + len(self.span)
         while start < stop:
-            unit, j = divmod(start, width)
+            outer, j = divmod(start, width)
             if j or stop - start < width:
-                units, count = range(unit, unit + 1), min(width - j, stop - start)
+                outers, count = range(outer, outer + 1), min(width - j, stop - start)
             else:
-                units = range(unit, stop // width)
-                count = len(units) * width
-            yield Piece(slice(start - self.first, start - self.first + count), units, slice(j, min(j + count, width)))
+                outers = range(outer, stop // width)
+                count = len(outers) * width
+            inners = range(j, min(j + count, width))
+            units, inputs = (inners, outers) if self.is_embedding else (outers, inners)
+            yield Piece(slice(start - self.first, start - self.first + count), units, inputs)
             start += count
 
 
+@dataclass(frozen=True)
+class Application:
+    """How the factored engine treats a parameter.
+
+    Attributes:
+        positions: of each sample at which it is applied, at all its places.
+        units: outputs of the layer.
+        unit_rows: consecutive rows that share what is pulled back from a unit: its inputs; of an embedding, whose rows
+            are ordered by tokens, all.
+        weight: that a bias goes with; a weight's own name.
+    """
+
+    positions: int
+    units: int
+    unit_rows: int
+    weight: str
+
+
 class Stages:
-    """The applications of dense layers in one micro-batch.
+    """The applications of weights in one micro-batch.
 
     Args:
         problem: the problem.
@@ -134,56 +118,76 @@ class Stages:
     def __init__(self, problem: PlacedProblem, batch: Batch) -> None:
         self._problem, self.batch = problem, batch
         self._names = {id(tensor): name for name, tensor in problem.parameters.items()}
-        with _Linears(self._names, {}) as watched:
+        with Uses(self._names, {}) as watched:
             problem.loss_sum({}, batch)
         self._uses, self._otherwise = watched.uses, watched.otherwise
-        if any(debug_unwrap(use.input) is not use.input for use in self._uses):
+        if any(debug_unwrap(use.given) is not use.given for use in self._uses):
             raise NotFactoredError("layers are applied inside a transform of torch.func")
-        self._inputs = [use.input.detach() for use in self._uses]
+        self._inputs: ByPlace = {}
         self._samples = sample_count(batch)
 
-    def require_cheap_rows(self, name: str) -> None:
-        """Refuse the rows of a layer with few inputs at many positions: their directions are about as many.
+    def positions(self, name: str) -> int:
+        """Count the positions of each sample at which a parameter is applied, at all its places."""
+        return sum(self._input(k).shape[1] for k in self._places(name))
 
-        Measured on a transformer with 16 positions: 64 inputs take half the time of `jacrev`, 32 inputs 1.6 times it.
+    def application(self, name: str) -> Application | None:
+        """Describe how a parameter is applied; None where the engine cannot treat it."""
+        if self._fault(name):
+            return None
+        uses = [self._uses[k] for k in self._places(name)]
+        size, units = self._problem.layout[name].size, uses[0].shape[uses[0].channel]
+        unit_rows = size // units if all(use.patches for use in uses) else size
+        return Application(self.positions(name), units, unit_rows, uses[0].weight or name)
+
+    def require_fewer_directions(self, name: str) -> None:
+        """Refuse rows of a layer whose directions, its units at each position, are not fewer than its weights.
 
         Args:
             name: of the parameter; a bias goes with its weight.
 
         Raises:
-            NotFactoredError: `jacrev` is cheaper.
+            NotFactoredError: there is nothing to gain.
         """
-        use = self._uses[self._places(name)[0]]
-        positions = math.prod(use.shape[1:-1])
-        inputs = use.input.shape[-1] if use.weight else 1
-        if positions > 1 and inputs < INPUTS_PER_POSITION * positions:
-            raise NotFactoredError(f"`{name}`: {positions} positions of {inputs} inputs, jacrev is cheaper")
+        positions, use = self.positions(name), self._uses[self._places(name)[0]]
+        inputs = self._problem.layout[use.weight or name].size // use.shape[use.channel]
+        if 1 < positions >= inputs:
+            raise NotFactoredError(f"`{name}` has {inputs} inputs at {positions} positions: jacrev does less")
 
     def is_factored(self, name: str) -> bool:
-        """Say whether a parameter is applied exactly once, at all positions of each sample, as a dense layer."""
+        """Say whether a parameter is only applied as a linear map, at all positions of each sample."""
         return self._fault(name) is None
 
-    def stage(self, parameter: Parameter, span: range) -> Stage:
-        """Give rows or columns of a parameter at their place.
+    def stages(self, parameter: Parameter, span: range) -> list[Stage]:
+        """Give rows or columns of a parameter at each of its places.
 
         Args:
             parameter: which.
             span: flat indices.
 
         Returns:
-            The stage.
+            The stages.
 
         Raises:
-            NotFactoredError: it is not applied exactly once as a dense layer.
+            NotFactoredError: it is used in other ways.
         """
         if fault := self._fault(parameter.name):
             raise NotFactoredError(f"`{parameter.name}` is applied {fault}")
-        (place,) = self._places(parameter.name)
-        is_weight = self._uses[place].weight == parameter.name
-        a = _by_position(self._inputs[place], 1)
+        return [self._stage(parameter, span, place) for place in self._places(parameter.name)]
+
+    def _stage(self, parameter: Parameter, span: range, place: int) -> Stage:
+        a, use = self._input(place), self._uses[place]
+        is_weight = use.weight == parameter.name
         if not is_weight:
-            a = a.new_ones(*a.shape[:2], 1)
-        return Stage(parameter.name, span, span.start - parameter.offset, place, a, is_weight)
+            a = torch.ones(*a.shape[:2], 1, dtype=use.dtype, device=a.device)
+        units = use.shape[use.channel]
+        return Stage(
+            parameter.name, span, span.start - parameter.offset, place, a, units, parameter.size // units, is_weight
+        )
+
+    def _input(self, place: int) -> Tensor:
+        if place not in self._inputs:
+            self._inputs[place] = self._uses[place].input.detach()
+        return self._inputs[place]
 
     def _places(self, name: str) -> list[int]:
         return [k for k, use in enumerate(self._uses) if name in {use.weight, use.bias}]
@@ -191,19 +195,21 @@ class Stages:
     def _fault(self, name: str) -> str | None:
         """Say what keeps a parameter from being factored."""
         if name in self._otherwise:
-            return "by other operations than dense layers"
+            return "by other operations than dense layers, convolutions in one group and plain embeddings"
         places = self._places(name)
-        if len(places) != 1:
-            return f"{len(places)} times as a dense layer, expected once"
-        shape = tuple(self._uses[places[0]].input.shape)
-        if len(shape) < 2 or shape[0] != self._samples or len(self._uses[places[0]].shape) != len(shape):
-            return f"to an input of shape {shape}, expected rows for each of {self._samples} samples"
+        if not places:
+            return "nowhere"
+        for use in (self._uses[k] for k in places):
+            if use.weight == use.bias:
+                return "as weight and bias at once"
+            if len(use.shape) < 2 or use.shape[0] != self._samples or len(use.given) != self._samples:
+                return f"to an input of shape {tuple(use.given.shape)}, expected {self._samples} samples first"
         return None
 
     def deltas(self, places: Sequence[int]) -> ByPlace:
         """Give delta = dL / dz at some places.  # shape of each: (samples, positions, outputs)."""
         deltas: ByPlace = grad(lambda shifts: self._evaluate(shifts)[1])(self._zeros(places))
-        return {place: _by_position(delta, 1) for place, delta in deltas.items()}
+        return {place: self._uses[place].by_position(delta) for place, delta in deltas.items()}
 
     def pull_back(self, place: int, places: Sequence[int]) -> Callable[[range], tuple[ByPlace, ByPlace]]:
         """Linearise delta at a place.
@@ -214,10 +220,10 @@ class Stages:
 
         Returns:
             From units of the rows, the derivatives d delta' / dz and d a' / dz of all columns' places in the directions
-            of these units at each position; the latter of later places only.
+            of these units at each position; the latter of later places only, and not of embeddings.
             # shape of each: (units, positions, samples, positions', outputs' or inputs')
         """
-        later = [k for k in places if k != place]
+        later = [k for k in places if k != place and self._uses[k].patches]
 
         def delta(shifts: dict[int, Tensor], weights: dict[int, Tensor]) -> Tensor:
             def lagrangian(shift: Tensor) -> Tensor:
@@ -228,34 +234,32 @@ class Stages:
             found: Tensor = grad(lagrangian)(shifts[place] if place in shifts else self._zeros([place])[place])
             return found
 
-        weights = {k: torch.zeros_like(self._inputs[k]) for k in later}
-        pulled = vmap(vjp(delta, self._zeros(places), weights)[1])
+        weights = {k: torch.zeros_like(self._input(k)) for k in later}
+        pull_back, use = vjp(delta, self._zeros(places), weights)[1], self._uses[place]
 
         def of_units(units: range) -> tuple[ByPlace, ByPlace]:
-            shape = self._uses[place].shape
-            z = _by_position(self._inputs[place].new_zeros(shape), 1)
+            z = use.by_position(self._zeros([place])[place])  # shape: (samples, positions, outputs)
             positions = z.shape[1]
             ones = z.new_zeros(len(units), positions, *z.shape)
             ones.diagonal(dim1=1, dim2=3)[torch.arange(len(units)), :, torch.arange(units.start, units.stop)] = 1
-            with torch.no_grad():  # else each pull-back would keep a graph for a third derivative
-                found = pulled(ones.reshape(-1, *shape))
-            dz, da = (
-                {k: _by_position(t.unflatten(0, (len(units), positions)), 3) for k, t in part.items()} for part in found
+            dz, da = pull_back_each(pull_back, use.of_position(ones.flatten(0, 1)))
+            directions = (len(units), positions)
+            return (
+                {
+                    k: self._uses[k].by_position(values.reshape(*directions, *values.shape[1:]))
+                    for k, values in dz.items()
+                },
+                {k: values.reshape(*directions, *values.shape[1:]) for k, values in da.items()},
             )
-            return dz, da
 
         return of_units
 
     def _zeros(self, places: Sequence[int]) -> ByPlace:
-        return {k: self._inputs[k].new_zeros(self._uses[k].shape) for k in places}
+        uses, device = self._uses, self._problem.device
+        return {k: torch.zeros(uses[k].shape, dtype=uses[k].dtype, device=device) for k in places}
 
-    def _evaluate(self, shifts: Mapping[int, Tensor]) -> tuple[list[_Use], Tensor]:
+    def _evaluate(self, shifts: Mapping[int, Tensor]) -> tuple[list[Use], Tensor]:
         """Evaluate the un-normalised loss with perturbed z."""
-        with _Linears(self._names, shifts) as watched:
+        with Uses(self._names, shifts) as watched:
             loss = self._problem.loss_sum({}, self.batch)[0]
         return watched.uses, loss
-
-
-def _by_position(tensor: Tensor, dim: int) -> Tensor:
-    """Give the dimensions from `dim` to the last but one as one, of positions; one position where there are none."""
-    return tensor.unsqueeze(dim) if tensor.ndim == dim + 1 else tensor.flatten(dim, -2)
