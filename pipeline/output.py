@@ -21,6 +21,7 @@ WEIGHTS = "weights.safetensors"
 GROUP = "zarr.json"  # makes the folder a Zarr group of the two arrays
 MATRIX = "hessian.zarr"
 GRADIENT = "gradient.zarr"
+PARQUET = "hessian.parquet"
 RECEIPTS = "receipts"
 VERIFY = "verify.json"
 SUCCESS = "_SUCCESS"
@@ -142,11 +143,14 @@ class Output:
         self.put(name, b"")
         self._fs.rm_file(self.path(name))
 
-    def check_room(self, needed_bytes: int) -> None:
+    def check_room(
+        self, needed_bytes: int, remedy: str = "take symmetry=upper, store_dtype=float32, fewer blocks"
+    ) -> None:
         """Refuse to start what would fill the disk or the memory.
 
         Args:
             needed_bytes: what is going to be written.
+            remedy: what the error says to do.
 
         Raises:
             OutputError: less is free.
@@ -160,7 +164,7 @@ class Output:
         if needed_bytes > free:
             raise OutputError(
                 f"output {self.url}: needs {mebibytes(needed_bytes)}, but {place} only {mebibytes(free)} are free; "
-                "take symmetry=upper, store_dtype=float32, fewer blocks or another output"
+                f"{remedy} or another output"
             )
 
     def remove(self) -> None:
@@ -183,7 +187,8 @@ class _PrivateMemory(MemoryFileSystem):  # type: ignore[misc]
 def _replace(path: Path, data: bytes) -> None:
     """Write a local file by a temporary one; a killed process leaves at most a `.partial` file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
+    # Hidden: pyarrow would count a whole one that was left behind among the files of a Parquet folder.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
     try:
         partial.write_bytes(data)
         os.replace(partial, path)
