@@ -50,4 +50,4 @@ def test_cluster_file_is_valid():
 
 def test_module_and_command_are_one():
     found = subprocess.run([sys.executable, "-m", "pipeline", "--help"], capture_output=True, text=True, check=True)
-    assert all(command in found.stdout for command in ("plan", "run", "verify", "status"))
+    assert all(command in found.stdout for command in ("plan", "run", "verify", "export", "status"))
