@@ -1,6 +1,7 @@
 """A finished Hessian in another format: Parquet files, or one `.npy` file."""
 
 import os
+import uuid
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 from pipeline.errors import IncompleteError, OutputError, SpecError
 from pipeline.handle import Hessian, open_hessian
 from pipeline.output import PARQUET, Output
-from pipeline.parquet import ParquetFiles, file_key
+from pipeline.parquet import ParquetFiles, file_key, require_room_in_lists
 from pipeline.progress import Reporter
 from pipeline.receipts import record_files
 from pipeline.store import tile_keys
@@ -42,7 +43,7 @@ def export_hessian(
         Where it is.
 
     Raises:
-        SpecError: the format is not known, or needs a destination.
+        SpecError: the format is not known, or needs a destination; chunks are too large for Parquet.
         OutputError: there is no Hessian; or the destination cannot be written, has no room or holds something else.
         IncompleteError: the run is not finished, a chunk is damaged, or not all blocks were computed for a `.npy` file.
     """
@@ -57,6 +58,7 @@ def export_hessian(
 def _to_parquet(hessian: Hessian, dest: str | None, report: Reporter) -> str:
     """Write chunk by chunk; receipts list the files that lie in the output itself."""
     manifest, own = hessian.manifest, f"{hessian.url}/{PARQUET}"
+    require_room_in_lists(manifest.chunk, manifest.layout.size)
     target, tiles = Output(dest or own), manifest.plan.tiles()
     target.check_writable()
     there = target.sizes()
@@ -83,8 +85,7 @@ def _to_npy(hessian: Hessian, dest: str | None, report: Reporter) -> str:
             f"export {path}: a .npy file holds all of H, but the run selected blocks={hessian.manifest.blocks!r}; "
             "take parquet"
         )
-    partial = path.with_name(f"{path.name}.partial")
-    _remove(partial)  # what a killed export left counts as room
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")  # of its own, should two exports write there
     Output(str(path.parent)).check_room(P * P * hessian.dtype.itemsize, REMEDY)
     side = hessian.manifest.plan.side
     try:
@@ -96,7 +97,8 @@ def _to_npy(hessian: Hessian, dest: str | None, report: Reporter) -> str:
     except OSError as error:
         raise OutputError(f"export {path}: cannot be written ({error.strerror or error})") from error
     finally:
-        _remove(partial)
+        if partial.exists():
+            partial.unlink()
     return str(path)
 
 
@@ -129,9 +131,3 @@ def _fill(partial: Path, hessian: Hessian, i: int) -> int:
         cols = plan.span(range(j, j + 1))
         band[:, cols.start : cols.stop] = store.read_chunk(i, j) if i <= j else store.read_chunk(j, i).T
     return band.nbytes
-
-
-def _remove(path: Path) -> None:
-    """Remove a file, if it is there."""
-    if path.exists():
-        path.unlink()

@@ -22,6 +22,7 @@ from pipeline.memory import (
     engine_budget_bytes,
     writer_bytes,
 )
+from pipeline.parquet import require_room_in_lists
 from pipeline.preflight import preflight
 from pipeline.probe import Measured, Segment, choose_sizes, torch_threads
 from pipeline.problem import Problem
@@ -149,6 +150,8 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
     workers = worker_count(settings)
     allowed = allowed_bytes(settings.memory, workers)
     chunk = settings.chunk or default_chunk(layout.size, _unit(layout, verdict.engines))
+    if "parquet" in settings.formats:
+        require_room_in_lists(chunk, layout.size)
     chunk_bytes = chunk**2 * dtype.itemsize
     tiling = plan_tiles(layout, settings.blocks, chunk, (1, 1))
     writer = writer_bytes(chunk_bytes, settings.formats)
