@@ -96,7 +96,7 @@ def require_same_settings(settings: Settings, problem: Problem, manifest: Manife
             differences.append(f"{name} is {value!r}, stored {stored}")
     if settings.formats != manifest.formats:
         differences.append(
-            f"formats is {settings.formats!r}, stored {manifest.formats!r} (`hessian export` adds Parquet at the end)"
+            f"formats is {settings.formats!r}, stored {manifest.formats!r} (give these; Parquet: see `hessian export`)"
         )
     _refuse(output, differences)
 
