@@ -23,6 +23,7 @@ from pipeline.errors import (
 )
 
 if TYPE_CHECKING:
+    from pipeline.export import export_hessian
     from pipeline.handle import Hessian, open_hessian
     from pipeline.problem import Problem
     from pipeline.run import compute_hessian
@@ -33,6 +34,7 @@ _LAZY = {
     "open_hessian": "pipeline.handle",
     "Problem": "pipeline.problem",
     "compute_hessian": "pipeline.run",
+    "export_hessian": "pipeline.export",
     "verify_hessian": "pipeline.verify",
 }
 
@@ -52,6 +54,7 @@ __all__ = [
     "VerificationError",
     "WorkerError",
     "compute_hessian",
+    "export_hessian",
     "open_hessian",
     "verify_hessian",
 ]

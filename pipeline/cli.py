@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -76,6 +76,23 @@ def verify_command(url: str, job: Path | None, overrides: tuple[str, ...], endpo
     if not found.ok:
         raise VerificationError(f"output {url}: {found.summary()}")
     click.echo(found.summary())
+
+
+@cli.command("export")
+@click.argument("url")
+@click.argument("dest", required=False)
+@click.option("--format", "kind", type=click.Choice(["parquet", "npy"]), required=True, help="What to write.")
+@_endpoint_option
+def export_command(url: str, dest: str | None, kind: Literal["parquet", "npy"], endpoint_url: str | None) -> None:
+    """Write the finished Hessian at URL in another format, to DEST.
+
+    Parquet goes into the output itself where no DEST is given; a .npy file needs a local one.
+    """
+    from pipeline.export import export_hessian
+    from pipeline.progress import ConsoleReporter
+
+    reporter = ConsoleReporter(_console(stderr=True))
+    click.echo(export_hessian(url, kind, dest, endpoint_url=endpoint_url, report=reporter))
 
 
 @cli.command("status")
@@ -177,7 +194,8 @@ def _show_plan(made: "JobPlan") -> None:
                 ("FLOPs", f"{made.flops():.3g}"),
                 (
                     "bytes out",
-                    f"{mebibytes(made.stored_bytes)} before compression ({manifest.symmetry}, {manifest.store_dtype})",
+                    f"{mebibytes(made.stored_bytes)} before compression "
+                    f"({manifest.symmetry}, {manifest.store_dtype}, {' and '.join(manifest.formats)})",
                 ),
                 (
                     "memory per worker",

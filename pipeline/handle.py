@@ -218,6 +218,7 @@ def open_hessian(url: str, endpoint_url: str | None = None) -> Hessian:
         IncompleteError: the run is not finished.
     """
     output = Output(url, endpoint_url)
+    output.check_readable()
     manifest = Manifest.read(output)
     if manifest is None:
         raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")

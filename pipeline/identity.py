@@ -94,6 +94,10 @@ def require_same_settings(settings: Settings, problem: Problem, manifest: Manife
         stored = sorted({getattr(sizes, name) for sizes in manifest.sizes.values()})
         if value is not None and stored != [value]:
             differences.append(f"{name} is {value!r}, stored {stored}")
+    if settings.formats != manifest.formats:
+        differences.append(
+            f"formats is {settings.formats!r}, stored {manifest.formats!r} (give these; Parquet: see `hessian export`)"
+        )
     _refuse(output, differences)
 
 

@@ -4,12 +4,13 @@ import json
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import OutputError
 from pipeline.layout import ParameterLayout
 from pipeline.output import MANIFEST, Output
-from pipeline.spec import BlockSelection, FloatName
+from pipeline.spec import BlockSelection, FloatName, FormatName
 from pipeline.tiling import TilingPlan, plan_tiles
 from pipeline.verdict import EngineSizes, PreflightVerdict
 
@@ -48,6 +49,7 @@ class Manifest(BaseModel):
     store_dtype: FloatName
     symmetry: Literal["mirrored", "upper"]
     codec: Literal["none", "lz4", "zstd"]
+    formats: tuple[FormatName, ...] = ("zarr",)  # manifests from before there were others do not say
     chunk: int
     tile_shape: tuple[int, int]
     sizes: dict[str, EngineSizes]  # by engine
@@ -69,6 +71,15 @@ class Manifest(BaseModel):
     def plan(self) -> TilingPlan:
         """The tiles."""
         return plan_tiles(self.layout, self.blocks, self.chunk, self.tile_shape)
+
+    @property
+    def matrix_bytes(self) -> int:
+        """Bytes of all chunks in one format, before compression; ragged Zarr chunks are stored whole."""
+        selected = self.plan.selected
+        chunks = int(selected.sum())
+        if self.symmetry == "mirrored":
+            chunks = 2 * chunks - int(selected.diagonal().sum())
+        return chunks * self.chunk**2 * np.dtype(self.store_dtype).itemsize
 
     def write(self, output: Output) -> None:
         """Put it into the output."""

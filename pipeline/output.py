@@ -12,16 +12,17 @@ from fsspec.implementations.memory import MemoryFileSystem
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
-from pipeline.errors import OutputError, UnreachableError
+from pipeline.errors import OutputError
 from pipeline.memory import mebibytes
 from pipeline.patience import patient
-from pipeline.remote import check_answers, explained, open_filesystem, zarr_store
+from pipeline.remote import at_once, explained, open_filesystem, zarr_store
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 GROUP = "zarr.json"  # makes the folder a Zarr group of the two arrays
 MATRIX = "hessian.zarr"
 GRADIENT = "gradient.zarr"
+PARQUET = "hessian.parquet"
 RECEIPTS = "receipts"
 VERIFY = "verify.json"
 SUCCESS = "_SUCCESS"
@@ -139,20 +140,29 @@ class Output:
         """
         name = f"{uuid.uuid4().hex}{_PARTIAL}"
         if self._fs.async_impl:
-            try:
-                with explained(self.url, "cannot be written to"):
-                    check_answers(self._fs, self.path(name))
-            except UnreachableError as error:
-                raise OutputError(str(error)) from error  # nothing was begun that could be gone on with
+            calls = (self._fs._pipe_file, self.path(name), b""), (self._fs._rm_file, self.path(name))
+            at_once(self._fs, self.url, "cannot be written to", *calls)
         else:
             self.put(name, b"")
             self._fs.rm_file(self.path(name))
 
-    def check_room(self, needed_bytes: int) -> None:
+    def check_readable(self) -> None:
+        """Ask for the manifest.
+
+        Raises:
+            OutputError: there is no answer.
+        """
+        if self._fs.async_impl:
+            at_once(self._fs, self.url, "cannot be read", (self._fs._exists, self.path(MANIFEST)))
+
+    def check_room(
+        self, needed_bytes: int, remedy: str = "take symmetry=upper, store_dtype=float32, fewer blocks"
+    ) -> None:
         """Refuse to start what would fill the disk or the memory.
 
         Args:
             needed_bytes: what is going to be written.
+            remedy: what the error says to do.
 
         Raises:
             OutputError: less is free.
@@ -166,7 +176,7 @@ class Output:
         if needed_bytes > free:
             raise OutputError(
                 f"output {self.url}: needs {mebibytes(needed_bytes)}, but {place} only {mebibytes(free)} are free; "
-                "take symmetry=upper, store_dtype=float32, fewer blocks or another output"
+                f"{remedy} or another output"
             )
 
     def remove(self) -> None:
@@ -189,7 +199,8 @@ class _PrivateMemory(MemoryFileSystem):  # type: ignore[misc]
 def _replace(path: Path, data: bytes) -> None:
     """Write a local file by a temporary one; a killed process leaves at most a `.partial` file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
+    # Hidden: pyarrow would count a whole one that was left behind among the files of a Parquet folder.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
     try:
         partial.write_bytes(data)
         os.replace(partial, path)

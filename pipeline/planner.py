@@ -18,12 +18,13 @@ from pipeline.layout import ParameterLayout
 from pipeline.manifest import Fingerprint, Manifest
 from pipeline.memory import (
     BUFFERED_TILES,
-    CHUNKS_IN_WRITER,
     PROCESS_BYTES,
     WorkerMemory,
     allowed_bytes,
     engine_budget_bytes,
+    writer_bytes,
 )
+from pipeline.parquet import require_room_in_lists
 from pipeline.preflight import preflight
 from pipeline.probe import PROBE_SAMPLES, Measured, Segment, choose_sizes, torch_threads
 from pipeline.problem import Problem
@@ -64,8 +65,8 @@ class JobPlan:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all chunks before compression."""
-        return matrix_bytes(self.manifest)
+        """Bytes of all chunks in all formats, before compression."""
+        return len(self.manifest.formats) * self.manifest.matrix_bytes
 
     def tile_seconds(self, tile: Tile) -> float:
         """Predict the seconds of a tile on one worker."""
@@ -99,15 +100,6 @@ class JobPlan:
         for tile in self.dearest_first():
             loads[loads.index(min(loads))] += self.tile_seconds(tile)
         return max(loads)
-
-
-def matrix_bytes(manifest: Manifest) -> int:
-    """Count the bytes of all chunks of a run before compression; ragged chunks are stored whole."""
-    selected = manifest.plan.selected
-    chunks = int(selected.sum())
-    if manifest.symmetry == "mirrored":
-        chunks = 2 * chunks - int(selected.diagonal().sum())
-    return chunks * manifest.chunk**2 * torch.empty(0, dtype=getattr(torch, manifest.store_dtype)).element_size()
 
 
 def evaluate(problem: Problem) -> LossAndGradient:
@@ -165,18 +157,18 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
         known = applications(placed, PROBE_SAMPLES)
         verdict = take_faster(placed, verdict, known)
     chunk = settings.chunk or default_chunk(layout.size, _unit(layout, verdict.engines))
+    if "parquet" in settings.formats:
+        require_room_in_lists(chunk, layout.size)
     chunk_bytes = chunk**2 * dtype.itemsize
-    written_bytes = settings.concurrent_puts * chunk_bytes
     tiling = plan_tiles(layout, settings.blocks, chunk, (1, 1))
-    room = _tile_room(chunk_bytes, written_bytes, allowed)
+    writer = writer_bytes(settings.concurrent_puts * chunk_bytes, settings.formats)
+    room = _tile_room(chunk_bytes, allowed - PROCESS_BYTES - writer)
     tile_shape = settings.tile or _tile_shape(tiling, verdict.engines, layout, chunk_bytes, room, workers)
     tiling = TilingPlan(layout.size, chunk, tile_shape, tiling.selected)
     tiles = tiling.tiles()
     largest = max(tiles, key=lambda t: tiling.shape(t)[0] * tiling.shape(t)[1])
     rows, cols = tiling.shape(largest)
-    held = WorkerMemory(
-        problem.byte_count, rows * cols * dtype.itemsize, written_bytes, 0, f"{largest.id} ({rows} x {cols})"
-    )
+    held = WorkerMemory(problem.byte_count, rows * cols * dtype.itemsize, writer, 0, f"{largest.id} ({rows} x {cols})")
     held.require(allowed)
 
     with torch_threads(threads), unchanged(problem.model):
@@ -187,7 +179,7 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
             settings.microbatch,
             settings.row_group,
         )
-    memory = WorkerMemory(held.problem_bytes, held.tile_bytes, held.written_bytes, probed.engine_bytes, held.tile)
+    memory = WorkerMemory(held.problem_bytes, held.tile_bytes, held.writer_bytes, probed.engine_bytes, held.tile)
     memory.require(allowed)
     type_name = str(dtype).removeprefix("torch.")
     manifest = Manifest.model_validate(
@@ -199,6 +191,7 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
             "store_dtype": settings.store_dtype or type_name,
             "symmetry": settings.symmetry,
             "codec": settings.codec,
+            "formats": settings.formats,
             "chunk": chunk,
             "tile_shape": tile_shape,
             "sizes": probed.sizes,
@@ -230,14 +223,13 @@ def worker_count(settings: Settings) -> int:
 
 def versions() -> dict[str, str]:
     """Give the versions that numbers may depend on."""
-    names = ("hessian-pipeline", "torch", "zarr", "numpy")
+    names = ("hessian-pipeline", "torch", "zarr", "pyarrow", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def _tile_room(chunk_bytes: int, written_bytes: int, allowed: int) -> int:
+def _tile_room(chunk_bytes: int, free_bytes: int) -> int:
     """Give the chunks of the largest tile that memory has room for."""
-    room = TILES_SHARE * (allowed - PROCESS_BYTES - CHUNKS_IN_WRITER * written_bytes)
-    return max(1, int(room / (BUFFERED_TILES * chunk_bytes)))
+    return max(1, int(TILES_SHARE * free_bytes / (BUFFERED_TILES * chunk_bytes)))
 
 
 def _unit(layout: ParameterLayout, engines: dict[str, str]) -> int:

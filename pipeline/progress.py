@@ -28,12 +28,12 @@ class Reporter:
         return
 
     @contextmanager
-    def tiles(self, total: int, done: int) -> Iterator["Reporter"]:  # noqa: ARG002
-        """Report on tiles inside the context, of which some were done before."""
+    def tiles(self, total: int, done: int, unit: str = "tiles") -> Iterator["Reporter"]:  # noqa: ARG002
+        """Report on tiles, or other units, inside the context, of which some were done before."""
         yield self
 
     def advance(self, tile_bytes: int) -> None:  # noqa: ARG002
-        """Report a finished tile."""
+        """Report a finished one."""
         return
 
 
@@ -48,6 +48,7 @@ class ConsoleReporter(Reporter):
         self._console = console
         self._bar: tuple[Progress, TaskID] | None = None
         self._total = self._done = self._before = self._bytes = 0
+        self._unit = "tiles"
         self._start = self._last = 0.0
 
     def say(self, text: str) -> None:
@@ -55,16 +56,16 @@ class ConsoleReporter(Reporter):
         self._console.print(text, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def tiles(self, total: int, done: int) -> Iterator[Reporter]:
+    def tiles(self, total: int, done: int, unit: str = "tiles") -> Iterator[Reporter]:
         """Show a bar, or print lines."""
-        self._total, self._done, self._before, self._bytes = total, done, done, 0
+        self._total, self._done, self._before, self._bytes, self._unit = total, done, done, 0, unit
         self._start = self._last = time.monotonic()
         if not self._console.is_terminal:
             yield self
             self._line()
             return
         columns = (
-            TextColumn("tiles"),
+            TextColumn(unit),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -72,14 +73,14 @@ class ConsoleReporter(Reporter):
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console) as bar:
-            self._bar = bar, bar.add_task("tiles", total=total, completed=done, rate="")
+            self._bar = bar, bar.add_task(unit, total=total, completed=done, rate="")
             try:
                 yield self
             finally:
                 self._bar = None
 
     def advance(self, tile_bytes: int) -> None:
-        """Count a tile."""
+        """Count one."""
         self._done += 1
         self._bytes += tile_bytes
         if self._bar is not None:
@@ -96,4 +97,4 @@ class ConsoleReporter(Reporter):
         """Print counts, rate and the time left."""
         new = self._done - self._before
         left = (time.monotonic() - self._start) / new * (self._total - self._done) if new else float("nan")
-        self.say(f"tiles {self._done}/{self._total}, {self._rate()}, {left:.0f} s left")
+        self.say(f"{self._unit} {self._done}/{self._total}, {self._rate()}, {left:.0f} s left")

@@ -1,12 +1,14 @@
 """Receipts: the small records that finished tiles leave, and what they say is still missing."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pipeline.errors import IncompleteError
 from pipeline.manifest import Manifest
-from pipeline.output import RECEIPTS, Output
+from pipeline.output import PARQUET, RECEIPTS, Output
+from pipeline.parquet import file_key
 from pipeline.store import StoredObject, stored_sizes, tile_keys
 from pipeline.tiling import Tile
 
@@ -17,7 +19,7 @@ class Receipt:
 
     Attributes:
         tile: its id.
-        chunks: the objects put, mirrors included.
+        chunks: the objects put, mirrors included: Zarr chunks, and Parquet files, of a run or of a later export.
         max_abs: largest entry.
         norm: Frobenius norm of the computed upper part.
         asymmetry: max|D - D'| / max|D| over diagonal chunks' squares of one parameter, as the engine left them; always
@@ -88,7 +90,7 @@ def missing_tiles(output: Output, manifest: Manifest) -> list[Tile]:
         The tiles to compute, largest first.
     """
     tiling = manifest.plan
-    present, receipts = stored_sizes(output), output.sizes(RECEIPTS)
+    present, receipts = object_sizes(output), output.sizes(RECEIPTS)
     tiles = tiling.tiles()
     missing = [t for t in tiles if f"{t.id}.json" not in receipts or not _is_whole(output, manifest, t, present)]
     return sorted(missing, key=lambda t: -tiling.shape(t)[0] * tiling.shape(t)[1])
@@ -103,10 +105,39 @@ def read_receipt(output: Output, tile: Tile) -> Receipt | None:
         return None
 
 
+def object_sizes(output: Output) -> dict[str, int]:
+    """List the chunks that are there in any format, by key, with their sizes in bytes."""
+    chunks = {key: size for key, size in stored_sizes(output).items() if key.startswith("c/")}
+    return chunks | output.sizes(PARQUET)
+
+
+def record_files(output: Output, tile: Tile, files: Sequence[StoredObject]) -> None:
+    """Put the Parquet files that an export wrote into their tile's receipt.
+
+    Args:
+        output: of the run.
+        tile: of the run's plan.
+        files: all of that tile.
+
+    Raises:
+        IncompleteError: there is no such receipt.
+    """
+    receipt = read_receipt(output, tile)
+    if receipt is None:
+        raise IncompleteError(f"output {output.url}: tile {tile.id} has no receipt; run the same job again")
+    if not set(files) <= set(receipt.chunks):
+        keys = {file.key for file in files}
+        others = tuple(chunk for chunk in receipt.chunks if chunk.key not in keys)
+        output.put(receipt_name(tile.id), replace(receipt, chunks=(*others, *files)).to_bytes())
+
+
 def _is_whole(output: Output, manifest: Manifest, tile: Tile, present: Mapping[str, int]) -> bool:
-    """Say whether a tile's receipt lists its chunks and these are there in full size."""
+    """Say whether a tile's receipt lists what the run is to leave of it, and that is there in full size."""
     receipt = read_receipt(output, tile)
     if receipt is None or receipt.tile != tile.id:
         return False
     listed = {chunk.key: chunk.bytes for chunk in receipt.chunks}
-    return listed.keys() == tile_keys(manifest, tile) and all(present.get(key) == size for key, size in listed.items())
+    needed = tile_keys(manifest, tile)
+    if "parquet" in manifest.formats:
+        needed |= tile_keys(manifest, tile, file_key)
+    return all(key in listed and present.get(key) == listed[key] for key in needed)

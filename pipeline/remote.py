@@ -65,15 +65,24 @@ def zarr_store(fs: Any, path: str) -> Store:
     return _PatientStore(FsspecStore(AsyncFileSystemWrapper(fs, asynchronous=True), path=path))
 
 
-def check_answers(fs: Any, path: str) -> None:
-    """Write and remove a small object in a cloud, within seconds and without patience.
+def at_once(fs: Any, url: str, what: str, *calls: tuple[Any, ...]) -> None:
+    """Make the first requests to a cloud, within seconds and without patience.
 
     Args:
         fs: the filesystem.
-        path: of an object that nothing else writes.
+        url: of the output.
+        what: could not be done.
+        calls: coroutine functions of the filesystem, each with its arguments.
+
+    Raises:
+        OutputError: there is no answer, or a refusal.
     """
-    sync(fs.loop, fs._pipe_file, path, b"", timeout=ANSWER_SECONDS)
-    sync(fs.loop, fs._rm_file, path, timeout=ANSWER_SECONDS)
+    try:
+        with explained(url, what):
+            for function, *arguments in calls:
+                sync(fs.loop, function, *arguments, timeout=ANSWER_SECONDS)
+    except UnreachableError as error:
+        raise OutputError(str(error)) from error  # nothing was begun that could be gone on with
 
 
 def reason(error: BaseException) -> str:

@@ -17,12 +17,12 @@ from pipeline.handle import Hessian
 from pipeline.identity import require_same, require_same_settings, save_weights
 from pipeline.manifest import Manifest
 from pipeline.output import GRADIENT, GROUP, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output
-from pipeline.planner import JobPlan, device_of, make_plan, matrix_bytes, worker_count
+from pipeline.planner import JobPlan, device_of, make_plan, worker_count
 from pipeline.problem import Problem
 from pipeline.progress import Reporter
-from pipeline.receipts import Receipt, missing_tiles
+from pipeline.receipts import Receipt, missing_tiles, object_sizes
 from pipeline.spec import JobSpec, Settings, parse
-from pipeline.store import MatrixStore, stored_sizes
+from pipeline.store import MatrixStore
 from pipeline.tiling import Tile
 from pipeline.verify import Verification, check
 
@@ -66,6 +66,7 @@ def compute_hessian(
     store_dtype: "torch.dtype | str | None" = None,
     symmetry: Literal["mirrored", "upper"] = "mirrored",
     codec: Literal["none", "lz4", "zstd"] = "lz4",
+    formats: Sequence[Literal["zarr", "parquet"]] = ("zarr",),
     chunk: int | None = None,
     tile: tuple[int, int] | None = None,
     microbatch: int | None = None,
@@ -94,6 +95,7 @@ def compute_hessian(
         store_dtype: stores in this type; `dtype` when None.
         symmetry: stores the whole matrix, or the upper triangle of chunks.
         codec: compression of chunks.
+        formats: `("zarr", "parquet")` stores Parquet files too, for readers that know tables; Zarr is always needed.
         chunk: side of a stored chunk; from P when None.
         tile: chunk rows and chunk columns of a tile; from engine and memory when None.
         microbatch: samples at a time; from memory when None.
@@ -167,7 +169,12 @@ def run(
 
     Returns:
         What was done.
+
+    Raises:
+        SpecError: Parquet is asked for without an output.
     """
+    if url is None and "parquet" in settings.formats:
+        raise SpecError("`formats` got parquet, but no reader can reach files in this process's memory: give an output")
     report = report or Reporter()
     problem = problem.select(settings.params)
     with unchanged(problem.model), _destination(url, settings) as output:
@@ -264,7 +271,8 @@ class _Run:
     def _verify(self, hessian: Hessian) -> Verification:
         """Prove the result, and keep the proof beside it."""
         self.report.say("verifying")
-        found = check(hessian, self.problem)
+        # Of the files of an earlier export, which this run may have made stale, `hessian verify` speaks.
+        found = check(hessian, self.problem, parquet="parquet" in hessian.manifest.formats)
         self.output.put(VERIFY, json.dumps(found.to_json(), indent=1).encode())
         if not found.ok:
             raise VerificationError(f"output {self.output.url}: {found.summary()}")
@@ -311,7 +319,7 @@ def _kept_in_memory(outcome: Outcome, output: Output) -> Outcome:
     memory = output
     if not output.is_memory:
         memory = Output.private()
-        memory.check_room(matrix_bytes(outcome.hessian.manifest))
+        memory.check_room(outcome.hessian.manifest.matrix_bytes)
         for name in output.sizes():
             memory.put(name, output.get(name) or b"")
     return Outcome(**{**vars(outcome), "hessian": Hessian(memory, outcome.hessian.manifest)})
@@ -331,6 +339,7 @@ def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:
         OutputError: there is no run.
     """
     output = Output(url, endpoint_url)
+    output.check_readable()
     manifest = Manifest.read(output)
     if manifest is None:
         raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")
@@ -341,7 +350,7 @@ def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:
         "P": manifest.layout.size,
         "tiles": len(tiles),
         "done": sum(f"{tile.id}.json" in receipts for tile in tiles),
-        "bytes": sum(size for key, size in stored_sizes(output).items() if key.startswith("c/")),
+        "bytes": sum(object_sizes(output).values()),
         "finished": output.get(SUCCESS) is not None,
         "verified": None if verified is None else bool(json.loads(verified)["ok"]),
     }

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError
 
 from pipeline.errors import SpecError, nearest
 
@@ -23,7 +33,17 @@ def _tuples(value: object) -> object:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+def _formats(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Ask for Zarr, which every read goes to, and for each format once; their order means nothing."""
+    if "zarr" not in value:
+        raise PydanticCustomError("formats", "zarr is always needed, what is read later is read from it")
+    if len(set(value)) < len(value):
+        raise PydanticCustomError("formats", "expected each format once")
+    return tuple(sorted(value, reverse=True))
+
+
 FloatName = Annotated[Literal["float32", "float64"], BeforeValidator(_dtype_name)]
+FormatName = Literal["zarr", "parquet"]
 EngineName = Literal["auto", "factored", "jacrev", "rows"]
 BlockSelection = Annotated[Literal["all", "diagonal"] | tuple[tuple[str, str], ...], BeforeValidator(_tuples)]
 
@@ -48,6 +68,9 @@ class Settings(BaseModel):
         "mirrored", description="Stores the whole matrix, or the upper triangle of chunks (half the bytes)."
     )
     codec: Literal["none", "lz4", "zstd"] = Field("lz4", description="Compression of chunks.")
+    formats: Annotated[tuple[FormatName, ...], BeforeValidator(_tuples), AfterValidator(_formats)] = Field(
+        ("zarr",), description="Stores as Zarr, and as `parquet` too where that is given: `[zarr, parquet]`."
+    )
     chunk: PositiveInt | None = Field(None, description="Side B of a stored chunk; from P when not given.")
     tile: Annotated[tuple[PositiveInt, PositiveInt] | None, BeforeValidator(_tuples)] = Field(
         None, description="Chunk rows and chunk columns of a tile; from engine and memory when not given."

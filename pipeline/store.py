@@ -2,7 +2,7 @@
 
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -30,7 +30,7 @@ Matrix = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object that was put: its key in the array, its size, and the checksum that ends it."""
+    """An object that was put: its key in its folder, its size, and its checksum, which ends a Zarr chunk."""
 
     key: str
     bytes: int
@@ -221,11 +221,11 @@ def stored_sizes(output: Output) -> dict[str, int]:
     return output.sizes(MATRIX)
 
 
-def tile_keys(manifest: Manifest, tile: Tile) -> set[str]:
-    """Give the keys of all objects that a finished tile leaves, mirrors included."""
+def tile_keys(manifest: Manifest, tile: Tile, key: Callable[[int, int], str] = chunk_key) -> set[str]:
+    """Give the keys of all objects of one format that a finished tile leaves, mirrors included."""
     chunks = manifest.plan.chunks(tile)
-    keys = {chunk_key(i, j) for i, j in chunks}
-    return keys | {chunk_key(j, i) for i, j in chunks} if manifest.symmetry == "mirrored" else keys
+    keys = {key(i, j) for i, j in chunks}
+    return keys | {key(j, i) for i, j in chunks} if manifest.symmetry == "mirrored" else keys
 
 
 def _codecs(name: Literal["none", "lz4", "zstd"]) -> list[BytesBytesCodec]:

@@ -12,6 +12,7 @@ from pipeline.contexts import exact_kernels, unchanged
 from pipeline.handle import Hessian, open_hessian
 from pipeline.identity import require_same
 from pipeline.layout import Parameter
+from pipeline.output import PARQUET
 from pipeline.planner import REFERENCE_MICROBATCH
 from pipeline.problem import Problem
 from pipeline.reference import Vector, differenced_products, hessian_vector_products
@@ -35,7 +36,8 @@ class Verification:
     Attributes:
         ok: nothing is wrong.
         chunks: stored chunks read back against their checksums.
-        faults: chunks that are missing, damaged, or not the mirror image of their partner.
+        faults: chunks that are missing, damaged, or not the mirror image of their partner; Parquet files that are
+            missing, damaged, of something else, or not what the chunk is.
         method: of the reference: "double backward", "differences", or None when there was no problem at hand.
         blocks: pairs of parameters compared.
         worst_block: the pair with the largest block error.
@@ -44,6 +46,7 @@ class Verification:
         worst_entry: row, column and block error of the worst sampled entry, and the names of its block.
         tolerance: that errors are held against.
         inconclusive: pairs at which no two steps of the differences agreed.
+        files: Parquet files read back against their checksums and the chunks.
     """
 
     ok: bool
@@ -57,6 +60,7 @@ class Verification:
     worst_entry: tuple[int, int, float, str, str] | None = None
     tolerance: float | None = None
     inconclusive: list[tuple[str, str]] = field(default_factory=list)
+    files: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Give a plain mapping."""
@@ -64,12 +68,13 @@ class Verification:
 
     def summary(self) -> str:
         """Say it in one line."""
+        stored = f"{self.chunks} chunks" + (f" and {self.files} Parquet files" if self.files else "")
         if self.faults:
-            return f"{len(self.faults)} of {self.chunks} chunks are at fault, the first: {self.faults[0]}"
+            return f"{len(self.faults)} of {stored} are at fault, the first: {self.faults[0]}"
         if self.method is None:
-            return f"{self.chunks} chunks present, checksums right; numbers not checked (no problem given)"
+            return f"{stored} present, checksums right; numbers not checked (no problem given)"
         found = (
-            f"{self.chunks} chunks, {self.blocks} blocks against {self.method}, {self.sampled_rows} rows entry by "
+            f"{stored}, {self.blocks} blocks against {self.method}, {self.sampled_rows} rows entry by "
             f"entry: block error {self.block_error:.1e}, tolerance {self.tolerance:.0e}"
         )
         if self.inconclusive:
@@ -91,7 +96,8 @@ def verify_hessian(hessian: Hessian | str, problem: Problem | None = None, *, re
     Every chunk must be present and match its checksum, and its mirror image where the matrix is stored whole. With the
     problem at hand, H v is compared with plain double backward in float64 (differences of the gradient for rows that
     were computed by double backward), for v supported on one parameter at a time, row parameter by row parameter; and
-    some rows are recomputed entry by entry from the other side of the diagonal.
+    some rows are recomputed entry by entry from the other side of the diagonal. Parquet files in the output must be
+    those of its chunks, entry for entry.
 
     Args:
         hessian: a handle, or the output's URL.
@@ -107,24 +113,34 @@ def verify_hessian(hessian: Hessian | str, problem: Problem | None = None, *, re
         IncompleteError: the run is not finished.
     """
     hessian = open_hessian(hessian) if isinstance(hessian, str) else hessian
+    parquet = "parquet" in hessian.manifest.formats or bool(hessian.output.sizes(PARQUET))
     if problem is None:
-        scan = Scan(hessian, np.zeros((0, hessian.shape[0])))
-        return Verification(ok=not scan.faults, chunks=scan.chunks, faults=scan.faults)
+        scan = Scan(hessian, np.zeros((0, hessian.shape[0])), parquet=parquet)
+        return Verification(ok=not scan.faults, chunks=scan.chunks, faults=scan.faults, files=scan.files)
     named = problem.select(hessian.parameters.names)
-    return check(hessian, require_same(named, hessian.manifest, hessian.output, retrained=retrained))
+    return check(hessian, require_same(named, hessian.manifest, hessian.output, retrained=retrained), parquet=parquet)
 
 
-def check(hessian: Hessian, problem: Problem) -> Verification:
-    """Check a Hessian against its problem, which is known to be the same; see `verify_hessian`."""
+def check(hessian: Hessian, problem: Problem, *, parquet: bool) -> Verification:
+    """Check a Hessian against its problem, which is known to be the same; see `verify_hessian`.
+
+    Args:
+        hessian: a handle.
+        problem: what it is the Hessian of.
+        parquet: whether Parquet files are there to be checked.
+
+    Returns:
+        What was found.
+    """
     with unchanged(problem.model), exact_kernels(problem.model):
-        return _Check(hessian, problem).run()
+        return _Check(hessian, problem, parquet=parquet).run()
 
 
 class _Check:
     """The comparison with a reference."""
 
-    def __init__(self, hessian: Hessian, problem: Problem) -> None:
-        manifest = hessian.manifest
+    def __init__(self, hessian: Hessian, problem: Problem, *, parquet: bool) -> None:
+        manifest, self._parquet = hessian.manifest, parquet
         self._hessian, self._plan, self._weight = hessian, manifest.plan, manifest.fingerprint.weight
         self._placed = problem.place(torch.float64)
         self._same_type = problem.place(torch.float32) if manifest.dtype == "float32" else None
@@ -138,11 +154,13 @@ class _Check:
     def run(self) -> Verification:
         """Scan, multiply, compare."""
         errors: dict[tuple[str, str], float] = {}
+        files = 0
         for group in self._groups():
             vectors = np.stack([self._direction(p) for p in group])
-            self._scan = Scan(self._hessian, vectors)
+            self._scan = Scan(self._hessian, vectors, parquet=self._parquet and not files)  # once is enough
+            files = files or self._scan.files
             if self._scan.faults:
-                return Verification(ok=False, chunks=self._scan.chunks, faults=self._scan.faults)
+                return Verification(ok=False, chunks=self._scan.chunks, faults=self._scan.faults, files=files)
             errors |= self._block_errors(group, vectors)
         known = {pair: error for pair, error in errors.items() if not np.isnan(error)}
         inconclusive = [pair for pair in errors if pair not in known]
@@ -163,6 +181,7 @@ class _Check:
             worst_entry=entry,
             tolerance=self._tolerance,
             inconclusive=inconclusive,
+            files=files,
         )
 
     def _groups(self) -> Iterator[list[Parameter]]:

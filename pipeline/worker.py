@@ -19,6 +19,7 @@ from pipeline.errors import FingerprintError, HessianError, NotFiniteError, Tile
 from pipeline.manifest import Manifest
 from pipeline.memory import BUFFERED_TILES
 from pipeline.output import Output
+from pipeline.parquet import ParquetFiles
 from pipeline.problem import Problem
 from pipeline.receipts import Receipt, receipt_name
 from pipeline.store import MatrixStore, StoredObject
@@ -52,6 +53,7 @@ class Worker:
         self._sizes, self._halvings = dict(manifest.sizes), 0
         self._buffers = _Buffers(self._placed.dtype, self._placed.device)
         self._output, self._store = output, MatrixStore(output, manifest, write=True)
+        self._files = ParquetFiles(output, manifest) if "parquet" in manifest.formats else None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hessian-writer")
         self._putters = ThreadPoolExecutor(concurrent_puts, thread_name_prefix="hessian-putter")
         self._pending: tuple[str, Future[Receipt]] | None = None
@@ -207,7 +209,7 @@ class Worker:
             asymmetry = self._asymmetry(chunk, span_i)
             chunk = np.triu(chunk) + np.triu(chunk, 1).T
         return _Written(
-            self._store.write_chunk(i, j, chunk),
+            self._store.write_chunk(i, j, chunk) + (self._files.write_chunk(i, j, chunk) if self._files else []),
             float(np.abs(chunk).max()),
             float(np.vdot(chunk, chunk)) * (1 if i == j else 2),
             asymmetry,

@@ -143,6 +143,23 @@ sys.exit("ray" in sys.modules)
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
+def test_export(job):
+    assert hessian("run", "job.yaml").returncode == 0
+    assert hessian("export", "out", "--format", "parquet").stdout == f"{job / 'out' / 'hessian.parquet'}\n"
+    assert hessian("export", "out", "--format", "npy", "H.npy").returncode == 0
+    assert Path("H.npy").stat().st_size == 128 + 39 * 39 * 4
+    assert "1 chunks and 1 Parquet files present" in hessian("verify", "out").stdout
+    for arguments, message in [
+        (["out", "--format", "npy", "s3://bucket/H.npy"], "written to a local disk"),
+        (["out", "--format", "npy"], "needs a destination"),
+        (["out", "--format", "csv"], "is not one of"),
+        (["nowhere", "--format", "parquet"], "holds no Hessian"),
+    ]:
+        found = hessian("export", *arguments)
+        assert (found.returncode, found.stdout) == (2, "")
+        assert message in found.stderr.splitlines()[-1]
+
+
 def test_run_status_and_verify(job):
     assert hessian("status", "out").returncode == 2
     assert hessian("run", "job.yaml").returncode == 0

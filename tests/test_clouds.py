@@ -221,7 +221,7 @@ def test_a_store_that_stays_away_leaves_a_run_to_go_on_with(s3, monkeypatch):
 )
 def test_missing_extra(module, url, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(importlib.import_module("fsspec.registry"), "_registry", {})
+    monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, url, raising=False)
     assert f"python3 -m pip install 'hessian-pipeline[{extra}]'" in refused("status", f"{url}://bucket/out")
 
 
@@ -252,6 +252,7 @@ def test_wrong_endpoint(cloud, monkeypatch):
         monkeypatch.setenv(name, value.replace(there, f"127.0.0.1:{port}"))
     forget_clients()
     assert "no answer" in refused("run", JOB, "--output", f"{cloud.url}/out")
+    assert "no answer" in refused("status", f"{cloud.url}/out")
 
 
 def test_credentials_in_urls_are_refused():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,10 +20,18 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=range(len(blocks("python"))))
-def test_python(code, capsys):
-    exec(compile(code, "README.md", "exec"), {})
+def test_python(tmp_path, monkeypatch, capsys):
+    """Block after block, as a reader goes on."""
+    monkeypatch.chdir(tmp_path)
+    names, first, second = {}, *blocks("python")
+    exec(compile(first, "README.md", "exec"), names)
     assert "(6, 8, 3)" in capsys.readouterr().out
+    exec(compile(second, "README.md", "exec"), names)
+    assert capsys.readouterr().out.startswith("True True")
+    full = names["H"].to_numpy()
+    values = np.sort(np.abs(full), axis=None)[::-1]
+    assert [abs(value) for _, _, value in names["largest"]] == list(values[:10])
+    assert all(full[row, col] == value for row, col, value in names["largest"])
 
 
 @pytest.mark.parametrize("text", blocks("yaml"), ids=range(len(blocks("yaml"))))
@@ -50,4 +59,4 @@ def test_cluster_file_is_valid():
 
 def test_module_and_command_are_one():
     found = subprocess.run([sys.executable, "-m", "pipeline", "--help"], capture_output=True, text=True, check=True)
-    assert all(command in found.stdout for command in ("plan", "run", "verify", "status"))
+    assert all(command in found.stdout for command in ("plan", "run", "verify", "export", "status"))

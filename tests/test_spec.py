@@ -35,9 +35,11 @@ def test_dtype_by_name_or_as_torch_has_it(given):
 
 def test_overrides(tmp_path):
     path = write(tmp_path, "problem: a.py:f\nproblem_args: {width: 3}\n")
-    job = load_job(path, ["chunk=32", "memory=2GiB", "problem_args.width=5", "blocks=[[a, b]]"], "memory://x")
+    given = ["chunk=32", "memory=2GiB", "problem_args.width=5", "blocks=[[a, b]]", "formats=[parquet, zarr]"]
+    job = load_job(path, given, "memory://x")
     assert (job.chunk, job.memory, job.problem_args, job.output) == (32, 2**31, {"width": 5}, "memory://x")
     assert job.blocks == (("a", "b"),)
+    assert job.formats == ("zarr", "parquet")
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,11 @@ def test_overrides(tmp_path):
         ("problem: a.py:f\nverify: 'no'", "`verify` got 'no'"),
         ("problem: a.py:f\ndtype: bfloat16", "`dtype` got 'bfloat16'"),
         ("problem: a.py:f\nblocks: half", "`blocks` got 'half'"),
+        ("problem: a.py:f\nformats: [parquet]", r"`formats` got \['parquet'\]: zarr is always needed"),
+        ("problem: a.py:f\nformats: []", r"`formats` got \[\]: zarr is always needed"),
+        ("problem: a.py:f\nformats: [zarr, zarr]", "`formats` got .*: expected each format once"),
+        ("problem: a.py:f\nformats: [zarr, csv]", "`formats` got 'csv': Input should be 'zarr' or 'parquet'"),
+        ("problem: a.py:f\nformats: parquet", "`formats` got 'parquet'.*valid tuple"),
         ("- a", "got a list, expected a mapping"),
         ("a: [", "not valid YAML"),
     ],

@@ -2,10 +2,12 @@
 
 import json
 
+import dask.array
 import numpy as np
 import pytest
 import tensorstore
 import xarray
+import zarr
 import zoo
 
 from pipeline import BlockError, IncompleteError, OutputError, compute_hessian, open_hessian
@@ -128,20 +130,47 @@ def test_what_was_not_selected_is_refused(url, blocks):
         H["0.weight", "2.weight"]
 
 
-def test_other_readers_agree(tmp_path):
-    H = compute(str(tmp_path))
-    full, path = H.to_numpy(), tmp_path / "hessian.zarr"
-    store = tensorstore.open({"driver": "zarr3", "kvstore": f"file://{path}/"}).result()
-    np.testing.assert_array_equal(store.read().result(), full)
+def with_tensorstore(out):
+    store = tensorstore.open({"driver": "zarr3", "kvstore": f"file://{out}/hessian.zarr/"}).result()
     assert store.domain.labels == ("row", "col")
-    about = json.loads((path / "zarr.json").read_text())
-    assert about["attributes"]["parameters"] == H.parameters.to_json()
-    assert about["attributes"]["loss"] == H.loss
-    assert about["codecs"][-1]["name"] == "crc32c"
-    with xarray.open_zarr(tmp_path) as opened:
-        np.testing.assert_array_equal(opened["hessian.zarr"].sel(row=3).values, full[3])
-        np.testing.assert_array_equal(opened["gradient.zarr"].values, H.gradient)
-        assert opened["hessian.zarr"].attrs["parameters"] == H.parameters.to_json()
+    return store.read().result(), None
+
+
+def with_xarray(out):
+    with xarray.open_zarr(out) as opened:
+        matrix = opened["hessian.zarr"]
+        assert matrix.dims == ("row", "col")
+        np.testing.assert_array_equal(matrix.sel(row=3).values, matrix.values[3])
+        np.testing.assert_array_equal(opened["gradient.zarr"].values, open_hessian(str(out)).gradient)
+        return matrix.values, matrix.attrs
+
+
+def with_zarr(out):
+    array = zarr.open_array(out / "hessian.zarr", mode="r")
+    return array[:], dict(array.attrs)
+
+
+def with_dask(out):
+    array = dask.array.from_zarr(str(out / "hessian.zarr"))
+    assert array.chunksize == (16, 16)
+    return array.compute(), None
+
+
+@pytest.mark.parametrize("symmetry", ["mirrored", "upper"])
+@pytest.mark.parametrize("read", [with_tensorstore, with_xarray, with_zarr, with_dask])
+def test_other_readers_agree(tmp_path, read, symmetry):
+    """Every entry; with symmetry=upper those below the diagonal's chunks are NaN."""
+    H = compute(str(tmp_path), symmetry=symmetry)
+    found, attributes = read(tmp_path)
+    chunks = np.arange(H.shape[0]) // 16
+    stored = (chunks[:, None] <= chunks) | (symmetry == "mirrored")
+    np.testing.assert_array_equal(found, np.where(stored, H.to_numpy(), np.nan))
+    assert attributes in (None, {"parameters": H.parameters.to_json(), "loss": H.loss, "symmetry": symmetry})
+
+
+def test_checksums_come_last(tmp_path):
+    compute(str(tmp_path))
+    assert json.loads((tmp_path / "hessian.zarr" / "zarr.json").read_text())["codecs"][-1]["name"] == "crc32c"
 
 
 def test_one_put_per_chunk_and_no_get(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Peak memory of a worker against what was planned: three sizes, two tile shapes, two micro-batches.
+"""Peak memory of a worker against what was planned: three sizes, two tile shapes, two micro-batches, both formats.
 
     python tests/benchmarks/memory.py [--results FILE]
 
@@ -32,10 +32,17 @@ def network(hidden):
     return Problem(model, nn.CrossEntropyLoss(), (torch.randn(64, 64), torch.randint(0, 10, (64,))))
 
 
-def measure(hidden, tile, microbatch):
+def measure(hidden, tile, microbatch, formats=("zarr",)):
     """Run once, and give planned and measured bytes."""
     settings = Settings(
-        dtype="float64", chunk=512, tile=tile, microbatch=microbatch, row_group=8, workers=1, verify=False
+        dtype="float64",
+        chunk=512,
+        tile=tile,
+        microbatch=microbatch,
+        row_group=8,
+        workers=1,
+        verify=False,
+        formats=formats,
     )
     problem = network(hidden)
     plan = make_plan(problem, settings)
@@ -46,6 +53,7 @@ def measure(hidden, tile, microbatch):
         "P": problem.layout.size,
         "tile": tile,
         "microbatch": microbatch,
+        "formats": formats,
         "tile_bytes": plan.memory.tile_bytes,
         "engine_bytes": plan.memory.engine_bytes,
         "planned_bytes": plan.memory.total_bytes,
@@ -58,7 +66,8 @@ def measure_all():
     """Measure every combination."""
     few, many = MICROBATCHES
     cases = [(width, tile, few) for width in WIDTHS for tile in TILES] + [(WIDTHS[-1], TILES[1], many)]
-    return [measure(*case) for case in cases]
+    both = (WIDTHS[-1], TILES[0], few, ("zarr", "parquet"))
+    return [measure(*case) for case in (*cases, both)]
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
 
 The Hessian of a network trained on real digits is written chunk by chunk as a worker writes it, and multiplied with a
 vector; beside it the same objects are put and got by the same filesystem with as many threads. On a disk the measure is
-bytes of chunks per second, writes until all is on the disk, reads with the objects in the system's cache and without; on the servers that stand in for
-clouds, which are slower than any client, it is this process's CPU seconds per GB. Medians of repeats, in turn.
-Written to `results/stores.json`.
+bytes of chunks per second, writes until all is on the disk, reads with the objects in the system's cache and without.
+On the servers that stand in for clouds, which are slower than any client, it is this process's CPU seconds per GB.
+Medians of repeats, in turn. Written to `results/stores.json`.
 """
 
 import argparse
