@@ -6,24 +6,22 @@ objects are put whole, by one writer.
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from socket import gaierror
+from typing import Any, ParamSpec, TypeVar
 
 from tenacity import RetryCallState, retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 PATIENCE_SECONDS = 300
 LONGEST_WAIT_SECONDS = 20
-_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-_CLIENTS = frozenset(
-    {"aiobotocore", "aiohttp", "azure", "botocore"}
-)  # whose own errors without a status are of transport
-_FINAL = (
-    "NoCredentials",
-    "PartialCredentials",
-    "ClientAuthentication",
-    "InvalidURL",
-    "ParamValidation",
-    "UnknownEndpoint",
-)
+_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+_S3_CODES = frozenset({"InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown"})
+_CLIENTS = frozenset({"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "urllib3"})
+# Of these clients: what went wrong on the way. Their other errors without a status are of configuration or credentials.
+_ON_THE_WAY = frozenset({
+    "ChecksumError", "ClientConnectionError", "ClientPayloadError", "ConnectionError", "HTTPClientError",
+    "IncompleteReadError", "RequestException", "ResponseStreamingError", "ServiceRequestError", "ServiceResponseError",
+    "TransportError",
+})  # fmt: skip
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -33,13 +31,9 @@ _log = logging.getLogger(__name__)
 def http_status(error: BaseException) -> int | None:
     """Give the HTTP status behind an exception of any of the clouds' clients; None where there is none."""
     for cause in _causes(error):
-        response = getattr(cause, "response", None)
-        if isinstance(response, dict):  # botocore
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        else:  # gcsfs, azure, aiohttp
-            status = next(
-                (getattr(cause, name) for name in ("code", "status_code", "status") if hasattr(cause, name)), None
-            )
+        status = _botocore(cause, "ResponseMetadata", "HTTPStatusCode")
+        for name in ("status_code", "status", "code"):  # azure, aiohttp, gcsfs
+            status = getattr(cause, name, None) if status is None else status
         if str(status).isdigit():
             return int(str(status))
     return None
@@ -47,25 +41,36 @@ def http_status(error: BaseException) -> int | None:
 
 def is_transient(error: BaseException) -> bool:
     """Say whether a request that failed may succeed later: throttling, a server in trouble, a cut connection."""
+    causes = list(_causes(error))
+    if any(_botocore(cause, "Error", "Code") in _S3_CODES for cause in causes):
+        return True
     status = http_status(error)
     if status is not None:
-        return status in _TRANSIENT
-    if any(isinstance(cause, (FileNotFoundError, PermissionError)) for cause in _causes(error)):
+        return status in _STATUSES
+    if isinstance(error, (FileNotFoundError, PermissionError)):
         return False
-    return any(isinstance(cause, (ConnectionError, TimeoutError)) or _of_transport(cause) for cause in _causes(error))
+    return any(isinstance(cause, (ConnectionError, TimeoutError, gaierror)) or _on_the_way(cause) for cause in causes)
 
 
-def _of_transport(error: BaseException) -> bool:
-    kind = type(error)
-    return kind.__module__.split(".")[0] in _CLIENTS and not any(name in kind.__name__ for name in _FINAL)
+def _botocore(error: BaseException, part: str, name: str) -> Any:
+    response = getattr(error, "response", None)
+    return response.get(part, {}).get(name) if isinstance(response, dict) else None
+
+
+def _on_the_way(error: BaseException) -> bool:
+    return getattr(error, "retryable", False) is True or any(
+        kind.__module__.split(".")[0] in _CLIENTS and kind.__name__ in _ON_THE_WAY for kind in type(error).__mro__
+    )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """Give an exception and all that led to it."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         yield cause
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
 def _note(state: RetryCallState) -> None:

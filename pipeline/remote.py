@@ -7,7 +7,6 @@ nothing that is pickled, written or printed can.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.asyn import sync
@@ -131,23 +130,31 @@ class _PatientStore(WrapperStore[FsspecStore]):
             await patient(self._store.set)(key, value)
 
 
+def _require_plain(url: str, endpoint_url: str) -> None:
+    """Refuse URLs that carry credentials, without repeating them."""
+    if "::" in url:
+        raise OutputError("the output's URL chains filesystems: give that of the bucket")
+    for text in (url if _protocol(url) in EXTRAS else "", endpoint_url):
+        before, at, _ = text.partition("://")[2].partition("@")
+        if (at and ":" in before) or "?" in text:
+            raise OutputError(
+                "the output's URL or endpoint_url carries credentials: give them in the environment instead"
+            )
+
+
 def _protocol(url: str) -> str:
     return url.split("://")[0] if "://" in url else "file"
 
 
 def _options(url: str, endpoint_url: str | None) -> dict[str, Any]:
     """Give what a filesystem is opened with, none of it secret."""
-    for name, text in (("output", url), ("endpoint_url", endpoint_url or "")):
-        if urlsplit(text).password is not None:
-            raise OutputError(f"{name} carries credentials: give them in the environment instead")
+    _require_plain(url, endpoint_url or "")
     options: dict[str, Any] = {"use_listings_cache": False}  # a stale listing denies what another process just wrote
     extra = EXTRAS.get(_protocol(url))
     if extra == "s3":
         options["max_concurrency"] = 1  # of one object: else each read is preceded by a request for its size
     if extra == "gcs":
-        options["requests_timeout"] = (
-            REQUEST_SECONDS  # else an answer that never comes is waited for; others have limits
-        )
+        options["requests_timeout"] = REQUEST_SECONDS  # the others have limits of their own
     if endpoint_url is not None:
         if extra not in {"s3", "gcs"}:
             raise OutputError(

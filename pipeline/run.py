@@ -21,6 +21,7 @@ from pipeline.planner import JobPlan, device_of, make_plan, worker_count
 from pipeline.problem import Problem
 from pipeline.progress import Reporter
 from pipeline.receipts import Receipt, missing_tiles, object_sizes
+from pipeline.remote import explained
 from pipeline.spec import JobSpec, Settings, parse
 from pipeline.store import MatrixStore
 from pipeline.tiling import Tile
@@ -240,7 +241,8 @@ class _Run:
         self.output.check_room(made.stored_bytes)
         self.report.say(describe(made))
         save_weights(self.problem, self.output)
-        MatrixStore.create(self.output, made.manifest, made.at.gradient)
+        with explained(self.output.url, "cannot be set up"):
+            MatrixStore.create(self.output, made.manifest, made.at.gradient)
         made.manifest.write(self.output)
         return made.dearest_first()
 

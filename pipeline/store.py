@@ -20,6 +20,7 @@ from zarr.storage import WrapperStore
 from pipeline.errors import IncompleteError, OutputError
 from pipeline.manifest import Manifest
 from pipeline.output import GRADIENT, MATRIX, Output
+from pipeline.patience import patient
 from pipeline.tiling import Tile
 
 READERS = 4  # threads that read and decode chunks
@@ -79,6 +80,7 @@ class MatrixStore:
         self._array = _open(self._store, output, MATRIX, write=write)
 
     @staticmethod
+    @patient
     def create(output: Output, manifest: Manifest, gradient: npt.NDArray[np.float64]) -> None:
         """Write the metadata of the matrix, and the gradient; once, before any worker starts.
 

@@ -4,7 +4,7 @@ import os
 import platform
 import resource
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,7 +180,8 @@ class Worker:
             written = [chunk.result() for chunk in putting]
         finally:
             for chunk in putting:
-                chunk.cancel()  # where one failed: the others of this tile are not begun
+                chunk.cancel()  # where one failed: the others of this tile are not begun,
+            wait(putting)  # and those that are, ended: the tile may be tried again
         receipt = Receipt(
             tile=tile.id,
             chunks=tuple(put for chunk in written for put in chunk.puts),

@@ -7,7 +7,7 @@ import zoo
 from torch import nn
 
 from pipeline import BlockError, Problem, compute_hessian
-from pipeline.engines import directions, factored
+from pipeline.engines import ENGINES, directions, factored
 
 SETTINGS = {"executor": "serial", "dtype": "float64"}
 
@@ -60,6 +60,30 @@ def test_samples_in_another_order():
     H = compute_hessian(problem, **SETTINGS)
     assert H.manifest.engines["first.weight"] == "jacrev"
     np.testing.assert_allclose(H.to_numpy(), rows_of(problem), rtol=0, atol=1e-14)
+
+
+class SequenceFirst(nn.Module):
+    """A second layer that is given positions first and samples second."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(9, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)).transpose(0, 1)).transpose(0, 1)
+
+
+@pytest.mark.parametrize("samples", [4, 5])
+def test_as_many_samples_as_positions(samples):
+    """Whatever a micro-batch's size, the dimension that counts samples is not taken for another."""
+    torch.manual_seed(0)
+    x, y = torch.randn(samples, 5, 9), torch.randn(samples, 5, 2)
+    problem = Problem(zoo.seeded(SequenceFirst), nn.MSELoss(), (x, y))
+    placed, rows = problem.place(torch.float64), problem.layout["first.weight"].span
+    found = torch.zeros(2, len(rows), problem.layout.size, dtype=torch.float64)
+    for name, out in zip(("factored", "jacrev"), found, strict=True):
+        ENGINES[name](placed, 8).add(next(placed.batches(None)), rows, range(problem.layout.size), out)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0,)])

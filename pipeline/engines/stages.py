@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import debug_unwrap, grad, vjp
 
-from pipeline.data import Batch, sample_count
+from pipeline.data import Batch, microbatches, sample_count
 from pipeline.engines.directions import pull_back_each
 from pipeline.engines.uses import Use, Uses
 from pipeline.layout import Parameter
@@ -118,13 +118,26 @@ class Stages:
     def __init__(self, problem: PlacedProblem, batch: Batch) -> None:
         self._problem, self.batch = problem, batch
         self._names = {id(tensor): name for name, tensor in problem.parameters.items()}
-        with Uses(self._names, {}) as watched:
-            problem.loss_sum({}, batch)
+        watched = self._watch(batch)
         self._uses, self._otherwise = watched.uses, watched.otherwise
+        self._samples = sample_count(batch)
+        self._of_one = self._watch_one(batch)
         if any(debug_unwrap(use.given) is not use.given for use in self._uses):
             raise NotFactoredError("layers are applied inside a transform of torch.func")
         self._inputs: ByPlace = {}
-        self._samples = sample_count(batch)
+
+    def _watch_one(self, batch: Batch) -> list[Use]:
+        """Watch one sample alone: this tells the dimension that counts samples from one that is as long by chance."""
+        try:
+            return self._watch(next(microbatches((batch,), 1))).uses
+        except Exception as error:
+            raise NotFactoredError(f"one sample alone raises {type(error).__name__}") from error
+
+    def _watch(self, batch: Batch) -> Uses:
+        watched = Uses(self._names, {})
+        with watched:
+            self._problem.loss_sum({}, batch)
+        return watched
 
     def positions(self, name: str) -> int:
         """Count the positions of each sample at which a parameter is applied, at all its places."""
@@ -199,10 +212,13 @@ class Stages:
         places = self._places(name)
         if not places:
             return "nowhere"
-        for use in (self._uses[k] for k in places):
-            if use.weight == use.bias:
-                return "as weight and bias at once"
-            if len(use.shape) < 2 or use.shape[0] != self._samples or len(use.given) != self._samples:
+        if len(self._of_one) != len(self._uses):
+            return "to some samples only"
+        for use, of_one in ((self._uses[k], self._of_one[k]) for k in places):
+            if use.weight == use.bias or len(use.shape) < 2:
+                return "in a way that is not known"
+            first = len(use.given), use.shape[:1], of_one.shape[:1]
+            if first != (self._samples, (self._samples,), (1,)) or use.shape[1:] != of_one.shape[1:]:
                 return f"to an input of shape {tuple(use.given.shape)}, expected {self._samples} samples first"
         return None
 

@@ -74,7 +74,8 @@ class Uses(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         z = func(*args, **(kwargs or {}))
-        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(z)):
+        # What gives no tensor has no gradient (shapes, types), but for a write into another.
+        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(z)) and func is not Tensor.__setitem__:
             return z
         used = {self._names[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self._names}
         use = self._use(func, args, kwargs or {}, z) if used else None
@@ -107,7 +108,10 @@ class Uses(TorchFunctionMode):
 _Described = tuple[int | None, Callable[[Tensor], Tensor] | None] | None
 
 
-def _dense(_: dict[str, Any]) -> _Described:
+def _dense(given: dict[str, Any]) -> _Described:
+    weight, bias = given["weight"], given.get("bias")
+    if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        return None
     return None, lambda a: a
 
 
