@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from socket import gaierror
 from typing import Any, ParamSpec, TypeVar
 
-from tenacity import RetryCallState, retry, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, retry, retry_if_exception, wait_random_exponential
 
 PATIENCE_SECONDS = 300
 LONGEST_WAIT_SECONDS = 20
@@ -73,6 +73,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
+def _at_an_end(state: RetryCallState) -> bool:
+    return (state.seconds_since_start or 0) >= PATIENCE_SECONDS
+
+
 def _note(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     _log.warning("attempt %d failed with %s, trying again", state.attempt_number, type(error).__name__)
@@ -91,7 +95,7 @@ def patient(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
     """
     decorated: Callable[Arguments, Result] = retry(
         retry=retry_if_exception(is_transient),
-        stop=stop_after_delay(PATIENCE_SECONDS),
+        stop=_at_an_end,
         wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT_SECONDS),
         before_sleep=_note,
         reraise=True,
