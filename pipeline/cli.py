@@ -1,12 +1,14 @@
 """The `hessian` command. Exit status: 0 done, 1 failed, 2 bad input, 75 cut off (run the same command again)."""
 
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from pipeline.errors import RESUMABLE, HessianError
+from pipeline.errors import RESUMABLE, HessianError, Terminated
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,15 +48,20 @@ def plan_command(job: Path, overrides: tuple[str, ...], *, preflight: bool) -> N
 @cli.command("run")
 @_job_argument
 @click.option("--output", metavar="URL", help="Where the Hessian goes, in place of the spec's output.")
+@click.option(
+    "--log", type=click.Path(path_type=Path), metavar="FILE", help="Append what happens, a JSON object a line."
+)
 @_set_option
-def run_command(job: Path, output: str | None, overrides: tuple[str, ...]) -> None:
+def run_command(job: Path, output: str | None, log: Path | None, overrides: tuple[str, ...]) -> None:
     """Run JOB, go on with it where it was cut off, or find it finished."""
+    from pipeline.logs import log_to
     from pipeline.progress import ConsoleReporter
     from pipeline.run import run_job
     from pipeline.spec import load_job
 
-    spec = load_job(job, overrides, output)
-    _show_outcome(run_job(spec, job.parent, ConsoleReporter(_console(stderr=True))))
+    spec, console = load_job(job, overrides, output), _console(stderr=True)
+    with log_to(console, log):
+        _show_outcome(run_job(spec, job.parent, ConsoleReporter(console)))
 
 
 @cli.command("verify")
@@ -100,13 +107,15 @@ def export_command(url: str, dest: str | None, kind: Literal["parquet", "npy"], 
 @_endpoint_option
 def status_command(url: str, endpoint_url: str | None) -> None:
     """Say how far the run at URL is."""
-    from pipeline.run import status
+    from pipeline.status import status
 
     _console().print(_table(status(url, endpoint_url).items()))
 
 
 def main() -> None:
     """Run the command; errors of ours become one line and an exit status."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
@@ -118,6 +127,10 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted: finished tiles are kept, run the same command again to go on", err=True)
         sys.exit(RESUMABLE)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 def _console(*, stderr: bool = False) -> "Console":
@@ -226,4 +239,6 @@ def _show_outcome(outcome: "Outcome") -> None:
         ("verified", proof),
         ("at", hessian.url),
     ]
+    if outcome.lost:
+        rows.insert(4, ("repeated", ", ".join(f"{count} tiles ({loss})" for loss, count in outcome.lost.items())))
     _console().print(_table(rows))

@@ -26,8 +26,6 @@ def take_faster(placed: PlacedProblem, verdict: PreflightVerdict, known: Mapping
     """
     contested = {name: found.rival for name, found in verdict.parameters.items() if found.rival}
     parameters, timed = dict(verdict.parameters), {}
-    for name in contested.keys() - known.keys():  # a first batch of the run's size is not what preflight's samples were
-        parameters[name] = replace(parameters[name], engine=contested.pop(name))
     for name, rival in contested.items():
         if known[name].weight == name or known[name].weight not in contested:
             found = parameters[name]

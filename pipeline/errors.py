@@ -73,15 +73,34 @@ class NotFiniteError(HessianError, ArithmeticError):
 
 
 class TileError(HessianError, RuntimeError):
-    """A tile could not be computed or written."""
+    """A tile could not be computed or written.
+
+    Args:
+        message: what went wrong.
+        tile: its id.
+    """
 
     exit_code = RESUMABLE
+
+    def __init__(self, message: str, tile: str = "") -> None:
+        super().__init__(message)
+        self.tile = tile
 
 
 class WorkerError(HessianError, RuntimeError):
     """Workers could not be started, or died too often."""
 
     exit_code = RESUMABLE
+
+
+class LeaseError(HessianError, RuntimeError):
+    """Another driver is at work on the output."""
+
+    exit_code = RESUMABLE
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end, as by SIGTERM; finished tiles are kept."""
 
 
 class VerificationError(HessianError, ArithmeticError):

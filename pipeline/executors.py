@@ -1,12 +1,13 @@
 """Executors: ways to run a plan's tiles. The serial one is the specification; Ray is one file beside it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.manifest import Manifest
 from pipeline.output import Output
 from pipeline.problem import Problem
 from pipeline.receipts import Receipt
+from pipeline.tally import Tally
 from pipeline.tiling import Tile
 from pipeline.worker import Worker
 
@@ -30,20 +31,30 @@ class Work:
     concurrent_puts: int = 1
 
 
-def serial(work: Work, tiles: Sequence[Tile]) -> Iterator[Receipt]:
+def serial(work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]) -> Iterator[Receipt]:
     """Compute tiles one after the other in this process.
 
     Args:
         work: the run.
         tiles: what to compute, in this order.
+        tally: told about each.
+        check: called before each; raises what stops the run.
 
     Yields:
         A receipt for each tile, once it is written.
     """
     worker = Worker(work.problem, work.manifest, work.output, work.device, work.concurrent_puts)
     try:
-        for tile in tiles:
-            yield from worker.compute(tile)
-        yield from worker.flush()
+        for k, tile in enumerate(tiles):
+            check()
+            tally.staffed(1, len(tiles) - k - 1)
+            yield from _noted(worker.compute(tile), tally)
+        yield from _noted(worker.flush(), tally)
     finally:
         worker.close()
+
+
+def _noted(receipts: Sequence[Receipt], tally: Tally) -> Sequence[Receipt]:
+    for receipt in receipts:
+        tally.finished(receipt)
+    return receipts

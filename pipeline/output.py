@@ -3,6 +3,7 @@
 import os
 import uuid
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from zarr.storage import LocalStore
 
 from pipeline.errors import OutputError
 from pipeline.memory import mebibytes
-from pipeline.patience import patient
+from pipeline.patience import http_status, patient
 from pipeline.remote import at_once, explained, open_filesystem, zarr_store
 
 MANIFEST = "manifest.json"
@@ -24,9 +25,11 @@ MATRIX = "hessian.zarr"
 GRADIENT = "gradient.zarr"
 PARQUET = "hessian.parquet"
 RECEIPTS = "receipts"
+LEASE = "lease"
 VERIFY = "verify.json"
 SUCCESS = "_SUCCESS"
 _PARTIAL = ".partial"
+PRECONDITION_FAILED = 412
 
 
 class Output:
@@ -89,6 +92,62 @@ class Output:
                 _replace(Path(self.path(name)), data)
             else:
                 patient(self._fs.pipe_file)(self.path(name), data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a small object if there is none of that name; of many that try at once, one succeeds.
+
+        Args:
+            name: relative to the folder.
+            data: its bytes.
+
+        Returns:
+            Whether this call made it. False may also mean that its answer was lost and that it found its own object.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with explained(self.url, f"cannot write {name}"):
+            try:
+                if self.is_local:
+                    _create(Path(self.path(name)), data)
+                else:
+                    patient(self._fs.pipe_file)(self.path(name), data, mode="create")
+            except Exception as error:
+                if isinstance(error, FileExistsError) or http_status(error) == PRECONDITION_FAILED:
+                    return False
+                raise
+        return True
+
+    def age(self, name: str, *, ask: bool = True) -> float | None:
+        """Give the seconds since an object was put, by the store's own clock.
+
+        Args:
+            name: relative to the folder.
+            ask: the store for its time, by putting an object; else this machine's is taken.
+
+        Returns:
+            The seconds; None where there is no such object.
+
+        Raises:
+            OutputError: it cannot be found out.
+        """
+        with explained(self.url, f"cannot read {name}"):
+            try:
+                then = patient(self._fs.modified)(self.path(name))
+            except FileNotFoundError:
+                return None
+            now = self._time() if ask else datetime.now(UTC)
+        return float((now - then.replace(tzinfo=then.tzinfo or UTC)).total_seconds())
+
+    def _time(self) -> datetime:
+        """Ask the store what time it is."""
+        name = f"{uuid.uuid4().hex}{_PARTIAL}"
+        self.put(name, b"")
+        try:
+            now: datetime = patient(self._fs.modified)(self.path(name))
+        finally:
+            self.delete(name)
+        return now.replace(tzinfo=now.tzinfo or UTC)
 
     def get(self, name: str) -> bytes | None:
         """Read an object.
@@ -206,6 +265,13 @@ def _replace(path: Path, data: bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _create(path: Path, data: bytes) -> None:
+    """Write a local file that is not there yet; for a moment it can be seen empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:
+        file.write(data)
 
 
 def _existing(path: Path) -> Path:

@@ -6,7 +6,7 @@ the loss - its gradient - differences of the gradient - plain double backward - 
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,8 +18,10 @@ from pipeline.contract import check_deterministic, check_separable, check_withou
 from pipeline.culprit import raising_module, wrong_module
 from pipeline.derivatives import derivative_errors
 from pipeline.engines import ENGINES, applications
+from pipeline.engines.stages import Application
 from pipeline.errors import HessianError, ProblemError, in_words
 from pipeline.layout import Parameter
+from pipeline.probe import PROBE_SAMPLES
 from pipeline.problem import PlacedProblem, Problem
 from pipeline.reference import Vector, hessian_vector_products, moved
 from pipeline.samples import representative, uneven_parts
@@ -67,7 +69,7 @@ def preflight(problem: Problem, candidates: Sequence[str], dtype: torch.dtype, d
             few = uneven_parts(few)
             _require_finite(few.place(torch.float64, device))
             errors, point = _check_autograd(few, dtype, device)
-        trial = _Trial(point)
+        trial = _Trial(point, applications(problem.place(dtype, device), PROBE_SAMPLES))
         chosen = {p.name: trial.choose(p, candidates, errors[p.name][1]) for p in problem.layout}
         asymmetry = trial.asymmetry()
     return PreflightVerdict(
@@ -181,9 +183,14 @@ class _Error:
 
 
 class _Trial:
-    """Engines against plain double backward, at one point."""
+    """Engines against plain double backward, at one point.
 
-    def __init__(self, point: _Point) -> None:
+    Args:
+        point: few samples at moved weights.
+        known: how parameters are applied to a first batch of the run's size, which few samples need not show.
+    """
+
+    def __init__(self, point: _Point, known: Mapping[str, Application]) -> None:
         self._point, self._layout = point, point.exact.layout
         self._random = np.random.default_rng(0)
         everywhere = self._random.standard_normal((1, self._layout.size))
@@ -192,7 +199,7 @@ class _Trial:
         self._runs = {p.name: self._pick(p, active[p.place]) for p in self._layout if p.size}
         self._picked = [row for p in self._layout if p.size for row in self._rows(p)]
         self._sides: dict[str, Vector] = {}
-        self._applications = applications(point.exact, None)
+        self._known = known
 
     def _pick(self, p: Parameter, active: Vector) -> list[range]:
         """Choose rows of a parameter, in two runs: around the largest curvature, and anywhere."""
@@ -241,9 +248,12 @@ class _Trial:
                 tried[name] = f"raised {in_words(error)}"
                 continue
             tried[name] = "off by " + ", ".join(map(str, errors))
+            if name == "factored" and p.name not in self._known:
+                tried[name] += "; applied otherwise to a batch of the run's size"
+                continue
             if all(error.value <= self._tolerance(error.dtype, uncertainty) for error in errors):
                 right.append(name)
-                if name != "factored" or self._applications[p.name].positions == 1:
+                if name != "factored" or self._known[p.name].positions == 1:
                     break
         if right:
             return right, tried

@@ -1,37 +1,38 @@
-"""Tiles on Ray: one actor per GPU or share of CPUs, our own loop over `ray.wait`, no tile through the object store.
+"""Tiles on Ray: one actor per GPU or share of CPUs, `ray.wait` for answers, no tile through the object store.
 
-The driver owns the queue, the attempts and the actors; an actor owns nothing. An actor that dies, or fails, is
-replaced, and its unfinished tiles go back into the queue.
+The driver owns queue, attempts and actors; an actor owns nothing, and is never restarted by Ray.
 """
 
+import itertools
 import os
+import signal
 import sys
 import sysconfig
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.util import metrics
 
-from pipeline.errors import BAD_INPUT, HessianError, NotFiniteError, TileError, WorkerError
+from pipeline.driver import Answer, Driver, Loss
+from pipeline.errors import WorkerError
 from pipeline.executors import Work
 from pipeline.manifest import Manifest
 from pipeline.output import Output
 from pipeline.receipts import Receipt
 from pipeline.spec import Settings
+from pipeline.tally import Tally
 from pipeline.tiling import Tile
 from pipeline.worker import Worker
 
-IN_FLIGHT = 2  # calls per actor: one running, one waiting, so that it never waits for the driver
-MOST_ATTEMPTS = 3  # of a tile
-MOST_FAILED_STARTS = 3  # of actors, in a row
-START_SECONDS = 300  # for the first actor: a cluster may have to add a node
+WIND_DOWN_SECONDS = 1.5  # at the end of a run that was cut off, for what is being written; Ray kills jobs after three
 
 
 class _Actor:
@@ -40,160 +41,165 @@ class _Actor:
     def __init__(
         self, problem: bytes, manifest: Manifest, output: Output, device: str, puts: int, threads: int
     ) -> None:
-        torch.set_num_threads(threads)
-        self._worker = Worker(ray.cloudpickle.loads(problem), manifest, output, device, puts)
+        self._make = lambda: Worker(ray.cloudpickle.loads(problem), manifest, output, device, puts)
+        self._threads = threads
+        self._worker: Worker | None = None
 
-    def compute(self, tile: Tile, attempt: int) -> list[Receipt]:
-        return self._worker.compute(tile, attempt)
+    def start(self) -> str:
+        """Make the worker, on the thread that is going to compute; gives the node."""
+        torch.set_num_threads(self._threads)
+        self._worker = self._make()
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
 
-    def flush(self) -> list[Receipt]:
-        return self._worker.flush()
+    def compute(self, tile: Tile | None, attempt: int) -> list[Receipt]:
+        """Compute a tile, or none: then finish what is being written."""
+        assert self._worker is not None  # noqa: S101
+        return self._worker.flush() if tile is None else self._worker.compute(tile, attempt)
+
+    @ray.method(concurrency_group="wind_down")
+    def wind_down(self, seconds: float) -> None:
+        """Wait for what is being written, while `compute` may still be at work."""
+        if self._worker is not None:
+            self._worker.wait_for_writer(seconds)
 
 
-@dataclass(eq=False)
-class _Handle:
-    """An actor as the driver sees it."""
-
-    actor: Any
-    started: bool = False
-    in_flight: int = 0
-    owed: dict[str, Tile] = field(default_factory=dict)  # tiles given to it that have no receipt yet
-
-
-def execute(work: Work, tiles: Sequence[Tile], settings: Settings, workers: int) -> Iterator[Receipt]:
+def execute(
+    work: Work,
+    tiles: Sequence[Tile],
+    settings: Settings,
+    workers: int,
+    tally: Tally,
+    check: Callable[[], None],
+) -> Iterator[Receipt]:
     """Compute tiles on Ray workers.
 
     Args:
         work: the run.
         tiles: what to compute, dearest first.
-        settings: shares of CPUs and GPUs, cluster address.
+        settings: shares of CPUs and GPUs, cluster address, deadline.
         workers: how many actors.
+        tally: told about all that happens.
+        check: called every few seconds; raises what stops the run.
 
     Yields:
         A receipt for each tile, once it is written, in the order they finish.
 
     Raises:
         WorkerError: actors cannot be started.
-        TileError: a tile failed too often.
+        TileError: tiles failed too often.
         HessianError: what a worker raised that no second attempt would mend.
     """
     with _ray(settings, workers):
-        pool = _Pool(work, deque(tiles), settings)
+        pool = _Pool(work, settings)
+        tally.listeners.append(_Metrics())
         try:
-            for _ in range(min(workers, len(tiles))):
-                pool.start_actor()
-            yield from pool.receipts()
+            yield from Driver(pool, tiles, workers, tally, settings.tile_deadline, check).receipts()
         finally:
             pool.stop()
 
 
 class _Pool:
-    """The driver's loop."""
+    """Actors, as `pipeline.driver.Pool`."""
 
-    def __init__(self, work: Work, queue: deque[Tile], settings: Settings) -> None:
-        self._queue = queue
-        self._unfinished = {tile.id for tile in queue}
-        self._attempts: Counter[str] = Counter()
-        self._handles: list[_Handle] = []
-        self._calls: dict[Any, _Handle] = {}
-        self._failed_starts = 0
-        self._shares = {"num_cpus": settings.cpus_per_worker, "num_gpus": settings.gpus_per_worker}
-        self._actor = ray.remote(_Actor).options(**self._shares, max_restarts=0, max_task_retries=0)
+    def __init__(self, work: Work, settings: Settings) -> None:
+        shares = {"num_cpus": settings.cpus_per_worker, "num_gpus": settings.gpus_per_worker}
+        actor = ray.remote(concurrency_groups={"wind_down": 1})(_Actor)  # type: ignore[call-overload]
+        self._class = actor.options(**shares, max_restarts=0, max_task_retries=0)
+        threads = settings.cpus_per_worker
         self._arguments = (
-            ray.put(_pickle(work)),
-            work.manifest,
-            work.output,
-            work.device,
-            work.concurrent_puts,
-            settings.cpus_per_worker,
-        )
+            ray.put(_pickle(work)), work.manifest, work.output, work.device, work.concurrent_puts, threads,
+        )  # fmt: skip
+        self._numbers = itertools.count()
+        self._actors: dict[int, Any] = {}
+        self._nodes: dict[int, str] = {}
+        self._calls: dict[Any, int] = {}  # in the order they were made
+        self._draining: set[str] = set()
 
-    def start_actor(self) -> None:
-        """Start one more actor; its first call tells whether it came up."""
-        handle = _Handle(self._actor.remote(*self._arguments))
-        self._handles.append(handle)
-        self._call(handle, None)
+    def now(self) -> float:
+        return time.monotonic()
 
-    def receipts(self) -> Iterator[Receipt]:
-        """Feed actors and collect receipts until no tile is left."""
-        while self._unfinished:
-            reference = self._next_answer()
-            handle = self._calls.pop(reference)
-            handle.in_flight -= 1
-            try:
-                receipts: list[Receipt] = ray.get(reference)
-            except RayError as error:
-                self._lost(handle, error)
-                continue
-            handle.started, self._failed_starts = True, 0
-            for receipt in receipts:
-                handle.owed.pop(receipt.tile, None)
-                self._unfinished.discard(receipt.tile)
-                yield receipt
-            self._feed(handle)
+    def start(self) -> int:
+        number = next(self._numbers)
+        self._actors[number] = self._class.remote(*self._arguments)
+        self._calls[self._actors[number].start.remote()] = number
+        return number
 
-    def _next_answer(self) -> Any:
-        """Wait for a call to end; actors for which the cluster has no room stay pending, and do not matter."""
-        patience = None if any(handle.started for handle in self._handles) else START_SECONDS
-        ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=patience)
-        if not ready:
-            raise WorkerError(
-                f"no worker started within {START_SECONDS} s: asked for {self._shares}, "
-                f"the cluster has {ray.cluster_resources()}; lower cpus_per_worker or gpus_per_worker, or add nodes"
-            )
-        return ready[0]
+    def call(self, worker: int, tile: Tile | None, attempt: int) -> None:
+        self._calls[self._actors[worker].compute.remote(tile, attempt)] = worker
+
+    def answers(self, seconds: float) -> list[Answer]:
+        calls = list(self._calls)
+        ready, _ = ray.wait(calls, num_returns=1, timeout=seconds)
+        if ready:
+            ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
+        return [self._answer(reference, self._calls.pop(reference)) for reference in ready]
+
+    def end(self, worker: int) -> None:
+        ray.kill(self._actors.pop(worker))
+        for reference in [r for r, other in self._calls.items() if other == worker]:
+            del self._calls[reference]
+
+    def look(self) -> tuple[set[str], set[str]]:
+        self._draining = set(ray._private.state.state.get_draining_nodes())
+        return self._draining, {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
     def stop(self) -> None:
-        """End all actors."""
-        for handle in self._handles:
-            ray.kill(handle.actor)
-        self._handles.clear()
+        """End all actors; those that are writing get a moment to finish."""
+        ending = [actor.wind_down.remote(WIND_DOWN_SECONDS) for actor in self._actors.values()]
+        if ending:
+            ray.wait(ending, num_returns=len(ending), timeout=WIND_DOWN_SECONDS)
+        for worker in list(self._actors):
+            self.end(worker)
 
-    def _feed(self, handle: _Handle) -> None:
-        """Give an actor its next tiles; when there are none, have it finish what it is writing."""
-        while self._queue and handle.in_flight < IN_FLIGHT:
-            self._call(handle, self._queue.popleft())
-        if handle.in_flight == 0 and handle.owed:
-            self._call(handle, None)
+    def _answer(self, reference: Any, worker: int) -> Answer:
+        try:
+            found: str | list[Receipt] = ray.get(reference)
+        except RayTaskError as error:
+            return Answer(worker, loss=Loss.ERROR, error=error.cause)
+        except RayError as error:
+            return Answer(worker, loss=self._loss(worker, error), error=_short(error))
+        if isinstance(found, str):
+            self._nodes[worker] = found
+            return Answer(worker, node=found)
+        return Answer(worker, found)
 
-    def _call(self, handle: _Handle, tile: Tile | None) -> None:
-        """Call an actor: a tile to compute, or None to flush."""
-        if tile is None:
-            reference = handle.actor.flush.remote()
-        else:
-            self._attempts[tile.id] += 1
-            handle.owed[tile.id] = tile
-            reference = handle.actor.compute.remote(tile, self._attempts[tile.id])
-        handle.in_flight += 1
-        self._calls[reference] = handle
+    def _loss(self, worker: int, error: RayError) -> Loss:
+        """Say why an actor is gone."""
+        # Ray knows of an actor that its memory monitor killed only by words.
+        if isinstance(error, OutOfMemoryError) or "low on memory" in str(error):
+            return Loss.MEMORY
+        going = self._nodes.get(worker) in self._draining
+        return Loss.PREEMPTED if going or getattr(error, "preempted", False) else Loss.DIED
 
-    def _lost(self, handle: _Handle, error: RayError) -> None:
-        """Replace an actor that died or failed, and put its unfinished tiles back."""
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        if isinstance(cause, NotFiniteError) or (isinstance(cause, HessianError) and cause.exit_code == BAD_INPUT):
-            raise cause
-        for reference in [r for r, other in self._calls.items() if other is handle]:
-            del self._calls[reference]
-        self._handles.remove(handle)
-        ray.kill(handle.actor)
-        if not handle.started:
-            self._count_failed_start(cause)
-        for owed in handle.owed.values():
-            if self._attempts[owed.id] >= MOST_ATTEMPTS:
-                raise TileError(
-                    f"tile {owed.id} failed {MOST_ATTEMPTS} times, the last time with {_short(cause)}; "
-                    "finished tiles are kept, run the same job again to go on"
-                )
-            self._queue.appendleft(owed)
-        if self._queue:
-            self.start_actor()
-            for idle in [h for h in self._handles if h.started]:
-                self._feed(idle)
 
-    def _count_failed_start(self, cause: BaseException) -> None:
-        self._failed_starts += 1
-        if self._failed_starts >= MOST_FAILED_STARTS:
-            raise WorkerError(f"{MOST_FAILED_STARTS} workers in a row did not start: {_short(cause)}")
+class _Metrics:
+    """What happens, as metrics of the Ray cluster."""
+
+    def __init__(self) -> None:
+        self._tiles = metrics.Counter("hessian_tiles", "Tiles stored.")
+        self._bytes = metrics.Counter("hessian_bytes", "Bytes put.")
+        self._seconds = metrics.Histogram(
+            "hessian_tile_seconds", "Of computing and writing a tile.", boundaries=[0.1, 1, 10, 60, 300, 1800]
+        )
+        self._retries = metrics.Counter("hessian_retries", "Tiles that a lost worker leaves.", tag_keys=("loss",))
+        self._set_aside = metrics.Counter("hessian_tiles_set_aside", "Tiles that failed too often.")
+        self._workers = metrics.Gauge("hessian_workers", "Workers that are up.")
+        self._queued = metrics.Gauge("hessian_queue_depth", "Tiles that no worker has.")
+
+    def __call__(self, event: str, fields: dict[str, Any]) -> None:
+        """Listen to a tally."""
+        if event == "tile done":
+            self._tiles.inc(1)
+            self._bytes.inc(fields["bytes"])
+            self._seconds.observe(fields["seconds"])
+        elif event == "worker lost" and fields["tiles"]:
+            self._retries.inc(len(fields["tiles"]), {"loss": fields["loss"]})
+        elif event == "tile set aside":
+            self._set_aside.inc(1)
+        elif event == "staff":
+            self._workers.set(fields["workers"])
+            self._queued.set(fields["queued"])
 
 
 @contextmanager
@@ -207,10 +213,13 @@ def _ray(settings: Settings, workers: int) -> Iterator[None]:
         options["address"] = settings.address
     elif "RAY_ADDRESS" not in os.environ:
         options |= {"num_cpus": workers * settings.cpus_per_worker, "include_dashboard": False}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise WorkerError(f"cannot start or join Ray at {settings.address or 'this machine'}: {error}") from error
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray put one in its place that aborts
     try:
         yield
     finally:
@@ -244,8 +253,8 @@ def _is_user_code(module: ModuleType) -> bool:
     return not any(Path(file).is_relative_to(folder) for folder in (*installed, Path(__file__).parent))
 
 
-def _short(cause: BaseException) -> str:
-    """Say an error in one line."""
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    text = lines[-1] if isinstance(cause, RayActorError) and lines else " ".join(lines)
-    return f"{type(cause).__name__}: {text[:500]}"
+def _short(error: RayError) -> WorkerError:
+    """Say in one line what Ray says in many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = (lines[-1] if isinstance(error, RayActorError) else " ".join(lines)) if lines else ""
+    return WorkerError(f"{type(error).__name__}: {text[:500]}")

@@ -3,11 +3,11 @@
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.contexts import unchanged
 from pipeline.errors import OutputError, SpecError, VerificationError
@@ -15,22 +15,24 @@ from pipeline.executors import Work, serial
 from pipeline.factory import build_problem
 from pipeline.handle import Hessian
 from pipeline.identity import require_same, require_same_settings, save_weights
+from pipeline.lease import Lease
 from pipeline.manifest import Manifest
-from pipeline.output import GRADIENT, GROUP, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output
+from pipeline.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output
 from pipeline.planner import JobPlan, device_of, make_plan, worker_count
 from pipeline.problem import Problem
 from pipeline.progress import Reporter
-from pipeline.receipts import Receipt, missing_tiles, object_sizes
+from pipeline.receipts import Receipt, missing_tiles
 from pipeline.remote import explained
 from pipeline.spec import JobSpec, Settings, parse
 from pipeline.store import MatrixStore
+from pipeline.tally import Tally
 from pipeline.tiling import Tile
 from pipeline.verify import Verification, check
 
 if TYPE_CHECKING:
     import torch
 
-_OURS = (WEIGHTS, GROUP, MATRIX, GRADIENT, RECEIPTS)  # what a run leaves that was cut off before its manifest
+_OURS = (LEASE, WEIGHTS, GROUP, MATRIX, GRADIENT, RECEIPTS)  # what a run leaves that was cut off before its manifest
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Outcome:
         plan_seconds: of planning.
         tile_seconds: of computing and writing tiles, workers' start included.
         verify_seconds: of the proof.
+        lost: tiles that had to be given to another worker, by what became of the first.
     """
 
     hessian: Hessian
@@ -54,6 +57,7 @@ class Outcome:
     plan_seconds: float = 0.0
     tile_seconds: float = 0.0
     verify_seconds: float = 0.0
+    lost: Mapping[str, int] = field(default_factory=dict)
 
 
 def compute_hessian(
@@ -80,6 +84,7 @@ def compute_hessian(
     memory: int | str | None = None,
     endpoint_url: str | None = None,
     concurrent_puts: int = 4,
+    tile_deadline: float | None = None,
     verify: bool = True,
 ) -> Hessian:
     """Compute the full, exact Hessian of a problem's loss: H = d2L / dtheta2, with L over all data as one batch.
@@ -109,6 +114,7 @@ def compute_hessian(
         memory: bytes allowed to a worker, also as `"4GiB"`; its share of what is free when None.
         endpoint_url: server of the output's bucket, S3 or Google; the cloud's own, or the environment's, when None.
         concurrent_puts: chunks that a worker encodes and puts at a time.
+        tile_deadline: seconds after which a worker that does not answer is replaced; from the median tile when None.
         verify: checks the finished matrix against plain double backward.
 
     Returns:
@@ -199,11 +205,18 @@ class _Run:
         self, problem: Problem, settings: Settings, output: Output, report: Reporter, name: str | None
     ) -> None:
         self.problem, self.settings, self.output, self.report, self.name = problem, settings, output, report, name
+        self.tally = Tally()
+        self.lease = Lease(output, self.tally.to_json)
 
     def outcome(self) -> Outcome:
+        """Do it, while no other driver does."""
+        self.output.check_writable()
+        with self.lease:
+            return self._outcome()
+
+    def _outcome(self) -> Outcome:
         """Plan or resume, compute what is missing, verify, and mark as finished."""
         start = time.monotonic()
-        self.output.check_writable()
         manifest = Manifest.read(self.output)
         tiles = self._start() if manifest is None else self._resume(manifest)
         manifest = manifest or Manifest.read(self.output)
@@ -222,7 +235,14 @@ class _Run:
         verified = time.monotonic()
         self.output.put(SUCCESS, json.dumps({"tiles": total, "verified": verification is not None}).encode())
         return Outcome(
-            hessian, len(tiles), total, verification, planned - start, computed - planned, verified - computed
+            hessian,
+            len(tiles),
+            total,
+            verification,
+            planned - start,
+            computed - planned,
+            verified - computed,
+            dict(self.tally.lost),
         )
 
     def _is_finished(self) -> bool:
@@ -259,16 +279,17 @@ class _Run:
     def _compute(self, manifest: Manifest, tiles: Sequence[Tile], total: int) -> None:
         """Have the executor compute tiles."""
         work = Work(self.problem, manifest, self.output, device_of(self.settings), self.settings.concurrent_puts)
+        self.tally.begin(total, total - len(tiles))
         with self.report.tiles(total, total - len(tiles)) as report:
             for receipt in self._receipts(work, tiles):
                 report.advance(receipt.bytes)
 
     def _receipts(self, work: Work, tiles: Sequence[Tile]) -> Iterator[Receipt]:
         if not tiles or self.settings.executor == "serial":
-            return serial(work, tiles)
+            return serial(work, tiles, self.tally, self.lease.check)
         from pipeline.ray_executor import execute
 
-        return execute(work, tiles, self.settings, worker_count(self.settings))
+        return execute(work, tiles, self.settings, worker_count(self.settings), self.tally, self.lease.check)
 
     def _verify(self, hessian: Hessian) -> Verification:
         """Prove the result, and keep the proof beside it."""
@@ -324,35 +345,4 @@ def _kept_in_memory(outcome: Outcome, output: Output) -> Outcome:
         memory.check_room(outcome.hessian.manifest.matrix_bytes)
         for name in output.sizes():
             memory.put(name, output.get(name) or b"")
-    return Outcome(**{**vars(outcome), "hessian": Hessian(memory, outcome.hessian.manifest)})
-
-
-def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:
-    """Say how far the run in an output is.
-
-    Args:
-        url: the output.
-        endpoint_url: of its server, where it is not the cloud's own.
-
-    Returns:
-        Tiles done and in all, bytes stored, whether finished and verified.
-
-    Raises:
-        OutputError: there is no run.
-    """
-    output = Output(url, endpoint_url)
-    output.check_readable()
-    manifest = Manifest.read(output)
-    if manifest is None:
-        raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")
-    receipts = output.sizes(RECEIPTS)
-    tiles = manifest.plan.tiles()
-    verified = output.get(VERIFY)
-    return {
-        "P": manifest.layout.size,
-        "tiles": len(tiles),
-        "done": sum(f"{tile.id}.json" in receipts for tile in tiles),
-        "bytes": sum(object_sizes(output).values()),
-        "finished": output.get(SUCCESS) is not None,
-        "verified": None if verified is None else bool(json.loads(verified)["ok"]),
-    }
+    return replace(outcome, hessian=Hessian(memory, outcome.hessian.manifest))

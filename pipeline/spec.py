@@ -92,6 +92,11 @@ class Settings(BaseModel):
         description="Server of the output's bucket, S3 or Google; the cloud's own or the environment's if not given.",
     )
     concurrent_puts: PositiveInt = Field(4, description="Chunks that a worker encodes and puts at a time.")
+    tile_deadline: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds after which a worker that does not answer is replaced; from the median tile if not given.",
+    )
     verify: bool = Field(True, description="Check the finished matrix against plain double backward.")
 
 

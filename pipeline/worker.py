@@ -97,7 +97,12 @@ class Worker:
         except HessianError:
             raise
         except Exception as error:
-            raise TileError(f"tile {tile}: writing failed with {type(error).__name__}: {error}") from error
+            raise TileError(f"tile {tile}: writing failed with {type(error).__name__}: {error}", tile) from error
+
+    def wait_for_writer(self, seconds: float) -> None:
+        """Wait for the tile that is being written, from any thread; its receipt stays where it is."""
+        if self._pending is not None:
+            wait([self._pending[1]], seconds)
 
     def close(self) -> None:
         """Stop the writer."""

@@ -3,7 +3,13 @@ import os
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before Ray is imported: no word leaves the machine from a test
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # before gcsfs is: it would ask Google about a bucket
 os.environ["NO_GCE_CHECK"] = "true"
+# Workers must not starve beside the other process that runs tests.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One of two processes, which would stand in each other's way; commands that a test starts are to train the same
+    # weights to the last bit, as they do with the same number of threads.
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -13,10 +19,6 @@ import zoo
 @pytest.fixture(params=zoo.CASES, ids=lambda make: make.__name__)
 def case(request):
     return request.param()
-
-
-if "PYTEST_XDIST_WORKER" in os.environ:  # one of two processes, which would stand in each other's way
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

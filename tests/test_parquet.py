@@ -33,7 +33,7 @@ from pipeline.output import Output
 from pipeline.parquet import decode, require_room_in_lists
 from pipeline.progress import Reporter
 from pipeline.receipts import read_receipt, record_files
-from pipeline.run import status
+from pipeline.status import status
 from pipeline.store import StoredObject
 
 CHUNK = 16  # of 59 rows: the last chunk is ragged

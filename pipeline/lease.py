@@ -1,0 +1,176 @@
+"""The lease: one driver at a time on an output, and the driver's word on how it goes.
+
+A lease is a numbered object. Whoever makes the next number holds it, by a conditional put of which the store lets one
+win, and puts it again and again as a sign of life. A holder that stays silent is followed by the next number. How long
+it was silent is told by the store's own clock, at which no machine's can be wrong.
+"""
+
+import json
+import logging
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.errors import LeaseError, OutputError
+from pipeline.output import LEASE, Output
+
+BEAT_SECONDS = 10.0  # between signs of life; Google's stores take one change of an object a second
+LEASE_SECONDS = 60.0  # of silence, after which the next driver may take over
+
+_log = logging.getLogger(__name__)
+
+
+class Lease:
+    """Holds an output while it is a context.
+
+    Args:
+        output: what to hold.
+        state: gives what is told beside the sign of life.
+
+    Raises:
+        LeaseError: on entering, another driver holds it.
+    """
+
+    def __init__(self, output: Output, state: Callable[[], Mapping[str, Any]]) -> None:
+        self._output, self._state = output, state
+        self._holder = {"token": uuid.uuid4().hex, "since": time.time(), **_process()}
+        self._number = 0
+        self._lost = False
+        self._over = threading.Event()
+        self._beat = threading.Thread(target=self._keep, name="hessian-lease", daemon=True)
+
+    def __enter__(self) -> "Lease":
+        number, holder = _latest(self._output)
+        if holder is not None:
+            self._require_free(number, holder)
+        self._number = number + 1
+        if not self._take():
+            raise LeaseError(f"output {self._output.url}: another driver took it a moment ago")
+        for older in _numbers(self._output):
+            if older < self._number:
+                self._output.delete(_name(older))
+        self._beat.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._beat.join()
+        if not self._lost:
+            self._put(released=True)
+
+    def check(self) -> None:
+        """Raise where another driver has taken over.
+
+        Raises:
+            LeaseError: it has.
+        """
+        if self._lost:
+            raise LeaseError(
+                f"output {self._output.url}: another driver took it over, after this one could not be heard for "
+                f"{LEASE_SECONDS:.0f} s; finished tiles are kept"
+            )
+
+    def _require_free(self, number: int, holder: Mapping[str, Any]) -> None:
+        """Refuse while the holder lives."""
+        if holder.get("released") or _is_dead(holder):
+            return
+        silent = self._output.age(_name(number))
+        if silent is not None and silent < LEASE_SECONDS:
+            since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.get("since", 0)))
+            raise LeaseError(
+                f"output {self._output.url}: {holder.get('host', 'somebody')} (process {holder.get('pid', '?')}) is at "
+                f"work on it since {since} and was heard {silent:.0f} s ago; wait for it, or end it: its lease ends "
+                f"after {LEASE_SECONDS:.0f} s of silence"
+            )
+
+    def _take(self) -> bool:
+        """Put the first sign of life; an answer may be lost and the put repeated, so its author decides."""
+        name = _name(self._number)
+        if self._output.create(name, self._content()):
+            return True
+        found = _read(self._output, name)
+        return found is not None and found.get("token") == self._holder["token"]
+
+    def _keep(self) -> None:
+        """Give signs of life; a store that does not answer is asked again at the next."""
+        while not self._over.wait(BEAT_SECONDS):
+            try:
+                if max(_numbers(self._output), default=0) > self._number:
+                    self._lost = True
+                    return
+                self._put()
+            except OutputError as error:
+                _log.warning("no sign of life could be given: %s", error)
+
+    def _put(self, *, released: bool = False) -> None:
+        self._output.put(_name(self._number), self._content(released=released))
+
+    def _content(self, *, released: bool = False) -> bytes:
+        return json.dumps({**self._holder, "released": released, "state": dict(self._state())}).encode()
+
+
+def read_lease(output: Output) -> dict[str, Any] | None:
+    """Read who holds an output, or held it last.
+
+    Args:
+        output: any.
+
+    Returns:
+        host, pid, since (seconds since the epoch), released, silent (seconds, by the store's clock as far as it can be
+        asked) and the state it told; None where nobody ever did.
+    """
+    number, holder = _latest(output)
+    return None if holder is None else {**holder, "silent": output.age(_name(number), ask=False)}
+
+
+def _latest(output: Output) -> tuple[int, dict[str, Any] | None]:
+    """Give the highest number, and what it holds; nothing known of its holder where that cannot be understood."""
+    number = max(_numbers(output), default=0)
+    return number, (_read(output, _name(number)) or {}) if number else None
+
+
+def _numbers(output: Output) -> list[int]:
+    return [int(name.removesuffix(".json")) for name in output.sizes(LEASE) if name.removesuffix(".json").isdigit()]
+
+
+def _name(number: int) -> str:
+    return f"{LEASE}/{number:08d}.json"
+
+
+def _read(output: Output, name: str) -> dict[str, Any] | None:
+    data = output.get(name)
+    try:
+        found = json.loads(data) if data else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _process() -> dict[str, Any]:
+    """Name this process so that another on the same machine can tell whether it lives."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    space = Path("/proc/self/ns/pid")
+    return {
+        "host": platform.node(),
+        "machine": f"{boot.read_text().strip()}/{os.readlink(space)}" if boot.exists() and space.exists() else None,
+        "pid": os.getpid(),
+        "born": psutil.Process().create_time(),
+    }
+
+
+def _is_dead(holder: Mapping[str, Any]) -> bool:
+    """Say whether a holder is a process of this machine that has ended; False where that cannot be known."""
+    ours = _process()
+    if ours["machine"] is None or holder.get("machine") != ours["machine"]:
+        return False
+    try:
+        return bool(psutil.Process(holder["pid"]).create_time() != holder["born"])
+    except psutil.NoSuchProcess:
+        return True

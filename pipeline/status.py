@@ -1,0 +1,75 @@
+"""How far a run is, asked from any machine that can read its output."""
+
+import json
+import time
+from typing import Any
+
+from pipeline.errors import OutputError
+from pipeline.lease import LEASE_SECONDS, read_lease
+from pipeline.manifest import Manifest
+from pipeline.output import RECEIPTS, SUCCESS, VERIFY, Output
+from pipeline.receipts import object_sizes
+
+
+def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:
+    """Say how far the run in an output is.
+
+    Args:
+        url: the output.
+        endpoint_url: of its server, where it is not the cloud's own.
+
+    Returns:
+        Tiles done and in all, bytes stored, whether finished and verified; and what its driver last told: tiles that
+        failed too often, tiles a second, seconds left, workers that are up, tiles that had to be repeated, the last
+        errors, and who holds the lease.
+
+    Raises:
+        OutputError: there is no run.
+    """
+    output = Output(url, endpoint_url)
+    output.check_readable()
+    manifest, lease = Manifest.read(output), read_lease(output)
+    if manifest is None and lease is None:
+        raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")
+    return (_stored(output, manifest) if manifest else {"planned": False}) | (_told(lease) if lease else {})
+
+
+def _stored(output: Output, manifest: Manifest) -> dict[str, Any]:
+    """Say what is there."""
+    receipts, verified = output.sizes(RECEIPTS), output.get(VERIFY)
+    tiles = manifest.plan.tiles()
+    return {
+        "P": manifest.layout.size,
+        "tiles": len(tiles),
+        "done": sum(f"{tile.id}.json" in receipts for tile in tiles),
+        "bytes": sum(object_sizes(output).values()),
+        "finished": output.get(SUCCESS) is not None,
+        "verified": None if verified is None else bool(json.loads(verified)["ok"]),
+    }
+
+
+def _told(lease: dict[str, Any]) -> dict[str, Any]:
+    """Say what the driver last told."""
+    state = lease.get("state", {})
+    done, seconds = state.get("done", 0), state.get("seconds", 0.0)
+    rate = done / seconds if done else None
+    left = state.get("tiles", 0) - state.get("before", 0) - done - len(state.get("set_aside", {}))
+    working = not lease.get("released") and lease["silent"] is not None and lease["silent"] < LEASE_SECONDS
+    return {
+        "failed": len(state.get("set_aside", {})),
+        "tiles per second": None if rate is None else round(rate, 3),
+        "seconds left": round(left / rate) if working and rate else None,
+        "workers": state.get("workers", 0) if working else 0,
+        "repeated": ", ".join(f"{count} {loss}" for loss, count in state.get("lost", {}).items()) or 0,
+        "last errors": "\n".join(state.get("errors", [])) or None,
+        "lease": _holder(lease, working=working),
+    }
+
+
+def _holder(lease: dict[str, Any], *, working: bool) -> str:
+    """Say who holds the lease."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(lease.get("since", 0)))
+    who = f"{lease.get('host', 'somebody')}, process {lease.get('pid', '?')}, since {since}"
+    if lease.get("released"):
+        return f"given back by {who}"
+    return f"{who}, heard {lease['silent']:.0f} s ago" + ("" if working else ": it has ended")

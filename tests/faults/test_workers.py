@@ -1,0 +1,279 @@
+"""Workers and nodes that are really lost: Ray processes on a cluster of several nodes, each with its own raylet."""
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import trouble
+from ray.cluster_utils import Cluster
+
+from pipeline import NotFiniteError, TileError, WorkerError
+from pipeline.manifest import Manifest
+from pipeline.output import Output
+from pipeline.progress import Reporter
+from pipeline.receipts import read_receipt
+from pipeline.run import run
+from pipeline.spec import Settings
+from pipeline.status import status
+from pipeline.worker import Worker
+
+SETTINGS = {"dtype": "float64", "chunk": 16, "tile": (1, 1), "engine": "jacrev", "row_group": 16, "microbatch": 8}
+TILES = 45
+
+
+class Nodes:
+    """A head that takes no tiles, and nodes of one CPU that come and go."""
+
+    def __init__(self):
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.workers = []
+
+    def at_least(self, count):
+        """Have so many nodes, and no others."""
+        while len(self.workers) > count:
+            self.kill()
+        while len(self.workers) < count:
+            self.add()
+
+    def add(self, cpus=1):
+        self.workers.append(self.cluster.add_node(num_cpus=cpus))
+
+    def kill(self):
+        """SIGKILL to a node's raylet, which its workers do not survive."""
+        node = self.workers.pop(0)
+        self.cluster.remove_node(node, allow_graceful=False)
+        return node.node_id
+
+    def drain(self):
+        """Announce that a node is going to be taken away."""
+        node = self.workers[0].node_id
+        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self.cluster.address]
+        subprocess.run(
+            [*command, "--node-id", node, *reason, "--deadline-remaining-seconds", "60"],
+            check=True,
+            capture_output=True,
+        )
+        return node
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    cluster = Nodes()
+    ray.init(address=cluster.cluster.address, logging_level="ERROR", log_to_driver=False)
+    try:
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.cluster.shutdown()
+
+
+class At(Reporter):
+    """Does something once so many tiles are done."""
+
+    def __init__(self, tiles, act):
+        self.left, self.act = tiles, act
+
+    def advance(self, tile_bytes):
+        self.left -= 1
+        if self.left == 0:
+            self.act()
+
+
+def computed(problem, output, at=None, **settings):
+    """Run on Ray: the outcome."""
+    return run(problem, Settings(**SETTINGS | {"workers": 2, "verify": False} | settings), str(output), report=at)
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """The matrix of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("known")
+    problem, _ = trouble.problem(folder / "orders")
+    outcome = run(problem, Settings(**SETTINGS, executor="serial", verify=False), str(folder / "out"))
+    assert outcome.tiles == TILES
+    return outcome.hessian.to_numpy()
+
+
+def places(output):
+    """How many tiles each process stored."""
+    manifest = Manifest.read(Output(str(output)))
+    return Counter(read_receipt(Output(str(output)), tile).pid for tile in manifest.plan.tiles())
+
+
+def test_a_worker_dies_in_mid_tile(nodes, tmp_path, known, faults):
+    nodes.at_least(2)
+    problem, orders = trouble.problem(tmp_path / "orders")
+    outcome = computed(problem, tmp_path / "out", At(3, lambda: orders.give("die", "die")))
+    assert orders.left() == 0
+    repeated = outcome.lost["died"]
+    assert 2 <= repeated <= 6  # of each the one computed, the one waiting and the one being written
+    faults("worker killed in mid-tile", "Ray node", 2, repeated, TILES, outcome.hessian.to_numpy(), known)
+
+
+@pytest.mark.parametrize(("order", "loss"), [("fail", "error"), ("nan", "error"), ("hang", "hung")])
+def test_a_tile_fails_once(nodes, tmp_path, known, faults, order, loss):
+    nodes.at_least(2)
+    problem, orders = trouble.problem(tmp_path / "orders")
+    outcome = computed(problem, tmp_path / "out", At(3, lambda: orders.give(order)), tile_deadline=4)
+    assert orders.left() == 0
+    assert 1 <= outcome.lost[loss] <= 3
+    faults(f"a tile is ordered to {order}", "Ray node", 1, outcome.lost[loss], TILES, outcome.hessian.to_numpy(), known)
+
+
+def test_memory_of_the_device_runs_out(nodes, tmp_path, known, faults):
+    """Split inside the worker, without a tile being given back, and remembered."""
+    nodes.at_least(2)
+    problem, orders = trouble.problem(tmp_path / "orders")
+    outcome = computed(problem, tmp_path / "out", At(3, lambda: orders.give("run out of memory")), workers=1)
+    assert not outcome.lost
+    halved = [read_receipt(outcome.hessian.output, tile).halvings for tile in outcome.hessian.manifest.plan.tiles()]
+    assert set(halved) == {0, 1}
+    assert halved.count(1) > TILES / 2
+    np.testing.assert_allclose(outcome.hessian.to_numpy(), known, rtol=0, atol=1e-14)
+    faults("CUDA out of memory, simulated", "worker", 1, 0, TILES, known, known)
+
+
+def test_a_tile_that_always_fails_is_set_aside(nodes, tmp_path, known, faults):
+    """The rest is finished, and the same call goes on with it."""
+    nodes.at_least(1)
+    problem, orders = trouble.problem(tmp_path / "orders")
+    with pytest.raises(TileError, match=r"1 tiles failed each time .* ordered to fail") as error:
+        computed(problem, tmp_path / "out", At(3, lambda: orders.give(*["fail"] * 3)), workers=1)
+    assert error.value.exit_code == 75
+    told = status(str(tmp_path / "out"))
+    assert (told["done"], told["failed"], told["finished"]) == (TILES - 1, 1, False)
+    assert "ordered to fail" in told["last errors"]
+    outcome = computed(problem, tmp_path / "out")
+    assert outcome.computed == 1
+    faults("a tile fails three times", "Ray node", 3, 1, TILES, outcome.hessian.to_numpy(), known)
+
+
+def test_a_tile_that_is_never_finite(nodes, tmp_path, known, faults):
+    nodes.at_least(1)
+    problem, orders = trouble.problem(tmp_path / "orders")
+    with pytest.raises(NotFiniteError, match="1 tiles failed each time"):
+        computed(problem, tmp_path / "out", At(3, lambda: orders.give(*["nan"] * 3)), workers=1)
+    outcome = computed(problem, tmp_path / "out")
+    assert outcome.computed == 1
+    faults("a tile gives NaN three times", "Ray node", 3, 1, TILES, outcome.hessian.to_numpy(), known)
+
+
+def test_workers_that_do_not_start(nodes, tmp_path, known, faults):
+    nodes.at_least(2)
+    problem, orders = trouble.problem(tmp_path / "orders")
+    orders.give("fail to start", "fail to start")
+    outcome = computed(problem, tmp_path / "out", workers=1)
+    assert orders.left() == 0
+    faults("a worker does not start, twice", "Ray node", 2, 0, TILES, outcome.hessian.to_numpy(), known)
+    problem, orders = trouble.problem(tmp_path / "other")
+    orders.give(*["fail to start"] * 3)
+    with pytest.raises(WorkerError, match=r"3 workers in a row did not start: .*ordered not to start") as error:
+        computed(problem, tmp_path / "never", workers=1)
+    assert error.value.exit_code == 75
+
+
+def test_a_node_is_killed(nodes, tmp_path, known, faults):
+    nodes.at_least(3)
+    problem, _ = trouble.problem(tmp_path / "orders", pause=0.05)
+    outcome = computed(problem, tmp_path / "out", At(6, nodes.kill), workers=3)
+    assert 1 <= sum(outcome.lost.values()) <= 3
+    faults("node killed", "Ray node", 1, sum(outcome.lost.values()), TILES, outcome.hessian.to_numpy(), known)
+
+
+def test_a_node_is_drained_and_killed(nodes, tmp_path, known, faults):
+    """What was begun there is finished, and nothing more is given to it."""
+    nodes.at_least(3)
+    problem, _ = trouble.problem(tmp_path / "orders", pause=0.1)
+    drained = []
+    acts = {6: lambda: drained.append(nodes.drain()), 30: nodes.kill}
+
+    class Acts(Reporter):
+        def __init__(self):
+            self.done = 0
+
+        def advance(self, tile_bytes):
+            self.done += 1
+            acts.get(self.done, lambda: None)()
+
+    outcome = computed(problem, tmp_path / "out", Acts(), workers=3)
+    assert drained
+    assert not outcome.lost  # it was left in peace before it was killed
+    faults("node drained, then killed", "Ray node", 1, 0, TILES, outcome.hessian.to_numpy(), known)
+
+
+def test_all_workers_are_lost_and_others_come(nodes, tmp_path, known, faults):
+    nodes.at_least(2)
+    problem, _ = trouble.problem(tmp_path / "orders", pause=0.05)
+
+    def replace():
+        nodes.at_least(0)
+        nodes.add()
+        nodes.add()
+
+    outcome = computed(problem, tmp_path / "out", At(6, replace))
+    repeated = sum(outcome.lost.values())
+    assert 1 <= repeated <= 6
+    faults("all nodes killed, others added", "Ray", 2, repeated, TILES, outcome.hessian.to_numpy(), known)
+
+
+def test_a_node_that_joins_late_gets_work(nodes, tmp_path, known, faults):
+    nodes.at_least(1)
+    problem, _ = trouble.problem(tmp_path / "orders", pause=0.1)
+    outcome = computed(problem, tmp_path / "out", At(3, nodes.add), workers=2)
+    stored = places(tmp_path / "out")
+    assert len(stored) == 2
+    assert min(stored.values()) > 3
+    faults("node joins late", "Ray node", 1, 0, TILES, outcome.hessian.to_numpy(), known)
+
+
+def test_a_late_writer_changes_nothing(nodes, tmp_path, known, faults):
+    """A worker that was given up writes its tile when another has done so and the run is over."""
+    nodes.at_least(2)
+    problem, _ = trouble.problem(tmp_path / "orders")
+    outcome = computed(problem, tmp_path / "out")
+    output, manifest = outcome.hessian.output, outcome.hessian.manifest
+    late = Worker(problem, manifest, output)
+    late.compute(manifest.plan.tiles()[5])
+    (receipt,) = late.flush()
+    late.close()
+    assert receipt.pid == psutil.Process().pid
+    assert computed(problem, tmp_path / "out", verify=True).verification.ok
+    faults("late writer of a tile already done", "worker", 1, 0, TILES, outcome.hessian.to_numpy(), known)
+
+
+def test_metrics_of_the_cluster(nodes, tmp_path):
+    """As Ray gives them to Prometheus."""
+    import urllib.request
+
+    nodes.at_least(1)
+    problem, orders = trouble.problem(tmp_path / "orders")
+    computed(problem, tmp_path / "out", At(3, lambda: orders.give("fail")), workers=1)
+    ports = {node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]}
+    wanted = {"hessian_tiles", "hessian_bytes", "hessian_tile_seconds", "hessian_retries", "hessian_queue_depth"}
+    end = time.monotonic() + 60
+    missing = wanted
+    while missing and time.monotonic() < end:
+        pages = [urllib.request.urlopen(f"http://127.0.0.1:{port}").read().decode() for port in ports]
+        missing = {name for name in wanted if not any(f"ray_{name}" in page for page in pages)}
+        time.sleep(1)
+    assert not missing
+
+
+def test_receipts_say_where_and_when(nodes, tmp_path):
+    nodes.at_least(1)
+    problem, _ = trouble.problem(tmp_path / "orders")
+    before = time.time()
+    computed(problem, tmp_path / "out", workers=1)
+    for path in (tmp_path / "out" / "receipts").iterdir():
+        receipt = json.loads(path.read_text())
+        assert before < receipt["finished"] < time.time()
+        assert receipt["host"]
+        assert receipt["peak_memory_bytes"] > 2**20
+        assert receipt["attempt"] == 1
