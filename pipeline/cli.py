@@ -48,11 +48,12 @@ def plan_command(job: Path, overrides: tuple[str, ...], *, preflight: bool) -> N
 @cli.command("run")
 @_job_argument
 @click.option("--output", metavar="URL", help="Where the Hessian goes, in place of the spec's output.")
+@click.option("--check", is_flag=True, help="Read back what is there already; compute again what is damaged.")
 @click.option(
     "--log", type=click.Path(path_type=Path), metavar="FILE", help="Append what happens, a JSON object a line."
 )
 @_set_option
-def run_command(job: Path, output: str | None, log: Path | None, overrides: tuple[str, ...]) -> None:
+def run_command(job: Path, output: str | None, log: Path | None, overrides: tuple[str, ...], *, check: bool) -> None:
     """Run JOB, go on with it where it was cut off, or find it finished."""
     from pipeline.logs import log_to
     from pipeline.progress import ConsoleReporter
@@ -61,16 +62,25 @@ def run_command(job: Path, output: str | None, log: Path | None, overrides: tupl
 
     spec, console = load_job(job, overrides, output), _console(stderr=True)
     with log_to(console, log):
-        _show_outcome(run_job(spec, job.parent, ConsoleReporter(console)))
+        _show_outcome(run_job(spec, job.parent, ConsoleReporter(console), check=check))
 
 
 @cli.command("verify")
 @click.argument("url")
 @click.option("--job", type=click.Path(path_type=Path), help="The job spec; without it only chunks are checked.")
+@click.option("--chunks", is_flag=True, help="Only read back what is there, of an unfinished run as well.")
 @_set_option
 @_endpoint_option
-def verify_command(url: str, job: Path | None, overrides: tuple[str, ...], endpoint_url: str | None) -> None:
+def verify_command(
+    url: str, job: Path | None, overrides: tuple[str, ...], endpoint_url: str | None, *, chunks: bool
+) -> None:
     """Check the finished Hessian at URL."""
+    if chunks and job is not None:
+        raise click.UsageError("--chunks reads back alone: leave out --job, or --chunks")
+    if chunks:
+        _verify_chunks(url, endpoint_url)
+        return
+    from pipeline.audit import REMEDY
     from pipeline.errors import VerificationError
     from pipeline.handle import open_hessian
     from pipeline.run import load_problem
@@ -81,7 +91,8 @@ def verify_command(url: str, job: Path | None, overrides: tuple[str, ...], endpo
     problem = None if job is None else load_problem(load_job(job, overrides), job.parent)
     found = verify_hessian(hessian, problem, retrained=True)
     if not found.ok:
-        raise VerificationError(f"output {url}: {found.summary()}")
+        remedy = f"; {REMEDY}" if found.faults else ""
+        raise VerificationError(f"output {url}: {found.summary()}{remedy}")
     click.echo(found.summary())
 
 
@@ -131,6 +142,22 @@ def main() -> None:
 
 def _terminate(*_: object) -> None:
     raise Terminated
+
+
+def _verify_chunks(url: str, endpoint_url: str | None) -> None:
+    """Read back what is there, and list what is at fault."""
+    from pipeline.audit import REMEDY, audit_output, listed_faults
+    from pipeline.errors import VerificationError
+
+    found = audit_output(url, endpoint_url)
+    objects, faults = sum(a.objects for a in found), sum(len(a.faults) for a in found)
+    for line in listed_faults(found):
+        click.echo(line)
+    if faults:
+        raise VerificationError(
+            f"output {url}: {faults:,} faults in {objects:,} objects of {len(found):,} tiles; {REMEDY}"
+        )
+    click.echo(f"{objects:,} objects of {len(found):,} tiles are what their receipts say")
 
 
 def _console(*, stderr: bool = False) -> "Console":

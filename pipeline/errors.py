@@ -48,6 +48,12 @@ class UnreachableError(OutputError):
     exit_code = RESUMABLE
 
 
+class StoppedError(OutputError):
+    """An output refused in the middle of a run: rights lost, bucket gone, disk full; finished tiles are kept."""
+
+    exit_code = RESUMABLE
+
+
 class FingerprintError(HessianError, ValueError):
     """An output belongs to a different problem than the one at hand."""
 

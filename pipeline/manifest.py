@@ -1,5 +1,6 @@
 """The identity of a run, written once before its first tile; everything a resumed run or a reader must know."""
 
+import hashlib
 import json
 from functools import cached_property
 from typing import Any, Literal
@@ -81,9 +82,14 @@ class Manifest(BaseModel):
             chunks = 2 * chunks - int(selected.diagonal().sum())
         return chunks * self.chunk**2 * np.dtype(self.store_dtype).itemsize
 
+    @cached_property
+    def digest(self) -> str:
+        """Name of this run in its receipts: no other plan, of the same problem or not, has the same."""
+        return hashlib.sha256(self._to_bytes()).hexdigest()[:16]
+
     def write(self, output: Output) -> None:
         """Put it into the output."""
-        output.put(MANIFEST, json.dumps(self.model_dump(mode="json"), indent=1).encode())
+        output.put(MANIFEST, self._to_bytes())
 
     @classmethod
     def read(cls, output: Output) -> "Manifest | None":
@@ -104,3 +110,6 @@ class Manifest(BaseModel):
             raise OutputError(
                 f"output {output.url}: {MANIFEST} is not one of this version (format {FORMAT}): {error}"
             ) from None
+
+    def _to_bytes(self) -> bytes:
+        return json.dumps(self.model_dump(mode="json"), indent=1).encode()

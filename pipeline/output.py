@@ -2,9 +2,11 @@
 
 import os
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import psutil
@@ -45,6 +47,7 @@ class Output:
 
     def __init__(self, url: str, endpoint_url: str | None = None) -> None:
         self.url, self._endpoint_url = str(url).rstrip("/"), endpoint_url
+        self._given_up = Event()
         self._fs, self._root = open_filesystem(self.url, endpoint_url)
         if self.is_local:
             self._root = os.path.abspath(self._root)
@@ -91,7 +94,7 @@ class Output:
             if self.is_local:
                 _replace(Path(self.path(name)), data)
             else:
-                patient(self._fs.pipe_file)(self.path(name), data)
+                self._patient(self._fs.pipe_file)(self.path(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a small object if there is none of that name; of many that try at once, one succeeds.
@@ -160,14 +163,14 @@ class Output:
         """
         with explained(self.url, f"cannot read {name}"):
             try:
-                return bytes(patient(self._fs.cat_file)(self.path(name)))
+                return bytes(self._patient(self._fs.cat_file)(self.path(name)))
             except FileNotFoundError:
                 return None
 
     def delete(self, name: str) -> None:
         """Remove an object, if it is there."""
         with explained(self.url, f"cannot remove {name}"), suppress(FileNotFoundError):
-            patient(self._fs.rm_file)(self.path(name))
+            self._patient(self._fs.rm_file)(self.path(name))
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """List all objects below a folder, with their sizes in bytes, by one listing.
@@ -180,7 +183,7 @@ class Output:
         """
         root, found = self.path(folder), {}
         with explained(self.url, "cannot be listed"), suppress(FileNotFoundError):
-            found = patient(self._fs.find)(root, detail=True)
+            found = self._patient(self._fs.find)(root, detail=True)
         names = {path[len(root) + 1 :] if path.startswith(root) else path: info for path, info in found.items()}
         # Some stores show folders as objects without a name, or with a slash at its end.
         return {name: int(info["size"]) for name, info in names.items() if not name.endswith((_PARTIAL, "/")) and name}
@@ -189,7 +192,14 @@ class Output:
         """Open the Zarr store below this folder, or the one that is this folder."""
         if self.is_local:
             return LocalStore(self.path(name))
-        return zarr_store(self._fs, self.path(name))
+        return zarr_store(self._fs, self.path(name), self._given_up)
+
+    def give_up(self) -> None:
+        """Have what waits to be tried again fail at once, in all threads and from now on: nobody needs it any more."""
+        self._given_up.set()
+
+    def _patient(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return patient(function, self._given_up)
 
     def check_writable(self) -> None:
         """Write and remove a small object.

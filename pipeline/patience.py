@@ -4,15 +4,21 @@ fsspec's filesystems give up after seconds; a bucket may throttle for minutes. N
 objects are put whole, by one writer.
 """
 
+import asyncio
+import inspect
 import logging
+import time
 from collections.abc import Callable, Iterator
 from socket import gaierror
+from threading import Event
 from typing import Any, ParamSpec, TypeVar
 
 from tenacity import RetryCallState, retry, retry_if_exception, wait_random_exponential
+from tenacity.nap import sleep_using_event
 
 PATIENCE_SECONDS = 300
 LONGEST_WAIT_SECONDS = 20
+_GLANCE_SECONDS = 0.1  # between looks, from a coroutine, at whether waiting has become pointless
 _STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 _S3_CODES = frozenset({"InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown"})
 _CLIENTS = frozenset({"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "urllib3"})
@@ -82,21 +88,37 @@ def _note(state: RetryCallState) -> None:
     _log.warning("attempt %d failed with %s, trying again", state.attempt_number, type(error).__name__)
 
 
-def patient(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+def _pause(function: Callable[..., Any], given_up: Event) -> Callable[[float], Any]:
+    """Give the way to wait between attempts, which ends at once when they are given up."""
+    if not inspect.iscoroutinefunction(function):
+        return sleep_using_event(given_up)
+
+    async def pause(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not given_up.is_set() and (left := end - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, _GLANCE_SECONDS))
+
+    return pause
+
+
+def patient(function: Callable[Arguments, Result], given_up: Event | None = None) -> Callable[Arguments, Result]:
     """Have a function, or a coroutine function, tried again while what it raises is transient.
 
     Waits grow exponentially, at random up to `LONGEST_WAIT_SECONDS`, so that many workers do not return at once.
 
     Args:
         function: idempotent.
+        given_up: once set, nothing is tried again.
 
     Returns:
-        The function; after `PATIENCE_SECONDS` it raises the last error.
+        The function; after `PATIENCE_SECONDS`, or when it is given up, it raises the last error.
     """
+    given_up = given_up or Event()
     decorated: Callable[Arguments, Result] = retry(
         retry=retry_if_exception(is_transient),
-        stop=_at_an_end,
+        stop=lambda state: given_up.is_set() or _at_an_end(state),
         wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT_SECONDS),
+        sleep=_pause(function, given_up),
         before_sleep=_note,
         reraise=True,
     )(function)

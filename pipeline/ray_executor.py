@@ -212,7 +212,8 @@ def _ray(settings: Settings, workers: int) -> Iterator[None]:
     if settings.address is not None:
         options["address"] = settings.address
     elif "RAY_ADDRESS" not in os.environ:
-        options |= {"num_cpus": workers * settings.cpus_per_worker, "include_dashboard": False}
+        # "local": else Ray would join whatever other Ray was started on this machine.
+        options |= {"address": "local", "num_cpus": workers * settings.cpus_per_worker, "include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)

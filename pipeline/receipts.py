@@ -1,10 +1,14 @@
 """Receipts: the small records that finished tiles leave, and what they say is still missing."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import partial
 
+from pydantic import ConfigDict, TypeAdapter
+
+from pipeline.ahead import ahead
 from pipeline.errors import IncompleteError
 from pipeline.manifest import Manifest
 from pipeline.output import PARQUET, RECEIPTS, Output
@@ -19,6 +23,7 @@ class Receipt:
 
     Attributes:
         tile: its id.
+        run: digest of the manifest.
         chunks: the objects put, mirrors included: Zarr chunks, and Parquet files, of a run or of a later export.
         max_abs: largest entry.
         norm: Frobenius norm of the computed upper part.
@@ -35,7 +40,10 @@ class Receipt:
         halvings: of engines' sizes in this worker so far, where memory ran out; they change last bits.
     """
 
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
+
     tile: str
+    run: str
     chunks: tuple[StoredObject, ...]
     max_abs: float
     norm: float
@@ -55,23 +63,24 @@ class Receipt:
         return json.dumps(asdict(self)).encode()
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Receipt":
+    def from_bytes(cls, data: bytes) -> "Receipt":
         """Read what `to_bytes` wrote.
 
         Returns:
             The receipt.
 
         Raises:
-            KeyError: it is not a receipt.
-            TypeError: it is not a receipt.
+            ValueError: it is not a receipt.
         """
-        chunks = tuple(StoredObject(**chunk) for chunk in values["chunks"])
-        return cls(**{**values, "chunks": chunks})
+        return _RECEIPT.validate_json(data)
 
     @property
     def bytes(self) -> int:
         """Bytes of all objects."""
         return sum(chunk.bytes for chunk in self.chunks)
+
+
+_RECEIPT = TypeAdapter(Receipt)
 
 
 def receipt_name(tile: str) -> str:
@@ -80,7 +89,7 @@ def receipt_name(tile: str) -> str:
 
 
 def missing_tiles(output: Output, manifest: Manifest) -> list[Tile]:
-    """Find the tiles that are not done: without a readable receipt, or without the objects it lists.
+    """Find the tiles that are not done: without a readable receipt of this run, or without the objects it lists.
 
     Args:
         output: of the run.
@@ -89,20 +98,36 @@ def missing_tiles(output: Output, manifest: Manifest) -> list[Tile]:
     Returns:
         The tiles to compute, largest first.
     """
-    tiling = manifest.plan
-    present, receipts = object_sizes(output), output.sizes(RECEIPTS)
-    tiles = tiling.tiles()
-    missing = [t for t in tiles if f"{t.id}.json" not in receipts or not _is_whole(output, manifest, t, present)]
-    return sorted(missing, key=lambda t: -tiling.shape(t)[0] * tiling.shape(t)[1])
+    present, begun = object_sizes(output), begun_tiles(output, manifest)
+    receipts = zip(begun, ahead(partial(own_receipt, output, manifest), begun), strict=True)
+    done = {tile.id for tile, receipt in receipts if receipt and _is_whole(manifest, tile, receipt, present)}
+    return largest_first(manifest, [tile for tile in manifest.plan.tiles() if tile.id not in done])
+
+
+def begun_tiles(output: Output, manifest: Manifest) -> list[Tile]:
+    """List the tiles that have a receipt, whatever it says."""
+    names = output.sizes(RECEIPTS)
+    return [tile for tile in manifest.plan.tiles() if f"{tile.id}.json" in names]
+
+
+def largest_first(manifest: Manifest, tiles: Sequence[Tile]) -> list[Tile]:
+    """Sort tiles by their entries."""
+    return sorted(tiles, key=lambda tile: -math.prod(manifest.plan.shape(tile)))
 
 
 def read_receipt(output: Output, tile: Tile) -> Receipt | None:
     """Read a tile's receipt; None where there is none or it is damaged."""
     data = output.get(receipt_name(tile.id))
     try:
-        return None if data is None else Receipt.from_json(json.loads(data))
-    except (ValueError, KeyError, TypeError):
+        return None if data is None else Receipt.from_bytes(data)
+    except ValueError:
         return None
+
+
+def own_receipt(output: Output, manifest: Manifest, tile: Tile) -> Receipt | None:
+    """Read a tile's receipt; None where there is none, it is damaged, or it is of another tile or run."""
+    receipt = read_receipt(output, tile)
+    return receipt if receipt and (receipt.tile, receipt.run) == (tile.id, manifest.digest) else None
 
 
 def object_sizes(output: Output) -> dict[str, int]:
@@ -131,11 +156,8 @@ def record_files(output: Output, tile: Tile, files: Sequence[StoredObject]) -> N
         output.put(receipt_name(tile.id), replace(receipt, chunks=(*others, *files)).to_bytes())
 
 
-def _is_whole(output: Output, manifest: Manifest, tile: Tile, present: Mapping[str, int]) -> bool:
+def _is_whole(manifest: Manifest, tile: Tile, receipt: Receipt, present: Mapping[str, int]) -> bool:
     """Say whether a tile's receipt lists what the run is to leave of it, and that is there in full size."""
-    receipt = read_receipt(output, tile)
-    if receipt is None or receipt.tile != tile.id:
-        return False
     listed = {chunk.key: chunk.bytes for chunk in receipt.chunks}
     needed = tile_keys(manifest, tile)
     if "parquet" in manifest.formats:

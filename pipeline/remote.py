@@ -4,8 +4,10 @@ Credentials come from the environment, the clouds' own configuration files or fs
 nothing that is pickled, written or printed can.
 """
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Event
 from typing import Any
 
 import fsspec
@@ -48,7 +50,7 @@ def open_filesystem(url: str, endpoint_url: str | None = None) -> tuple[Any, str
     return fs, root
 
 
-def zarr_store(fs: Any, path: str) -> Store:
+def zarr_store(fs: Any, path: str, given_up: Event) -> Store:
     """Give the Zarr store at a path of a filesystem.
 
     It waits for the filesystem's own functions in threads: an asynchronous twin of the filesystem would hold
@@ -57,11 +59,12 @@ def zarr_store(fs: Any, path: str) -> Store:
     Args:
         fs: the filesystem.
         path: in it.
+        given_up: once set, nothing is tried again.
 
     Returns:
-        The store; what is transient is tried again, what is not is an OutputError.
+        The store; what is transient is tried again, what cannot be read for another reason is an OutputError.
     """
-    return _PatientStore(FsspecStore(AsyncFileSystemWrapper(fs, asynchronous=True), path=path))
+    return _PatientStore(FsspecStore(AsyncFileSystemWrapper(fs, asynchronous=True), path=path), given_up)
 
 
 def at_once(fs: Any, url: str, what: str, *calls: tuple[Any, ...]) -> None:
@@ -92,6 +95,8 @@ def reason(error: BaseException) -> str:
         return f"access denied, {said}: check the credentials in the environment, and the rights they give"
     if isinstance(error, FileNotFoundError) or status == 404:
         return f"no such bucket or container, {said}: create it, or correct the URL"
+    if getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT}:
+        return f"no room, {said}: make some"
     if is_transient(error):
         return f"no answer, {name} {said}: check endpoint and network, then run the same command again"
     return said
@@ -119,15 +124,21 @@ def explained(url: str, what: str) -> Iterator[None]:
 
 
 class _PatientStore(WrapperStore[FsspecStore]):
-    """Tries requests again while what goes wrong is transient, then says what it was."""
+    """Tries requests again while what goes wrong is transient."""
+
+    def __init__(self, store: FsspecStore, given_up: Event) -> None:
+        super().__init__(store)
+        self._given_up = given_up
+
+    def _with_store(self, store: FsspecStore) -> "_PatientStore":
+        return type(self)(store, self._given_up)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         with explained(self._store.path, f"cannot read {key}"):
-            return await patient(self._store.get)(key, prototype, byte_range)
+            return await patient(self._store.get, self._given_up)(key, prototype, byte_range)
 
     async def set(self, key: str, value: Buffer) -> None:
-        with explained(self._store.path, f"cannot write {key}"):
-            await patient(self._store.set)(key, value)
+        await patient(self._store.set, self._given_up)(key, value)
 
 
 def _require_plain(url: str, endpoint_url: str) -> None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.audit import REMEDY, audit, listed_faults
 from pipeline.contexts import unchanged
-from pipeline.errors import OutputError, SpecError, VerificationError
+from pipeline.errors import OutputError, SpecError, StoppedError, VerificationError
 from pipeline.executors import Work, serial
 from pipeline.factory import build_problem
 from pipeline.handle import Hessian
@@ -21,7 +22,7 @@ from pipeline.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, V
 from pipeline.planner import JobPlan, device_of, make_plan, worker_count
 from pipeline.problem import Problem
 from pipeline.progress import Reporter
-from pipeline.receipts import Receipt, missing_tiles
+from pipeline.receipts import Receipt, begun_tiles, largest_first, missing_tiles, receipt_name
 from pipeline.remote import explained
 from pipeline.spec import JobSpec, Settings, parse
 from pipeline.store import MatrixStore
@@ -86,6 +87,7 @@ def compute_hessian(
     concurrent_puts: int = 4,
     tile_deadline: float | None = None,
     verify: bool = True,
+    check: bool = False,
 ) -> Hessian:
     """Compute the full, exact Hessian of a problem's loss: H = d2L / dtheta2, with L over all data as one batch.
 
@@ -116,6 +118,8 @@ def compute_hessian(
         concurrent_puts: chunks that a worker encodes and puts at a time.
         tile_deadline: seconds after which a worker that does not answer is replaced; from the median tile when None.
         verify: checks the finished matrix against plain double backward.
+        check: reads back what is there already, finished or not, and computes again the tiles of which anything is
+            missing or damaged.
 
     Returns:
         The Hessian.
@@ -124,11 +128,11 @@ def compute_hessian(
         HessianError: the problem, the settings or the output cannot be used, or the result is not right; see
             `pipeline.errors` for its kinds.
     """
-    values = {key: value for key, value in locals().items() if key not in {"problem", "output"}}
+    values = {key: value for key, value in locals().items() if key not in {"problem", "output", "check"}}
     settings = parse(Settings, values, "compute_hessian")
     if not isinstance(problem, Problem):
         raise SpecError(f"compute_hessian: got {type(problem).__name__}, expected a pipeline.Problem")
-    return run(problem, settings, output).hessian
+    return run(problem, settings, output, check=check).hessian
 
 
 def load_problem(spec: JobSpec, folder: Path) -> Problem:
@@ -136,13 +140,14 @@ def load_problem(spec: JobSpec, folder: Path) -> Problem:
     return build_problem(spec.problem, spec.problem_args, folder).select(spec.params)
 
 
-def run_job(spec: JobSpec, folder: Path, report: Reporter) -> Outcome:
+def run_job(spec: JobSpec, folder: Path, report: Reporter, *, check: bool = False) -> Outcome:
     """Run a job spec.
 
     Args:
         spec: the job; its output must be set.
         folder: where the spec lies.
         report: told about progress.
+        check: reads back what is there already.
 
     Returns:
         What was done.
@@ -154,7 +159,7 @@ def run_job(spec: JobSpec, folder: Path, report: Reporter) -> Outcome:
         raise SpecError("missing key `output`: say where the Hessian goes, in the spec or with --output")
     Output(spec.output, spec.endpoint_url).check_writable()
     report.say(f"building {spec.problem}")
-    return run(load_problem(spec, folder), spec, spec.output, report=report, name=spec.problem)
+    return run(load_problem(spec, folder), spec, spec.output, report=report, name=spec.problem, check=check)
 
 
 def run(
@@ -164,6 +169,7 @@ def run(
     *,
     report: Reporter | None = None,
     name: str | None = None,
+    check: bool = False,
 ) -> Outcome:
     """Run a problem; see `compute_hessian`.
 
@@ -173,6 +179,7 @@ def run(
         url: where to; None for memory.
         report: told about progress.
         name: of the factory that made the problem, None where the caller did.
+        check: reads back what is there already.
 
     Returns:
         What was done.
@@ -185,7 +192,7 @@ def run(
     report = report or Reporter()
     problem = problem.select(settings.params)
     with unchanged(problem.model), _destination(url, settings) as output:
-        outcome = _Run(problem, settings, output, report, name).outcome()
+        outcome = _Run(problem, settings, output, report, name, check=check).outcome()
         return outcome if url is not None else _kept_in_memory(outcome, output)
 
 
@@ -202,10 +209,10 @@ class _Run:
     """One call of a run."""
 
     def __init__(
-        self, problem: Problem, settings: Settings, output: Output, report: Reporter, name: str | None
+        self, problem: Problem, settings: Settings, output: Output, report: Reporter, name: str | None, *, check: bool
     ) -> None:
         self.problem, self.settings, self.output, self.report, self.name = problem, settings, output, report, name
-        self.tally = Tally()
+        self.check, self.tally = check, Tally()
         self.lease = Lease(output, self.tally.to_json)
 
     def outcome(self) -> Outcome:
@@ -228,12 +235,13 @@ class _Run:
             return Outcome(Hessian(self.output, manifest), 0, total, None)
         self.output.delete(SUCCESS)
         planned = time.monotonic()
-        self._compute(manifest, tiles, total)
-        computed = time.monotonic()
-        hessian = Hessian(self.output, manifest)
-        verification = self._verify(hessian) if self.settings.verify else None
-        verified = time.monotonic()
-        self.output.put(SUCCESS, json.dumps({"tiles": total, "verified": verification is not None}).encode())
+        with self._resumable(total):
+            self._compute(manifest, tiles, total)
+            computed = time.monotonic()
+            hessian = Hessian(self.output, manifest)
+            verification = self._verify(hessian) if self.settings.verify else None
+            verified = time.monotonic()
+            self.output.put(SUCCESS, json.dumps({"tiles": total, "verified": verification is not None}).encode())
         return Outcome(
             hessian,
             len(tiles),
@@ -247,8 +255,10 @@ class _Run:
 
     def _is_finished(self) -> bool:
         """Say whether an earlier run went to its end, its proof included where one is asked for."""
-        proof = self.output.get(VERIFY)
-        proven = proof is not None and json.loads(proof)["ok"]
+        try:
+            proven = json.loads(self.output.get(VERIFY) or b"")["ok"] is True
+        except (ValueError, LookupError, TypeError):
+            proven = False
         return self.output.get(SUCCESS) is not None and (proven or not self.settings.verify)
 
     def _start(self) -> list[Tile]:
@@ -270,11 +280,37 @@ class _Run:
         """Check that the output is of this problem, and find the tiles that are missing."""
         require_same_settings(self.settings, self.problem, manifest, self.output)
         self.problem = require_same(self.problem, manifest, self.output, retrained=self.name is not None)
+        MatrixStore(self.output, manifest)  # refuses an output without one
         missing = missing_tiles(self.output, manifest)
+        if self.check:
+            damaged = self._damaged(manifest)
+            missing = largest_first(manifest, damaged + [tile for tile in missing if tile not in damaged])
         if missing or self.output.get(SUCCESS) is None:
             total = len(manifest.plan.tiles())
             self.report.say(f"{self.output.url}: {total - len(missing)} of {total} tiles are there, going on")
         return missing
+
+    def _damaged(self, manifest: Manifest) -> list[Tile]:
+        """Read back what is there, say what is at fault, and give its tiles."""
+        begun = begun_tiles(self.output, manifest)
+        self.report.say(f"reading back {len(begun)} tiles")
+        found = [audited for audited in audit(self.output, manifest, begun) if audited.faults]
+        for line in listed_faults(found):
+            self.report.say(line)
+        for audited in found:  # or else a run that is cut off before it mends them would leave them for finished
+            self.output.delete(receipt_name(audited.tile.id))
+        return [audited.tile for audited in found]
+
+    @contextmanager
+    def _resumable(self, total: int) -> Iterator[None]:
+        """Add to what an output refuses with, in the middle of a run, what is kept and how to go on."""
+        try:
+            yield
+        except OutputError as error:
+            raise StoppedError(
+                f"{error}; stopped with {self.tally.before + self.tally.done} of {total} tiles done, which are kept as "
+                "long as the output is: run the same command again to go on"
+            ) from error
 
     def _compute(self, manifest: Manifest, tiles: Sequence[Tile], total: int) -> None:
         """Have the executor compute tiles."""
@@ -298,7 +334,8 @@ class _Run:
         found = check(hessian, self.problem, parquet="parquet" in hessian.manifest.formats)
         self.output.put(VERIFY, json.dumps(found.to_json(), indent=1).encode())
         if not found.ok:
-            raise VerificationError(f"output {self.output.url}: {found.summary()}")
+            remedy = f"; {REMEDY}" if found.faults else ""
+            raise VerificationError(f"output {self.output.url}: {found.summary()}{remedy}")
         return found
 
 

@@ -1,30 +1,28 @@
 """The chunked matrix: a Zarr v3 array, one object per chunk, each written whole by one writer."""
 
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.abc.codec import BytesBytesCodec
-from zarr.abc.store import Store
+from zarr.abc.store import ByteRequest, Store
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.buffer import Buffer
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.errors import ZarrUserWarning
 from zarr.storage import WrapperStore
 
-from pipeline.errors import IncompleteError, OutputError
+from pipeline.ahead import ahead
+from pipeline.errors import IncompleteError, OutputError, in_words
 from pipeline.manifest import Manifest
 from pipeline.output import GRADIENT, MATRIX, Output
 from pipeline.patience import patient
+from pipeline.remote import explained
 from pipeline.tiling import Tile
-
-READERS = 4  # threads that read and decode chunks
-AHEAD = 6  # chunks read before they are asked for
 
 Matrix = npt.NDArray[Any]
 
@@ -41,23 +39,43 @@ class StoredObject:
         """Give a plain mapping."""
         return asdict(self)
 
+    def differs_from(self, expected: "StoredObject") -> str:
+        """Say in which way this object is not the one that a receipt lists."""
+        if self.bytes != expected.bytes:
+            return f"has {self.bytes:,} bytes, its receipt says {expected.bytes:,}"
+        return "does not match the checksum in its receipt"
+
 
 class _RecordingStore(WrapperStore[Store]):
-    """Notes what was put under each key."""
+    """Notes what was put under each key, and holds what is read against what is expected there."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, url: str) -> None:
         super().__init__(store)
+        self._url = url
         self.puts: dict[str, StoredObject] = {}
+        self.expected: dict[str, StoredObject] = {}
 
     def _with_store(self, store: Store) -> "_RecordingStore":
-        other = type(self)(store)
-        other.puts = self.puts
+        other = type(self)(store, self._url)
+        other.puts, other.expected = self.puts, self.expected
         return other
 
     async def set(self, key: str, value: Buffer) -> None:
-        await super().set(key, value)
-        tail = bytes(value[len(value) - 4 :].to_bytes())
-        self.puts[key] = StoredObject(key, len(value), int.from_bytes(tail, "little"))
+        with explained(self._url, f"cannot write {key}"):
+            await super().set(key, value)
+        self.puts[key] = _described(key, value)
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        value = await super().get(key, prototype, byte_range)
+        expected = self.expected.pop(key, None)
+        if value is not None and expected is not None and _described(key, value) != expected:
+            raise IncompleteError(f"chunk {key} {_described(key, value).differs_from(expected)}")
+        return value
+
+
+def _described(key: str, value: Buffer) -> StoredObject:
+    tail = value[max(len(value) - 4, 0) :].to_bytes()
+    return StoredObject(key, len(value), int.from_bytes(tail, "little"))
 
 
 def chunk_key(i: int, j: int) -> str:
@@ -76,8 +94,13 @@ class MatrixStore:
 
     def __init__(self, output: Output, manifest: Manifest, *, write: bool = False) -> None:
         self.manifest, self.chunk = manifest, manifest.chunk
-        self._store = _RecordingStore(output.zarr_store(MATRIX))
+        self._output, self._write = output, write
+        self._store = _RecordingStore(output.zarr_store(MATRIX), output.url)
         self._array = _open(self._store, output, MATRIX, write=write)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel by name, as the output does: what is open belongs to the process that opened it."""
+        return partial(type(self), write=self._write), (self._output, self.manifest)
 
     @staticmethod
     @patient
@@ -127,8 +150,22 @@ class MatrixStore:
 
     @staticmethod
     def gradient(output: Output) -> npt.NDArray[np.float64]:
-        """Read the gradient.  # shape: (P,)."""
-        return np.asarray(_open(output.zarr_store(GRADIENT), output, GRADIENT)[:])
+        """Read the gradient.
+
+        Returns:
+            dL / dtheta.  # shape: (P,)
+
+        Raises:
+            OutputError: it is missing or damaged.
+        """
+        array = _open(output.zarr_store(GRADIENT), output, GRADIENT)
+        try:
+            values = np.asarray(array[:])
+        except (ValueError, RuntimeError) as error:
+            raise OutputError(f"output {output.url}: {GRADIENT} cannot be decoded ({in_words(error)})") from None
+        if np.isnan(values).any():
+            raise OutputError(f"output {output.url}: the chunk of {GRADIENT} is missing")
+        return values
 
     def write_chunk(self, i: int, j: int, values: Matrix) -> list[StoredObject]:
         """Put a chunk, and its mirror image where the matrix is stored whole.
@@ -146,15 +183,22 @@ class MatrixStore:
             puts.append(self._put(j, i, np.ascontiguousarray(values.T)))
         return puts
 
-    def read_chunk(self, i: int, j: int) -> Matrix:
+    def read_chunk(self, i: int, j: int, expected: StoredObject | None = None) -> Matrix:
         """Read and check one stored chunk as it lies.
+
+        Args:
+            i: chunk row.
+            j: chunk column.
+            expected: what its receipt says of it.
 
         Returns:
             Its entries, without padding.  # shape: (B, B), less at the ragged end
 
         Raises:
-            IncompleteError: it is missing, does not match its checksum, or cannot be decoded.
+            IncompleteError: it is missing, is not what was expected, does not match its checksum, or cannot be decoded.
         """
+        if expected is not None:
+            self._store.expected[chunk_key(i, j)] = expected
         rows, cols = (slice(k * self.chunk, (k + 1) * self.chunk) for k in (i, j))
         try:
             values = self._read(rows, cols)
@@ -172,25 +216,14 @@ class MatrixStore:
         Args:
             keys: chunk rows and columns.
 
-        Yields:
+        Returns:
             The entries of each, in the order asked for, or what is wrong with it.
         """
-        ahead: deque[Future[Matrix | IncompleteError]] = deque()
-        with ThreadPoolExecutor(READERS, thread_name_prefix="hessian-reader") as pool:
-            try:
-                for key in keys:
-                    ahead.append(pool.submit(self._chunk_or_fault, *key))
-                    if len(ahead) > AHEAD:
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
+        return ahead(self._chunk_or_fault, keys)
 
-    def _chunk_or_fault(self, i: int, j: int) -> Matrix | IncompleteError:
+    def _chunk_or_fault(self, key: tuple[int, int]) -> Matrix | IncompleteError:
         try:
-            return self.read_chunk(i, j)
+            return self.read_chunk(*key)
         except IncompleteError as fault:
             return fault
 
@@ -243,3 +276,5 @@ def _open(store: Store, output: Output, name: str, *, write: bool = False) -> "z
         return zarr.open_array(store, mode="r+" if write else "r", config={"write_empty_chunks": True})
     except FileNotFoundError:
         raise OutputError(f"output {output.url}: has no {name}") from None
+    except ValueError as error:
+        raise OutputError(f"output {output.url}: the metadata of {name} are damaged ({in_words(error)})") from None

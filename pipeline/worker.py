@@ -4,7 +4,7 @@ import os
 import platform
 import resource
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +120,7 @@ class Worker:
 
         Raises:
             NotFiniteError: an entry is NaN or infinite.
+            TileError: the tile that was being written could not be.
         """
         rows, cols = self.plan.span(tile.rows), self.plan.span(tile.cols)
         host, out = self._buffers.take(len(rows), len(cols))
@@ -146,12 +147,18 @@ class Worker:
                 found.append((segment, engine))
         return found
 
+    def _require_writer(self) -> None:
+        """Raise what went wrong with the tile before as soon as it is known: what is computed now would be lost."""
+        if self._pending is not None and self._pending[1].done() and self._pending[1].exception():
+            self.flush()
+
     def _add(self, engine: str, rows: range, cols: range, out: Tensor) -> None:
         """Add all micro-batches; where the device runs out of memory, from then on by smaller groups."""
         while True:
             sizes = self._sizes[engine]
             try:
                 for batch in self._placed.batches(sizes.microbatch):
+                    self._require_writer()
                     add_batch(engine, self._placed, sizes.row_group, batch, rows, cols, out)
                 return
             except torch.OutOfMemoryError:
@@ -181,14 +188,10 @@ class Worker:
         start = time.perf_counter()
         rows, cols = self.plan.span(tile.rows), self.plan.span(tile.cols)
         putting = [self._putters.submit(self._write_chunk, i, j, values, rows, cols) for i, j in self.plan.chunks(tile)]
-        try:
-            written = [chunk.result() for chunk in putting]
-        finally:
-            for chunk in putting:
-                chunk.cancel()  # where one failed: the others of this tile are not begun,
-            wait(putting)  # and those that are, ended: the tile may be tried again
+        written = self._all_of(putting)
         receipt = Receipt(
             tile=tile.id,
+            run=self.manifest.digest,
             chunks=tuple(put for chunk in written for put in chunk.puts),
             max_abs=max(chunk.largest for chunk in written),
             norm=sum(chunk.squares for chunk in written) ** 0.5,
@@ -205,6 +208,17 @@ class Worker:
         )
         self._output.put(receipt_name(tile.id), receipt.to_bytes())
         return receipt
+
+    def _all_of(self, putting: "list[Future[_Written]]") -> "list[_Written]":
+        """Wait for all chunks of a tile, or for the first that fails; then no put is left that goes on."""
+        ended, _ = wait(putting, return_when=FIRST_EXCEPTION)
+        if failed := [chunk for chunk in ended if chunk.exception()]:
+            self._output.give_up()  # the others may be waiting, for minutes, for what nobody needs any more
+            for chunk in putting:
+                chunk.cancel()
+            wait(putting)
+            failed[0].result()
+        return [chunk.result() for chunk in putting]
 
     def _write_chunk(self, i: int, j: int, values: npt.NDArray[Any], rows: range, cols: range) -> "_Written":
         """Put a chunk of a tile's values, and measure it; runs on the putters' threads."""

@@ -11,10 +11,13 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import fsspec
+import pytest
 
 SECRET = "wJalrXUtnFEMI-bPxRfiCYEXAMPLEKEY"  # of every cloud that takes any; looked for wherever it must not be
 AZURE_ACCOUNT = "devstoreaccount1"
@@ -163,6 +166,36 @@ def azure() -> Iterator[Cloud]:
 
 
 CLOUDS = {"moto": moto, "seaweed": seaweed, "google": google, "azure": azure}
+
+
+def started(server: Callable[[], AbstractContextManager[Cloud]]) -> Iterator[Cloud]:
+    """A server whose address and credentials are in the environment of this process and those it starts."""
+    try:
+        with server() as cloud, pytest.MonkeyPatch.context() as patch:
+            for name, value in cloud.environment.items():
+                patch.setenv(name, value)
+            if "STORAGE_EMULATOR_HOST" in cloud.environment:  # fsspec reads its own variables once, when it is imported
+                patch.setitem(fsspec.config.conf, "gs", {"token": "anon", "project": "test"})
+            forget_clients()
+            yield cloud
+    except NotInstalledError as missing:
+        pytest.skip(f"not on this machine: {missing}")
+    finally:
+        forget_clients()
+
+
+def forget_clients() -> None:
+    """Filesystems are kept by URL and options, and remember where the environment sent them."""
+    for protocol in ("s3", "gs", "az"):
+        fsspec.get_filesystem_class(protocol).clear_instance_cache()
+
+
+def impatient_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have s3fs and what is below it give up at once, which takes them up to a minute otherwise."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 1)
+    forget_clients()
+
 
 _IDENTITY = {
     "name": "test",

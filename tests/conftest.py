@@ -11,9 +11,22 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # weights to the last bit, as they do with the same number of threads.
     os.environ["OMP_NUM_THREADS"] = "1"
 
+from pathlib import Path
+
 import pytest
 import torch
 import zoo
+from fault_table import FaultTable
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fault-table", type=Path, metavar="FILE", help="write what the tests of faults found, as JSON")
+
+
+def pytest_configure(config):
+    path = config.getoption("--fault-table")
+    if path is not None and not hasattr(config, "workerinput"):  # xdist's workers report to this process
+        config.pluginmanager.register(FaultTable(path))
 
 
 @pytest.fixture(params=zoo.CASES, ids=lambda make: make.__name__)

@@ -11,11 +11,9 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import clouds
-import fsspec
 import numpy as np
 import pytest
 import ray
-import s3fs
 import zoo
 
 from pipeline import OutputError, cli, compute_hessian, open_hessian, patience, verify_hessian
@@ -29,35 +27,12 @@ SERIAL = {"executor": "serial", "dtype": "float64", "chunk": 16}
 
 @pytest.fixture(scope="module", params=clouds.CLOUDS)
 def cloud(request):
-    yield from started(clouds.CLOUDS[request.param])
+    yield from clouds.started(clouds.CLOUDS[request.param])
 
 
 @pytest.fixture(scope="module")
 def s3():
-    yield from started(clouds.moto)
-
-
-def started(server):
-    """A server whose address and credentials are in the environment of this process and those it starts."""
-    try:
-        running = server()
-        with running as cloud, pytest.MonkeyPatch.context() as patch:
-            for name, value in cloud.environment.items():
-                patch.setenv(name, value)
-            if "STORAGE_EMULATOR_HOST" in cloud.environment:  # fsspec reads its own variables once, when it is imported
-                patch.setitem(fsspec.config.conf, "gs", {"token": "anon", "project": "test"})
-            forget_clients()
-            yield cloud
-    except clouds.NotInstalledError as missing:
-        pytest.skip(f"not on this machine: {missing}")
-    finally:
-        forget_clients()
-
-
-def forget_clients():
-    """Filesystems are kept by URL and options, and remember where the environment sent them."""
-    for protocol in ("s3", "gs", "az"):
-        fsspec.get_filesystem_class(protocol).clear_instance_cache()
+    yield from clouds.started(clouds.moto)
 
 
 @pytest.fixture
@@ -181,23 +156,16 @@ def test_one_put_per_chunk_and_no_listing_between(s3, symmetry):
 
 def test_endpoint_from_the_spec(s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{clouds.free_port()}")  # where nobody answers
-    forget_clients()
+    clouds.forget_clients()
     url = f"{s3.url}/endpoint"
     H = compute_hessian(zoo.mlp().problem, url, endpoint_url=s3.endpoint, verify=False, **SERIAL)
     np.testing.assert_array_equal(open_hessian(url, s3.endpoint).to_numpy(), H.to_numpy())
     assert "True" in command("status", url, "--endpoint-url", s3.endpoint)[1]
 
 
-def impatient_client(monkeypatch):
-    """Have s3fs and what is below it give up at once, which takes them up to a minute otherwise."""
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    forget_clients()
-
-
 def test_throttling_is_waited_out(s3, monkeypatch, caplog):
     """More refusals than the client, as it is set here, bears by itself."""
-    impatient_client(monkeypatch)
+    clouds.impatient_client(monkeypatch)
     s3.troubles.extend([503] * 5)
     H = compute_hessian(zoo.mlp().problem, f"{s3.url}/throttled", concurrent_puts=1, verify=False, **SERIAL)
     assert not s3.troubles
@@ -206,7 +174,7 @@ def test_throttling_is_waited_out(s3, monkeypatch, caplog):
 
 
 def test_a_store_that_stays_away_leaves_a_run_to_go_on_with(s3, monkeypatch):
-    impatient_client(monkeypatch)
+    clouds.impatient_client(monkeypatch)
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0)
     s3.troubles.extend([503] * 10_000)
     try:
@@ -236,16 +204,16 @@ def test_wrong_bucket(cloud):
 
 def test_no_permission(monkeypatch):
     """SeaweedFS checks signatures."""
-    for cloud in started(clouds.seaweed):
+    for cloud in clouds.started(clouds.seaweed):
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-somebody-else")
-        forget_clients()
+        clouds.forget_clients()
         assert "access denied" in refused("run", JOB, "--output", f"{cloud.url}/out")
         assert "access denied" in refused("status", f"{cloud.url}/out")
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)
         for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
             monkeypatch.setenv(name, "/nowhere")
-        forget_clients()
+        clouds.forget_clients()
         assert "access denied" in refused("run", JOB, "--output", f"{cloud.url}/out")
 
 
@@ -254,7 +222,7 @@ def test_wrong_endpoint(cloud, monkeypatch):
     there = cloud.endpoint.split("/")[2]
     for name, value in cloud.environment.items():
         monkeypatch.setenv(name, value.replace(there, f"127.0.0.1:{port}"))
-    forget_clients()
+    clouds.forget_clients()
     assert "no answer" in refused("run", JOB, "--output", f"{cloud.url}/out")
     assert "no answer" in refused("status", f"{cloud.url}/out")
 

@@ -30,9 +30,9 @@ def test_public_names_exist():
 
 
 def test_compute_hessian_says_what_a_spec_says():
-    """The same names with the same defaults."""
+    """The same names with the same defaults; `check` is of one call, not of the run."""
     arguments = dict(inspect.signature(pipeline.compute_hessian).parameters)
-    del arguments["problem"], arguments["output"]
+    del arguments["problem"], arguments["output"], arguments["check"]
     assert {name: p.default for name, p in arguments.items()} == {
         name: field.default for name, field in Settings.model_fields.items()
     }

@@ -34,7 +34,7 @@ def test_any_cut(make, **options):
 @pytest.fixture(scope="module")
 def cluster():
     """A Ray that runs already: runs join it and leave it running."""
-    ray.init(num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init("local", num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -1,6 +1,8 @@
 """What is tried again, and what is not: the clients' own exceptions."""
 
+import asyncio
 import socket
+from threading import Event
 
 import aiohttp
 import pytest
@@ -10,7 +12,8 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 from gcsfs.retry import HttpError
 from s3fs.errors import translate_boto_error
 
-from pipeline.patience import http_status, is_transient
+from pipeline import patience
+from pipeline.patience import http_status, is_transient, patient
 
 
 def s3(code, status):
@@ -75,3 +78,32 @@ def test_statuses():
     assert http_status(azure(404)) == 404
     assert http_status(HttpError({"code": 429, "message": ""})) == 429
     assert http_status(ValueError()) is None
+
+
+def refused():
+    raise ConnectionResetError("while it is tried")
+
+
+async def refused_later():
+    refused()
+
+
+@pytest.mark.parametrize("call", [patient, lambda *arguments: lambda: asyncio.run(patient(*arguments)())])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_what_is_given_up_is_not_tried_again(monkeypatch, call, when):
+    """Whoever waits for the next attempt, with a thread or a coroutine, is woken."""
+    monkeypatch.setattr(patience, "LONGEST_WAIT_SECONDS", 0)
+    given_up = Event()
+    attempts = []
+    function = refused if call is patient else refused_later
+
+    def noted(state):
+        attempts.append(state.attempt_number)
+        given_up.set()
+
+    monkeypatch.setattr(patience, "_note", noted)
+    if when == "before":
+        given_up.set()
+    with pytest.raises(ConnectionResetError):
+        call(function, given_up)()
+    assert len(attempts) == (0 if when == "before" else 1)

@@ -23,7 +23,7 @@ def test_upper_triangle_costs_less_than_the_square():
 
 @pytest.fixture(scope="module")
 def measured():
-    ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield memory.measure_all()
     ray.shutdown()
 

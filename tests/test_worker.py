@@ -1,11 +1,15 @@
 """The worker where memory runs out, and where tiles are of different sizes."""
 
+import shutil
+import time
+
 import numpy as np
 import pytest
 import torch
 import zoo
+from torch import nn
 
-from pipeline import compute_hessian
+from pipeline import OutputError, Problem, compute_hessian
 from pipeline.data import sample_count
 from pipeline.engines import ENGINES
 from pipeline.engines.jacrev import Jacrev
@@ -66,3 +70,32 @@ def test_memory_of_tiles_is_used_again():
     for tile in ((2, 2), (1, 3), (4, 4)):
         H = compute_hessian(zoo.mlp().problem, **options, tile=tile).to_numpy()
         np.testing.assert_allclose(H, known, rtol=0, atol=1e-14)
+
+
+def test_nothing_is_computed_on_where_a_tile_cannot_be_kept(tmp_path):
+    """The second tile is broken off when the first cannot be written; it would take 70 micro-batches or more."""
+    calls, slow = [], []
+
+    def loss(out, y):
+        calls.append(y)
+        time.sleep(0.02 * len(slow))
+        return nn.functional.cross_entropy(out, y)
+
+    problem = Problem(zoo.tanh_net(), loss, zoo.data(n=70))
+    options = {**SETTINGS, "microbatch": 1, "tile": (2, 4)}
+    compute_hessian(problem, str(tmp_path), **options)
+    for receipt in (tmp_path / "receipts").iterdir():
+        receipt.unlink()
+    calls.clear()
+    compute_hessian(problem, str(tmp_path), **options)
+    undisturbed = len(calls)
+    for receipt in (tmp_path / "receipts").iterdir():
+        receipt.unlink()
+    chunks = tmp_path / "hessian.zarr" / "c"
+    shutil.rmtree(chunks)
+    chunks.write_text("a file where a folder is needed")
+    calls.clear()
+    slow.append(True)
+    with pytest.raises(OutputError, match=r"cannot write c/\d/\d .* run the same command again to go on"):
+        compute_hessian(problem, str(tmp_path), **options)
+    assert len(calls) < undisturbed - 35

@@ -44,11 +44,11 @@ class Nodes:
     def add(self, cpus=1):
         self.workers.append(self.cluster.add_node(num_cpus=cpus))
 
-    def kill(self):
-        """SIGKILL to a node's raylet, which its workers do not survive."""
-        node = self.workers.pop(0)
-        self.cluster.remove_node(node, allow_graceful=False)
-        return node.node_id
+    def kill(self, pid=None):
+        """SIGKILL to a node's raylet, which its workers do not survive: a given one's, or any."""
+        busy = psutil.Process(pid).ppid() if pid else None
+        raylets = [node.all_processes["raylet"][0].process.pid for node in self.workers]
+        self.cluster.remove_node(self.workers.pop(raylets.index(busy) if pid else 0), allow_graceful=False)
 
     def drain(self):
         """Announce that a node is going to be taken away."""
@@ -101,30 +101,42 @@ def known(tmp_path_factory):
     return outcome.hessian.to_numpy()
 
 
+@pytest.fixture
+def survived(known, faults):
+    """Notes what a run survived; its matrix must be that of the undisturbed one."""
+
+    def note(fault, outcome, *, times=1, recomputed=0):
+        equal = np.array_equal(outcome.hessian.to_numpy(), known)
+        faults(fault, "Ray node", times=times, recomputed=recomputed, tiles=TILES, equal=equal)
+
+    return note
+
+
 def places(output):
     """How many tiles each process stored."""
     manifest = Manifest.read(Output(str(output)))
-    return Counter(read_receipt(Output(str(output)), tile).pid for tile in manifest.plan.tiles())
+    found = (read_receipt(Output(str(output)), tile) for tile in manifest.plan.tiles())
+    return Counter(receipt.pid for receipt in found if receipt is not None)
 
 
-def test_a_worker_dies_in_mid_tile(nodes, tmp_path, known, faults):
+def test_a_worker_dies_in_mid_tile(nodes, tmp_path, survived):
     nodes.at_least(2)
     problem, orders = trouble.problem(tmp_path / "orders")
     outcome = computed(problem, tmp_path / "out", At(3, lambda: orders.give("die", "die")))
     assert orders.left() == 0
     repeated = outcome.lost["died"]
     assert 2 <= repeated <= 6  # of each the one computed, the one waiting and the one being written
-    faults("worker killed in mid-tile", "Ray node", 2, repeated, TILES, outcome.hessian.to_numpy(), known)
+    survived("worker killed in mid-tile", outcome, times=2, recomputed=repeated)
 
 
 @pytest.mark.parametrize(("order", "loss"), [("fail", "error"), ("nan", "error"), ("hang", "hung")])
-def test_a_tile_fails_once(nodes, tmp_path, known, faults, order, loss):
+def test_a_tile_fails_once(nodes, tmp_path, survived, order, loss):
     nodes.at_least(2)
     problem, orders = trouble.problem(tmp_path / "orders")
     outcome = computed(problem, tmp_path / "out", At(3, lambda: orders.give(order)), tile_deadline=4)
     assert orders.left() == 0
     assert 1 <= outcome.lost[loss] <= 3
-    faults(f"a tile is ordered to {order}", "Ray node", 1, outcome.lost[loss], TILES, outcome.hessian.to_numpy(), known)
+    survived(f"a tile is ordered to {order}", outcome, recomputed=outcome.lost[loss])
 
 
 def test_memory_of_the_device_runs_out(nodes, tmp_path, known, faults):
@@ -136,11 +148,11 @@ def test_memory_of_the_device_runs_out(nodes, tmp_path, known, faults):
     halved = [read_receipt(outcome.hessian.output, tile).halvings for tile in outcome.hessian.manifest.plan.tiles()]
     assert set(halved) == {0, 1}
     assert halved.count(1) > TILES / 2
-    np.testing.assert_allclose(outcome.hessian.to_numpy(), known, rtol=0, atol=1e-14)
-    faults("CUDA out of memory, simulated", "worker", 1, 0, TILES, known, known)
+    equal = np.allclose(outcome.hessian.to_numpy(), known, rtol=0, atol=1e-14)  # smaller groups round otherwise
+    faults("CUDA out of memory, simulated", "worker", times=1, recomputed=0, tiles=TILES, equal=equal)
 
 
-def test_a_tile_that_always_fails_is_set_aside(nodes, tmp_path, known, faults):
+def test_a_tile_that_always_fails_is_set_aside(nodes, tmp_path, survived):
     """The rest is finished, and the same call goes on with it."""
     nodes.at_least(1)
     problem, orders = trouble.problem(tmp_path / "orders")
@@ -152,26 +164,26 @@ def test_a_tile_that_always_fails_is_set_aside(nodes, tmp_path, known, faults):
     assert "ordered to fail" in told["last errors"]
     outcome = computed(problem, tmp_path / "out")
     assert outcome.computed == 1
-    faults("a tile fails three times", "Ray node", 3, 1, TILES, outcome.hessian.to_numpy(), known)
+    survived("a tile fails three times", outcome, times=3, recomputed=1)
 
 
-def test_a_tile_that_is_never_finite(nodes, tmp_path, known, faults):
+def test_a_tile_that_is_never_finite(nodes, tmp_path, survived):
     nodes.at_least(1)
     problem, orders = trouble.problem(tmp_path / "orders")
     with pytest.raises(NotFiniteError, match="1 tiles failed each time"):
         computed(problem, tmp_path / "out", At(3, lambda: orders.give(*["nan"] * 3)), workers=1)
     outcome = computed(problem, tmp_path / "out")
     assert outcome.computed == 1
-    faults("a tile gives NaN three times", "Ray node", 3, 1, TILES, outcome.hessian.to_numpy(), known)
+    survived("a tile gives NaN three times", outcome, times=3, recomputed=1)
 
 
-def test_workers_that_do_not_start(nodes, tmp_path, known, faults):
+def test_workers_that_do_not_start(nodes, tmp_path, survived):
     nodes.at_least(2)
     problem, orders = trouble.problem(tmp_path / "orders")
     orders.give("fail to start", "fail to start")
     outcome = computed(problem, tmp_path / "out", workers=1)
     assert orders.left() == 0
-    faults("a worker does not start, twice", "Ray node", 2, 0, TILES, outcome.hessian.to_numpy(), known)
+    survived("a worker does not start, twice", outcome, times=2)
     problem, orders = trouble.problem(tmp_path / "other")
     orders.give(*["fail to start"] * 3)
     with pytest.raises(WorkerError, match=r"3 workers in a row did not start: .*ordered not to start") as error:
@@ -179,15 +191,15 @@ def test_workers_that_do_not_start(nodes, tmp_path, known, faults):
     assert error.value.exit_code == 75
 
 
-def test_a_node_is_killed(nodes, tmp_path, known, faults):
+def test_a_node_is_killed(nodes, tmp_path, survived):
     nodes.at_least(3)
     problem, _ = trouble.problem(tmp_path / "orders", pause=0.05)
-    outcome = computed(problem, tmp_path / "out", At(6, nodes.kill), workers=3)
+    outcome = computed(problem, tmp_path / "out", At(6, lambda: nodes.kill(min(places(tmp_path / "out")))), workers=3)
     assert 1 <= sum(outcome.lost.values()) <= 3
-    faults("node killed", "Ray node", 1, sum(outcome.lost.values()), TILES, outcome.hessian.to_numpy(), known)
+    survived("node killed", outcome, recomputed=sum(outcome.lost.values()))
 
 
-def test_a_node_is_drained_and_killed(nodes, tmp_path, known, faults):
+def test_a_node_is_drained_and_killed(nodes, tmp_path, survived):
     """What was begun there is finished, and nothing more is given to it."""
     nodes.at_least(3)
     problem, _ = trouble.problem(tmp_path / "orders", pause=0.1)
@@ -205,10 +217,10 @@ def test_a_node_is_drained_and_killed(nodes, tmp_path, known, faults):
     outcome = computed(problem, tmp_path / "out", Acts(), workers=3)
     assert drained
     assert not outcome.lost  # it was left in peace before it was killed
-    faults("node drained, then killed", "Ray node", 1, 0, TILES, outcome.hessian.to_numpy(), known)
+    survived("node drained, then killed", outcome)
 
 
-def test_all_workers_are_lost_and_others_come(nodes, tmp_path, known, faults):
+def test_all_workers_are_lost_and_others_come(nodes, tmp_path, survived):
     nodes.at_least(2)
     problem, _ = trouble.problem(tmp_path / "orders", pause=0.05)
 
@@ -220,20 +232,20 @@ def test_all_workers_are_lost_and_others_come(nodes, tmp_path, known, faults):
     outcome = computed(problem, tmp_path / "out", At(6, replace))
     repeated = sum(outcome.lost.values())
     assert 1 <= repeated <= 6
-    faults("all nodes killed, others added", "Ray", 2, repeated, TILES, outcome.hessian.to_numpy(), known)
+    survived("all nodes killed, others added", outcome, times=2, recomputed=repeated)
 
 
-def test_a_node_that_joins_late_gets_work(nodes, tmp_path, known, faults):
+def test_a_node_that_joins_late_gets_work(nodes, tmp_path, survived):
     nodes.at_least(1)
     problem, _ = trouble.problem(tmp_path / "orders", pause=0.1)
     outcome = computed(problem, tmp_path / "out", At(3, nodes.add), workers=2)
     stored = places(tmp_path / "out")
     assert len(stored) == 2
     assert min(stored.values()) > 3
-    faults("node joins late", "Ray node", 1, 0, TILES, outcome.hessian.to_numpy(), known)
+    survived("node joins late", outcome)
 
 
-def test_a_late_writer_changes_nothing(nodes, tmp_path, known, faults):
+def test_a_late_writer_changes_nothing(nodes, tmp_path, survived):
     """A worker that was given up writes its tile when another has done so and the run is over."""
     nodes.at_least(2)
     problem, _ = trouble.problem(tmp_path / "orders")
@@ -245,7 +257,7 @@ def test_a_late_writer_changes_nothing(nodes, tmp_path, known, faults):
     late.close()
     assert receipt.pid == psutil.Process().pid
     assert computed(problem, tmp_path / "out", verify=True).verification.ok
-    faults("late writer of a tile already done", "worker", 1, 0, TILES, outcome.hessian.to_numpy(), known)
+    survived("late writer of a tile already done", outcome)
 
 
 def test_metrics_of_the_cluster(nodes, tmp_path):

@@ -1,0 +1,36 @@
+"""Several things at a time and a few ahead of their use, in order and in bounded memory."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+READERS = 4  # threads that read and decode
+AHEAD = 6  # results made before they are asked for
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Call a function with each of many items, on several threads.
+
+    Args:
+        function: what to call; it waits for a store, as a rule.
+        items: taken as they are needed.
+
+    Yields:
+        What it returned for each, in the order of the items.
+    """
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(READERS, thread_name_prefix="hessian-reader") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

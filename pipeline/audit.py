@@ -1,0 +1,138 @@
+"""The audit: every object that receipts list, read back and held against them, in an output finished or not."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from pipeline.ahead import ahead
+from pipeline.errors import IncompleteError, OutputError
+from pipeline.manifest import Manifest
+from pipeline.output import SUCCESS, Output
+from pipeline.parquet import ParquetFiles, file_key
+from pipeline.receipts import Receipt, begun_tiles, own_receipt, receipt_name
+from pipeline.store import MatrixStore, StoredObject, chunk_key
+from pipeline.tiling import Tile
+
+SHOWN = 20  # faults, of possibly as many as there are objects
+REMEDY = "run the job with --check, which computes again what is not as its receipt says"
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What reading back found of a tile.
+
+    Attributes:
+        tile: the tile.
+        objects: looked at, mirrors included.
+        faults: one line for each object that is not what its receipt says, or for the receipt itself.
+    """
+
+    tile: Tile
+    objects: int
+    faults: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Object:
+    """An object that a tile is to leave, and what its receipt says of it; None where that does not list it."""
+
+    tile: Tile
+    parquet: bool
+    place: tuple[int, int]
+    key: str
+    expected: StoredObject | None
+
+
+class _Auditor:
+    """Reads the objects of one output."""
+
+    def __init__(self, output: Output, manifest: Manifest) -> None:
+        self._output, self._manifest = output, manifest
+        self._store, self._files = MatrixStore(output, manifest), ParquetFiles(output, manifest)
+
+    def objects(self, tiles: Sequence[Tile]) -> Iterator[_Object | Audited]:
+        """Give all objects of tiles, one tile after the other; of one without a receipt, that."""
+        for tile, receipt in zip(tiles, ahead(self._receipt, tiles), strict=True):
+            if receipt is None:
+                yield Audited(tile, 0, (f"{receipt_name(tile.id)} is missing, damaged or of another run",))
+            else:
+                yield from self._listed(tile, receipt)
+
+    def examine(self, found: _Object | Audited) -> Audited:
+        """Read one object."""
+        if isinstance(found, Audited):
+            return found
+        try:
+            self._read(found)
+        except IncompleteError as fault:
+            return Audited(found.tile, 1, (str(fault),))
+        return Audited(found.tile, 1, ())
+
+    def _receipt(self, tile: Tile) -> Receipt | None:
+        return own_receipt(self._output, self._manifest, tile)
+
+    def _listed(self, tile: Tile, receipt: Receipt) -> Iterator[_Object]:
+        listed = {stored.key: stored for stored in receipt.chunks}
+        mirrored = self._manifest.symmetry == "mirrored"
+        for i, j in self._manifest.plan.chunks(tile):
+            for place in [(i, j), (j, i)] if mirrored and i != j else [(i, j)]:
+                for parquet in [False, True] if "parquet" in self._manifest.formats else [False]:
+                    key = file_key(*place) if parquet else chunk_key(*place)
+                    yield _Object(tile, parquet, place, key, listed.get(key))
+
+    def _read(self, found: _Object) -> None:
+        if found.expected is None:
+            raise IncompleteError(f"{found.key} is not listed in {receipt_name(found.tile.id)}")
+        if found.parquet:
+            self._files.read_chunk(*found.place, found.expected.crc32c)
+        else:
+            self._store.read_chunk(*found.place, found.expected)
+
+
+def audit(output: Output, manifest: Manifest, tiles: Sequence[Tile]) -> Iterator[Audited]:
+    """Read back all objects that finished tiles are to have left, several at a time.
+
+    Each must be there in the size and with the CRC-32C that its receipt says, and must decode. Parquet files that an
+    export added are not looked at: they are not of the run.
+
+    Args:
+        output: of the run.
+        manifest: of the run.
+        tiles: those with receipts.
+
+    Yields:
+        What was found of each tile, in their order.
+    """
+    auditor = _Auditor(output, manifest)
+    examined = ahead(auditor.examine, auditor.objects(tiles))
+    for tile, parts in groupby(examined, key=lambda part: part.tile):
+        found = list(parts)
+        yield Audited(tile, sum(part.objects for part in found), tuple(f for part in found for f in part.faults))
+
+
+def listed_faults(found: Iterable[Audited]) -> list[str]:
+    """Give all faults, one a line; of very many the first ones, and how many there are more."""
+    faults = [f"tile {audited.tile.id}: {fault}" for audited in found for fault in audited.faults]
+    return faults[:SHOWN] + ([f"and {len(faults) - SHOWN:,} more"] if len(faults) > SHOWN else [])
+
+
+def audit_output(url: str, endpoint_url: str | None = None) -> list[Audited]:
+    """Read back what is there of a run, finished or not.
+
+    Args:
+        url: the output.
+        endpoint_url: of its server, where it is not the cloud's own.
+
+    Returns:
+        What was found of each tile that has a receipt; of a finished run, of each tile.
+
+    Raises:
+        OutputError: there is no run.
+    """
+    output = Output(url, endpoint_url)
+    output.check_readable()
+    manifest = Manifest.read(output)
+    if manifest is None:
+        raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")
+    finished = output.get(SUCCESS) is not None
+    return list(audit(output, manifest, manifest.plan.tiles() if finished else begun_tiles(output, manifest)))
