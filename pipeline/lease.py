@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from pipeline.errors import LeaseError, OutputError
+from pipeline.manifest import Manifest
 from pipeline.output import LEASE, Output
 
 BEAT_SECONDS = 10.0  # between signs of life; Google's stores take one change of an object a second
@@ -62,8 +63,12 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._beat.join()
-        if not self._lost:
-            self._put(released=True)
+        if self._lost:
+            return
+        try:
+            self._give_back()
+        except OutputError as error:  # what ended the run is worth more, and silence ends a lease as well
+            _log.warning("the lease could not be given back: %s", error)
 
     def check(self) -> None:
         """Raise where another driver has taken over.
@@ -109,6 +114,16 @@ class Lease:
             except OutputError as error:
                 _log.warning("no sign of life could be given: %s", error)
 
+    def _give_back(self) -> None:
+        """Say so; where nothing was begun, leave the output as it was found."""
+        if Manifest.read(self._output) is not None:
+            try:
+                self._put(released=True)
+                return
+            except OutputError as error:  # a full disk: removing it takes no room
+                _log.warning("the lease is removed: %s", error)
+        self._output.delete(_name(self._number))
+
     def _put(self, *, released: bool = False) -> None:
         self._output.put(_name(self._number), self._content(released=released))
 
@@ -133,6 +148,8 @@ def read_lease(output: Output) -> dict[str, Any] | None:
 def _latest(output: Output) -> tuple[int, dict[str, Any] | None]:
     """Give the highest number, and what it holds; nothing known of its holder where that cannot be understood."""
     number = max(_numbers(output), default=0)
+    while output.get(_name(number + 1)) is not None:  # a listing may be old
+        number += 1
     return number, (_read(output, _name(number)) or {}) if number else None
 
 

@@ -218,6 +218,9 @@ class _Run:
     def outcome(self) -> Outcome:
         """Do it, while no other driver does."""
         self.output.check_writable()
+        manifest = Manifest.read(self.output)
+        if manifest and not self.check and self._is_finished() and not self._resume(manifest):
+            return self._nothing_to_do(manifest)
         with self.lease:
             return self._outcome()
 
@@ -231,8 +234,7 @@ class _Run:
             raise OutputError(f"output {self.output.url}: the manifest that was just written cannot be read back")
         total = len(manifest.plan.tiles())
         if not tiles and self._is_finished():
-            self.report.say(f"{self.output.url} is finished already: nothing to do")
-            return Outcome(Hessian(self.output, manifest), 0, total, None)
+            return self._nothing_to_do(manifest)
         self.output.delete(SUCCESS)
         planned = time.monotonic()
         with self._resumable(total):
@@ -252,6 +254,10 @@ class _Run:
             verified - computed,
             dict(self.tally.lost),
         )
+
+    def _nothing_to_do(self, manifest: Manifest) -> Outcome:
+        self.report.say(f"{self.output.url} is finished already: nothing to do")
+        return Outcome(Hessian(self.output, manifest), 0, len(manifest.plan.tiles()), None)
 
     def _is_finished(self) -> bool:
         """Say whether an earlier run went to its end, its proof included where one is asked for."""

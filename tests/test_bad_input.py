@@ -86,7 +86,7 @@ def test_refused(job, name):
     assert found.stderr.splitlines()[-1] == errors[0]
     assert message in errors[0]
     assert "Traceback" not in found.stderr
-    assert not list(Path("out").glob("*"))
+    assert not [path for path in Path("out").rglob("*") if path.is_file()]
 
 
 def test_no_room_on_the_disk(job, monkeypatch):
