@@ -1,8 +1,10 @@
 """A proxy before an object store that goes wrong on purpose: by rules, or by a seeded mixture of faults."""
 
 import http.client
+import os
 import random
 import re
+import signal
 import socket
 import threading
 import time
@@ -12,6 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import psutil
 from clouds import Cloud
 
 ALWAYS = 10**9
@@ -112,6 +115,16 @@ def cut_in_body(exchange: Exchange) -> None:
 def lose_answer(exchange: Exchange) -> None:
     """The server does it, the client does not learn that."""
     exchange.forward()
+    exchange.cut()
+
+
+def kill_sender(exchange: Exchange) -> None:
+    """The server does it, and the process that asked is killed before it learns that."""
+    exchange.forward()
+    sender = next(
+        connection.pid for connection in psutil.net_connections("tcp") if connection.laddr == exchange.request.client
+    )
+    os.kill(sender, signal.SIGKILL)
     exchange.cut()
 
 

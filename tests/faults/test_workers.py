@@ -1,6 +1,7 @@
 """Workers and nodes that are really lost: Ray processes on a cluster of several nodes, each with its own raylet."""
 
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -243,6 +244,29 @@ def test_a_node_that_joins_late_gets_work(nodes, tmp_path, survived):
     assert len(stored) == 2
     assert min(stored.values()) > 3
     survived("node joins late", outcome)
+
+
+def test_workers_that_are_not_needed_are_let_go(nodes, tmp_path, survived, caplog):
+    """At the tail, while the last tile is still being computed: its node may be taken away."""
+    nodes.at_least(3)
+    problem, orders = trouble.problem(tmp_path / "orders", pause=0.02)
+    free = []
+
+    class Told(logging.Handler):
+        def emit(self, record):
+            if record.event == "staff" and (record.workers, record.queued) == (1, 0):
+                free.append(ray.available_resources().get("CPU"))
+
+    told = Told()
+    caplog.set_level(logging.DEBUG, "pipeline.tally")
+    logging.getLogger("pipeline.tally").addHandler(told)
+    try:
+        outcome = computed(problem, tmp_path / "out", At(TILES - 6, lambda: orders.give("dawdle")), workers=3)
+    finally:
+        logging.getLogger("pipeline.tally").removeHandler(told)
+    assert orders.left() == 0
+    assert free
+    survived("surplus workers let go at the tail", outcome)
 
 
 def test_a_late_writer_changes_nothing(nodes, tmp_path, survived):

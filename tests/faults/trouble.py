@@ -53,7 +53,9 @@ class Loss(nn.Module):
 
     def forward(self, output, target):
         loss = nn.functional.mse_loss(output, target)
-        match self.orders.take("die", "fail", "hang", "nan", "run out of memory", "take memory"):
+        match self.orders.take("dawdle", "die", "fail", "hang", "nan", "run out of memory", "take memory"):
+            case "dawdle":
+                time.sleep(4)
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "fail":
