@@ -289,6 +289,6 @@ def _is_final(error: BaseException) -> bool:
 
 
 def _blamed(member: _Member, error: BaseException) -> Tile | None:
-    """Give the tile that a worker was at when it was lost: the error says, or its oldest call, or what it wrote last."""
+    """Give the tile that a worker was at when it was lost: the error says, its oldest call, or what it writes."""
     named = member.owed.get(getattr(error, "tile", ""))
     return named or next((tile for tile in (*member.calls, *member.owed.values()) if tile is not None), None)

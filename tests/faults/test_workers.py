@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 import time
 from collections import Counter
 
@@ -12,7 +10,7 @@ import psutil
 import pytest
 import ray
 import trouble
-from ray.cluster_utils import Cluster
+from nodes import Nodes
 
 from pipeline import NotFiniteError, TileError, WorkerError
 from pipeline.manifest import Manifest
@@ -26,42 +24,6 @@ from pipeline.worker import Worker
 
 SETTINGS = {"dtype": "float64", "chunk": 16, "tile": (1, 1), "engine": "jacrev", "row_group": 16, "microbatch": 8}
 TILES = 45
-
-
-class Nodes:
-    """A head that takes no tiles, and nodes of one CPU that come and go."""
-
-    def __init__(self):
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        self.workers = []
-
-    def at_least(self, count):
-        """Have so many nodes, and no others."""
-        while len(self.workers) > count:
-            self.kill()
-        while len(self.workers) < count:
-            self.add()
-
-    def add(self, cpus=1):
-        self.workers.append(self.cluster.add_node(num_cpus=cpus))
-
-    def kill(self, pid=None):
-        """SIGKILL to a node's raylet, which its workers do not survive: a given one's, or any."""
-        busy = psutil.Process(pid).ppid() if pid else None
-        raylets = [node.all_processes["raylet"][0].process.pid for node in self.workers]
-        self.cluster.remove_node(self.workers.pop(raylets.index(busy) if pid else 0), allow_graceful=False)
-
-    def drain(self):
-        """Announce that a node is going to be taken away."""
-        node = self.workers[0].node_id
-        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self.cluster.address]
-        subprocess.run(
-            [*command, "--node-id", node, *reason, "--deadline-remaining-seconds", "60"],
-            check=True,
-            capture_output=True,
-        )
-        return node
 
 
 @pytest.fixture(scope="module")
