@@ -4,7 +4,7 @@
 
 The driver is `hessian run` in a process of its own, joined to a cluster of nodes of one CPU; the store is a real S3
 server behind the proxy. Every few seconds a worker or a node is killed by SIGKILL, which one is drawn; nodes come back.
-In the end the matrix must be that of an undisturbed run, to the last bit, with a receipt for each tile, and every object
+In the end the matrix must be that of an undisturbed run, to the last bit, with a receipt for each tile, and each object
 as its receipt says. Written to `tests/benchmarks/results/soak.json`; exit status 1 where anything was lost.
 """
 
@@ -20,6 +20,7 @@ import threading
 import time
 from collections import Counter
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -190,7 +191,7 @@ def soak(seed, seconds, pause):
             "last_words": errors.splitlines()[-1:] if process.returncode else [],
             "seconds": round(ended - begun, 1),
             "seconds_of_tiles": round(done[-1] - done[0], 1),
-            "longest_without_a_tile_seconds": round(max(b - a for a, b in zip(done, done[1:], strict=False)), 1),
+            "longest_without_a_tile_seconds": round(max(b - a for a, b in pairwise(done)), 1),
             "tiles": tiles,
             "tiles_done": len(receipts),
             "kills": dict(Counter(kind for _, kind, _ in killer.kills)),

@@ -1,4 +1,4 @@
-"""Hosts of their own: three nodes, head and driver, and the store in a network namespace each, and cables that are cut."""
+"""Head and driver, three nodes, and the store, each in a network namespace of its own, and cables that are cut."""
 
 import json
 import subprocess
@@ -124,7 +124,7 @@ def test_a_silent_partition(hosts, known, tmp_path, faults):
 
 
 def test_a_partition_that_ends(hosts, known, tmp_path, faults):
-    """A worker that was given up, with what it has not written yet, is back in the network while others do its tiles."""
+    """A worker that was given up is back, with what it has not written yet, while others do its tiles."""
     with Run(hosts, known, tmp_path, "mended") as cut:
         cut.until(lambda: cut.places()["three"] >= 2)
         hosts.hosts.cut("three")
