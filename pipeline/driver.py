@@ -244,13 +244,13 @@ class Driver:
         self._release(member)
         text = f"{type(error).__name__}: {error}"
         self._tally.worker_lost(loss, member.node, list(member.owed), text)
-        if not member.started and loss not in NOT_ITS_OWN:
+        crowded = loss is Loss.MEMORY and any(other.node == member.node for other in self._members.values())
+        if crowded:
+            self._workers = max(self._workers - 1, 1)  # those that are left have more of it
+        elif not member.started and loss not in NOT_ITS_OWN:
             self._count_failed_start(text)
-        elsewhere = any(other.node == member.node for other in self._members.values())
-        if loss is Loss.MEMORY and elsewhere:
-            self._workers -= 1  # those that are left have more of it
         blamed = _blamed(member, error)
-        if blamed is not None and loss in MOST_LOSSES and not (loss is Loss.MEMORY and elsewhere):
+        if blamed is not None and loss in MOST_LOSSES and not crowded:
             self._losses[blamed.id, loss] += 1
             if self._losses[blamed.id, loss] >= MOST_LOSSES[loss]:
                 del member.owed[blamed.id]
