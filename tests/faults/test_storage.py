@@ -13,6 +13,7 @@ from proxy import call, cut_before, cut_in_body, delay, in_turn, kill_sender, lo
 from runs import finish_times, undisturbed
 
 from pipeline.errors import StoppedError, TileError
+from pipeline.lease import Lease
 from pipeline.output import Output
 from pipeline.progress import Reporter
 from pipeline.status import status
@@ -52,6 +53,23 @@ REFUSALS = {
     "permission lost": (refuse(403, "AccessDenied"), "access denied"),
     "bucket gone for a while": (refuse(404, "NoSuchBucket"), "no such bucket"),
 }
+
+
+def test_who_ends_in_trouble_does_not_wait_for_the_store(proxy, url, monkeypatch):
+    """Nor does what becomes of the lease hide the trouble."""
+    monkeypatch.setattr("pipeline.lease.BEAT_SECONDS", 0.05)
+    begun = []
+
+    def run_into_trouble():
+        with Lease(Output(url), dict):
+            rule = proxy.rule(refuse(503, "SlowDown"), method="PUT", path="/lease/")
+            until(lambda: rule.done)
+            begun.append(time.monotonic())
+            raise RuntimeError("why the run ends")
+
+    with pytest.raises(RuntimeError, match="why the run ends"):
+        run_into_trouble()
+    assert time.monotonic() - begun[0] < 10
 
 
 @pytest.mark.parametrize("executor", ["serial", "ray"])
