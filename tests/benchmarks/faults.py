@@ -141,7 +141,7 @@ def recovery(nodes):
     log.addHandler(losses)
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
         folder = Path(scratch)
-        problem, _ = trouble.problem(folder / "orders", pause=0.1)
+        problem, _ = trouble.problem(folder / "orders", pause=0.05)
         kills = Kills(nodes, folder)
         settings = Settings(dtype="float64", chunk=16, tile=(1, 1), engine="jacrev", row_group=16, microbatch=8)
         settings = settings.model_copy(update={"workers": NODES, "verify": False})
@@ -184,12 +184,12 @@ def repeated(times, function, *arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "overhead.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        small, _ = trouble.problem(f"{folder}/orders", hidden=44)
+        small, _ = trouble.problem(f"{folder}/orders", hidden=22)
         undisturbed = repeated(options.repeats, overhead, mnist.mlp(hidden=32, samples=SAMPLES), LARGE)
         tiny = repeated(options.repeats, overhead, small, SMALL)
     nodes = Nodes()

@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -292,7 +293,13 @@ def proxied(cloud: Cloud) -> Iterator[Proxy]:
 
     for method in ("GET", "HEAD", "PUT", "POST", "DELETE"):
         setattr(Handler, f"do_{method}", Handler._pass)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_) -> None:
+            if not isinstance(sys.exception(), ConnectionError):  # of a client that was killed
+                super().handle_error(*_)
+
+    server = Server(("127.0.0.1", 0), Handler)
     here = f"127.0.0.1:{server.server_port}"
     environment = {name: value.replace(there, here) for name, value in cloud.environment.items()}
     proxy = Proxy(Cloud(cloud.url, environment, cloud.endpoint.replace(there, here)), cloud)

@@ -16,7 +16,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from datetime import datetime
@@ -35,10 +34,11 @@ import trouble  # noqa: E402
 from clouds import moto  # noqa: E402
 from nodes import Nodes  # noqa: E402
 from proxy import cut_before, cut_in_body, delay, lose_answer, mixture, proxied, refuse  # noqa: E402
+from runs import RESULTS  # noqa: E402
 
 from pipeline import open_hessian  # noqa: E402
 from pipeline.audit import audit_output  # noqa: E402
-from pipeline.output import RECEIPTS  # noqa: E402
+from pipeline.output import RECEIPTS, Output  # noqa: E402
 from pipeline.run import run  # noqa: E402
 from pipeline.spec import Settings, load_job  # noqa: E402
 
@@ -56,34 +56,31 @@ FAULTS = {
 }
 
 
-class Killer(threading.Thread):
+class Killer:
     """Kills a worker or a node every few seconds, for so many seconds.
 
     Attributes:
-        kills: when, what it was, and what it was doing.
+        kills: what it was, and what it was doing.
     """
 
     def __init__(self, nodes, seed, seconds):
-        super().__init__(daemon=True)
         self._nodes, self._draw, self._seconds = nodes, random.Random(seed), seconds
-        self._over = threading.Event()
         self.kills = []
 
-    def run(self):
+    def disturb(self, process):
+        """Until a process ends."""
         end = time.monotonic() + self._seconds
-        while not self._over.wait(self._draw.uniform(*KILL_SECONDS)) and time.monotonic() < end:
-            if self._draw.random() < NODE_SHARE:
-                self._kill_node()
-            else:
-                self._kill_worker()
-
-    def stop(self):
-        self._over.set()
-        self.join()
+        while True:
+            try:
+                process.wait(self._draw.uniform(*KILL_SECONDS))
+                return
+            except subprocess.TimeoutExpired:
+                if time.monotonic() < end:
+                    self._kill_node() if self._draw.random() < NODE_SHARE else self._kill_worker()
 
     def _kill_node(self):
         self._nodes.kill_raylet(self._draw.choice(self._nodes.raylets()))
-        self.kills.append((time.time(), "node", ""))
+        self.kills.append(("node", ""))
         self._nodes.add()
 
     def _kill_worker(self):
@@ -91,7 +88,7 @@ class Killer(threading.Thread):
         if found:
             process, doing = self._draw.choice(found)
             process.kill()
-            self.kills.append((time.time(), "worker", doing))
+            self.kills.append(("worker", doing))
 
 
 def _workers(raylet):
@@ -102,7 +99,7 @@ def _workers(raylet):
         except psutil.NoSuchProcess:
             continue
         if title.startswith("ray::_Actor"):
-            yield process, title.partition(".")[2] or "nothing"
+            yield process, title.partition(".")[2].strip() or "nothing"
 
 
 def events(log):
@@ -127,7 +124,11 @@ def undisturbed(folder):
 
 
 def disturbed(folder, nodes, url, pause):
-    """Start the command; its log tells the rest."""
+    """Start the command, with what the undisturbed run planned; its log tells the rest."""
+    planned, output = Output(str(folder / "undisturbed")), Output(url)
+    for name in planned.sizes():
+        if not name.startswith(RESULTS):
+            output.put(name, planned.get(name) or b"")
     sets = {
         "problem_args.orders": folder / "orders", "problem_args.pause": pause, "problem_args.hidden": HIDDEN,
         "chunk": CHUNK, "row_group": CHUNK, "workers": NODES, "address": nodes.cluster.address,
@@ -135,7 +136,8 @@ def disturbed(folder, nodes, url, pause):
     }  # fmt: skip
     words = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "pipeline", "run", HERE / "trouble.yaml", "--output", url, "--log", folder / "log"]
-    return subprocess.Popen([*map(str, command), *words], stderr=subprocess.PIPE, text=True)
+    with (folder / "errors").open("w") as errors:
+        return subprocess.Popen([*map(str, command), *words], stderr=errors)
 
 
 def lost(found):
@@ -173,9 +175,7 @@ def soak(seed, seconds, pause):
                 until_it_computes(folder / "log", process)
                 proxy.rule(mixture(seed, FAULTS))
                 killer = Killer(nodes, seed, seconds)
-                killer.start()
-                errors = process.communicate()[1]
-                killer.stop()
+                killer.disturb(process)
             ended = time.time()
         finally:
             nodes.cluster.shutdown()
@@ -187,14 +187,14 @@ def soak(seed, seconds, pause):
         receipts = Counter(line["tile"] for line in found["tile done"])
         report = {
             "exit_status": process.returncode,
-            "last_words": errors.splitlines()[-1:] if process.returncode else [],
+            "last_words": (folder / "errors").read_text().splitlines()[-1:] if process.returncode else [],
             "seconds": round(ended - begun, 1),
             "seconds_of_tiles": round(done[-1] - done[0], 1),
             "longest_without_a_tile_seconds": round(max(b - a for a, b in pairwise(done)), 1),
             "tiles": tiles,
             "tiles_done": len(receipts),
-            "kills": dict(Counter(kind for _, kind, _ in killer.kills)),
-            "killed_in": dict(Counter(doing for _, _, doing in killer.kills if doing)),
+            "kills": dict(Counter(kind for kind, _ in killer.kills)),
+            "killed_in": dict(Counter(doing for _, doing in killer.kills if doing)),
             "lost": lost(found),
             "tiles_given_again": sum(row["tiles"] for row in lost(found).values()),
             "tiles_set_aside": len(found.get("tile set aside", [])),
@@ -210,7 +210,7 @@ def until_it_computes(log, process):
     """Wait for the first tile."""
     while not (log.exists() and "tile done" in log.read_text()):
         if process.poll() is not None:
-            sys.exit(f"the run ended before its first tile: {process.communicate()[1]}")
+            sys.exit(f"the run ended before its first tile: {(log.parent / 'errors').read_text()}")
         time.sleep(0.1)
 
 

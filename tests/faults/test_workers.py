@@ -89,6 +89,8 @@ def test_a_worker_dies_in_mid_tile(nodes, tmp_path, survived):
     assert orders.left() == 0
     repeated = outcome.lost["died"]
     assert 2 <= repeated <= 6  # of each the one computed, the one waiting and the one being written
+    again = [read_receipt(outcome.hessian.output, tile).attempt - 1 for tile in outcome.hessian.manifest.plan.tiles()]
+    assert sum(again) == repeated
     survived("worker killed in mid-tile", outcome, times=2, recomputed=repeated)
 
 
@@ -273,5 +275,7 @@ def test_receipts_say_where_and_when(nodes, tmp_path):
         receipt = json.loads(path.read_text())
         assert before < receipt["finished"] < time.time()
         assert receipt["host"]
+        assert receipt["compute_seconds"] > 0
+        assert receipt["write_seconds"] > 0
         assert receipt["peak_memory_bytes"] > 2**20
         assert receipt["attempt"] == 1
