@@ -34,12 +34,14 @@ class Loss(StrEnum):
     ERROR = "error"
     HUNG = "hung"
     MEMORY = "memory"
+    NODE = "node"
     PREEMPTED = "preempted"
 
 
 # Losses after which the tile being computed is set aside. A node that goes away is never the tile's fault, a process
 # that dies seldom is.
 MOST_LOSSES = {Loss.ERROR: 3, Loss.HUNG: 3, Loss.MEMORY: 5, Loss.DIED: 8}
+NOT_ITS_OWN = {Loss.NODE, Loss.PREEMPTED}  # losses that say nothing of a worker that had not started
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ class Driver:
         limit = self._limit()
         for member in list(self._members.values()):
             if member.node is not None and member.node not in alive:
-                self._lose(member, Loss.PREEMPTED, ConnectionError("its node is gone"))
+                self._lose(member, Loss.NODE, ConnectionError("its node is gone"))
             elif member.node in draining and not member.leaving:
                 member.leaving = True
                 if not member.calls:
@@ -242,13 +244,13 @@ class Driver:
         self._release(member)
         text = f"{type(error).__name__}: {error}"
         self._tally.worker_lost(loss, member.node, list(member.owed), text)
-        if not member.started and loss is not Loss.PREEMPTED:
+        crowded = loss is Loss.MEMORY and any(other.node == member.node for other in self._members.values())
+        if crowded:
+            self._workers = max(self._workers - 1, 1)  # those that are left have more of it
+        elif not member.started and loss not in NOT_ITS_OWN:
             self._count_failed_start(text)
-        elsewhere = any(other.node == member.node for other in self._members.values())
-        if loss is Loss.MEMORY and elsewhere:
-            self._workers -= 1  # those that are left have more of it
         blamed = _blamed(member, error)
-        if blamed is not None and loss in MOST_LOSSES and not (loss is Loss.MEMORY and elsewhere):
+        if blamed is not None and loss in MOST_LOSSES and not crowded:
             self._losses[blamed.id, loss] += 1
             if self._losses[blamed.id, loss] >= MOST_LOSSES[loss]:
                 del member.owed[blamed.id]
@@ -287,6 +289,6 @@ def _is_final(error: BaseException) -> bool:
 
 
 def _blamed(member: _Member, error: BaseException) -> Tile | None:
-    """Give the tile that a worker was at when it was lost: the error says, or it is that of the oldest call."""
+    """Give the tile that a worker was at when it was lost: the error says, its oldest call, or what it writes."""
     named = member.owed.get(getattr(error, "tile", ""))
-    return named or next((tile for tile in member.calls if tile is not None), None)
+    return named or next((tile for tile in (*member.calls, *member.owed.values()) if tile is not None), None)

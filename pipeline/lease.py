@@ -60,15 +60,17 @@ class Lease:
         self._beat.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over.set()
+        if kind is not None:
+            self._output.give_up()  # who is told to end has seconds, and a store that is away is waited for minutes
         self._beat.join()
         if self._lost:
             return
         try:
             self._give_back()
-        except OutputError as error:  # what ended the run is worth more, and silence ends a lease as well
-            _log.warning("the lease could not be given back: %s", error)
+        except OutputError as error:  # raised, it would hide why the run ends
+            _log.warning("the lease was not given back, it ends after %.0f s: %s", LEASE_SECONDS, error)
 
     def check(self) -> None:
         """Raise where another driver has taken over.

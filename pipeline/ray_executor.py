@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util import metrics
 
 from pipeline.driver import Answer, Driver, Loss
@@ -169,8 +169,11 @@ class _Pool:
         # Ray knows of an actor that its memory monitor killed only by words.
         if isinstance(error, OutOfMemoryError) or "low on memory" in str(error):
             return Loss.MEMORY
-        going = self._nodes.get(worker) in self._draining
-        return Loss.PREEMPTED if going or getattr(error, "preempted", False) else Loss.DIED
+        if self._nodes.get(worker) in self._draining or getattr(error, "preempted", False):
+            return Loss.PREEMPTED
+        # Of a process that died Ray knows at once; unavailable is one whose node does not answer either.
+        away = isinstance(error, ActorUnavailableError) or "its node has died" in str(error)
+        return Loss.NODE if away else Loss.DIED
 
 
 class _Metrics:
@@ -229,8 +232,9 @@ def _ray(settings: Settings, workers: int) -> Iterator[None]:
 
 def _pickle(work: Work) -> bytes:
     """Serialise the problem, with the source of modules that are not installed: no worker could import them."""
-    modules = [module for module in list(sys.modules.values()) if _is_user_code(module)]
-    for module in modules:
+    # By name: a module may have been imported under two.
+    modules = {module.__name__: module for module in list(sys.modules.values()) if _is_user_code(module)}
+    for module in modules.values():
         ray.cloudpickle.register_pickle_by_value(module)
     try:
         blob: bytes = ray.cloudpickle.dumps(work.problem)
@@ -240,7 +244,7 @@ def _pickle(work: Work) -> bytes:
             "or use executor=serial"
         ) from error
     finally:
-        for module in modules:
+        for module in modules.values():
             ray.cloudpickle.unregister_pickle_by_value(module)
     return blob
 
@@ -250,8 +254,10 @@ def _is_user_code(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
     if not isinstance(file, str) or module.__name__ == "__main__":  # __main__ is pickled by value anyway
         return False
-    installed = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
-    return not any(Path(file).is_relative_to(folder) for folder in (*installed, Path(__file__).parent))
+    path, ours = Path(file), (Path(sysconfig.get_path("stdlib")), Path(__file__).parent)
+    # By the folders' names: an environment may lie on top of another one.
+    installed = {"site-packages", "dist-packages"}.intersection(path.parts)
+    return not installed and not any(path.is_relative_to(folder) for folder in ours)
 
 
 def _short(error: RayError) -> WorkerError:

@@ -1,9 +1,12 @@
 """A proxy before an object store that goes wrong on purpose: by rules, or by a seeded mixture of faults."""
 
 import http.client
+import os
 import random
 import re
+import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -12,6 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import psutil
 from clouds import Cloud
 
 ALWAYS = 10**9
@@ -112,6 +116,16 @@ def cut_in_body(exchange: Exchange) -> None:
 def lose_answer(exchange: Exchange) -> None:
     """The server does it, the client does not learn that."""
     exchange.forward()
+    exchange.cut()
+
+
+def kill_sender(exchange: Exchange) -> None:
+    """The server does it, and the process that asked is killed before it learns that."""
+    exchange.forward()
+    sender = next(
+        connection.pid for connection in psutil.net_connections("tcp") if connection.laddr == exchange.request.client
+    )
+    os.kill(sender, signal.SIGKILL)
     exchange.cut()
 
 
@@ -279,7 +293,13 @@ def proxied(cloud: Cloud) -> Iterator[Proxy]:
 
     for method in ("GET", "HEAD", "PUT", "POST", "DELETE"):
         setattr(Handler, f"do_{method}", Handler._pass)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_) -> None:
+            if not isinstance(sys.exception(), ConnectionError):  # of a client that was killed
+                super().handle_error(*_)
+
+    server = Server(("127.0.0.1", 0), Handler)
     here = f"127.0.0.1:{server.server_port}"
     environment = {name: value.replace(there, here) for name, value in cloud.environment.items()}
     proxy = Proxy(Cloud(cloud.url, environment, cloud.endpoint.replace(there, here)), cloud)

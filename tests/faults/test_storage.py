@@ -4,14 +4,16 @@ import os
 import re
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
 import pytest
-from proxy import call, cut_before, cut_in_body, delay, in_turn, lose_answer, refuse, stale
+from proxy import call, cut_before, cut_in_body, delay, in_turn, kill_sender, lose_answer, refuse, stale
 from runs import finish_times, undisturbed
 
-from pipeline.errors import StoppedError
+from pipeline.errors import StoppedError, TileError
+from pipeline.lease import Lease
 from pipeline.output import Output
 from pipeline.progress import Reporter
 from pipeline.status import status
@@ -53,6 +55,23 @@ REFUSALS = {
 }
 
 
+def test_who_ends_in_trouble_does_not_wait_for_the_store(proxy, url, monkeypatch):
+    """Nor does what becomes of the lease hide the trouble."""
+    monkeypatch.setattr("pipeline.lease.BEAT_SECONDS", 0.05)
+    begun = []
+
+    def run_into_trouble():
+        with Lease(Output(url), dict):
+            rule = proxy.rule(refuse(503, "SlowDown"), method="PUT", path="/lease/")
+            until(lambda: rule.done)
+            begun.append(time.monotonic())
+            raise RuntimeError("why the run ends")
+
+    with pytest.raises(RuntimeError, match="why the run ends"):
+        run_into_trouble()
+    assert time.monotonic() - begun[0] < 10
+
+
 @pytest.mark.parametrize("executor", ["serial", "ray"])
 @pytest.mark.parametrize("fault", REFUSALS)
 def test_what_stays_stops_the_run_at_once(proxy, url, faults, fault, executor):
@@ -71,6 +90,47 @@ def test_what_stays_stops_the_run_at_once(proxy, url, faults, fault, executor):
     assert outcome.computed == known.tiles - len(kept)
     assert finish_times(output).items() >= kept.items()
     faults(fault, f"S3, {executor}", times=rule.done, recomputed=0, tiles=known.tiles, equal=known.equals(outcome))
+
+
+def test_a_worker_dies_between_a_chunk_and_its_mirror(proxy, url, faults):
+    """SIGKILL, once the chunk is stored and before anything else can be."""
+    known = undisturbed("zarr").on("ray")
+    known.planned(url)
+    killed = {"/c/0/1$": "/c/1/0$", "/c/1/3$": "/c/3/1$"}
+    for chunk in killed:
+        proxy.rule(kill_sender, method="PUT", path=chunk, times=1)
+    outcome = known.run(url)
+    puts = [request.path for request in proxy.requests if request.method == "PUT"]
+    for chunk, mirror in killed.items():
+        of_both = [bool(re.search(mirror, path)) for path in puts if re.search(f"{chunk}|{mirror}", path)]
+        assert of_both == [False, False, True]
+    repeated = outcome.lost["died"]
+    assert len(killed) <= repeated <= 3 * len(killed)  # the one being written, the one computed, the one waiting
+    assert outcome.computed == known.tiles
+    assert outcome.verification.ok
+    faults(
+        "worker killed between a chunk and its mirror",
+        "S3, ray",
+        times=len(killed),
+        recomputed=repeated,
+        tiles=known.tiles,
+        equal=known.equals(outcome),
+    )
+
+
+def test_a_tile_whose_receipt_is_never_answered(proxy, url, faults):
+    """It hangs in the last call, which has no tile of its own, and is set aside all the same."""
+    known = undisturbed("zarr").on("ray")
+    settings = known.settings.model_copy(update={"tile_deadline": 3.0, "workers": 1})
+    known = replace(known, settings=settings)
+    known.planned(url)
+    proxy.rule(delay(3600), method="PUT", path="/receipts/r3-4_c3-4.json")
+    with pytest.raises(TileError, match=r"1 tiles failed each time .* no answer for 3 s"):
+        known.run(url)
+    proxy.clear()
+    outcome = undisturbed("zarr").run(url)
+    assert outcome.computed == 1
+    faults("receipt never answered", "S3, ray", times=3, recomputed=3, tiles=known.tiles, equal=known.equals(outcome))
 
 
 def test_nothing_waits_for_what_is_lost_anyway(proxy, url, faults):

@@ -1,8 +1,7 @@
 """Workers and nodes that are really lost: Ray processes on a cluster of several nodes, each with its own raylet."""
 
 import json
-import subprocess
-import sys
+import logging
 import time
 from collections import Counter
 
@@ -11,7 +10,7 @@ import psutil
 import pytest
 import ray
 import trouble
-from ray.cluster_utils import Cluster
+from nodes import Nodes
 
 from pipeline import NotFiniteError, TileError, WorkerError
 from pipeline.manifest import Manifest
@@ -25,42 +24,6 @@ from pipeline.worker import Worker
 
 SETTINGS = {"dtype": "float64", "chunk": 16, "tile": (1, 1), "engine": "jacrev", "row_group": 16, "microbatch": 8}
 TILES = 45
-
-
-class Nodes:
-    """A head that takes no tiles, and nodes of one CPU that come and go."""
-
-    def __init__(self):
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        self.workers = []
-
-    def at_least(self, count):
-        """Have so many nodes, and no others."""
-        while len(self.workers) > count:
-            self.kill()
-        while len(self.workers) < count:
-            self.add()
-
-    def add(self, cpus=1):
-        self.workers.append(self.cluster.add_node(num_cpus=cpus))
-
-    def kill(self, pid=None):
-        """SIGKILL to a node's raylet, which its workers do not survive: a given one's, or any."""
-        busy = psutil.Process(pid).ppid() if pid else None
-        raylets = [node.all_processes["raylet"][0].process.pid for node in self.workers]
-        self.cluster.remove_node(self.workers.pop(raylets.index(busy) if pid else 0), allow_graceful=False)
-
-    def drain(self):
-        """Announce that a node is going to be taken away."""
-        node = self.workers[0].node_id
-        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self.cluster.address]
-        subprocess.run(
-            [*command, "--node-id", node, *reason, "--deadline-remaining-seconds", "60"],
-            check=True,
-            capture_output=True,
-        )
-        return node
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +89,8 @@ def test_a_worker_dies_in_mid_tile(nodes, tmp_path, survived):
     assert orders.left() == 0
     repeated = outcome.lost["died"]
     assert 2 <= repeated <= 6  # of each the one computed, the one waiting and the one being written
+    again = [read_receipt(outcome.hessian.output, tile).attempt - 1 for tile in outcome.hessian.manifest.plan.tiles()]
+    assert sum(again) == repeated
     survived("worker killed in mid-tile", outcome, times=2, recomputed=repeated)
 
 
@@ -245,6 +210,29 @@ def test_a_node_that_joins_late_gets_work(nodes, tmp_path, survived):
     survived("node joins late", outcome)
 
 
+def test_workers_that_are_not_needed_are_let_go(nodes, tmp_path, survived, caplog):
+    """At the tail, while the last tile is still being computed: its node may be taken away."""
+    nodes.at_least(3)
+    problem, orders = trouble.problem(tmp_path / "orders", pause=0.02)
+    free = []
+
+    class Told(logging.Handler):
+        def emit(self, record):
+            if record.event == "staff" and (record.workers, record.queued) == (1, 0):
+                free.append(ray.available_resources().get("CPU"))
+
+    told = Told()
+    caplog.set_level(logging.DEBUG, "pipeline.tally")
+    logging.getLogger("pipeline.tally").addHandler(told)
+    try:
+        outcome = computed(problem, tmp_path / "out", At(TILES - 6, lambda: orders.give("dawdle")), workers=3)
+    finally:
+        logging.getLogger("pipeline.tally").removeHandler(told)
+    assert orders.left() == 0
+    assert free
+    survived("surplus workers let go at the tail", outcome)
+
+
 def test_a_late_writer_changes_nothing(nodes, tmp_path, survived):
     """A worker that was given up writes its tile when another has done so and the run is over."""
     nodes.at_least(2)
@@ -287,5 +275,7 @@ def test_receipts_say_where_and_when(nodes, tmp_path):
         receipt = json.loads(path.read_text())
         assert before < receipt["finished"] < time.time()
         assert receipt["host"]
+        assert receipt["compute_seconds"] > 0
+        assert receipt["write_seconds"] > 0
         assert receipt["peak_memory_bytes"] > 2**20
         assert receipt["attempt"] == 1

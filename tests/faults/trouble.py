@@ -53,7 +53,9 @@ class Loss(nn.Module):
 
     def forward(self, output, target):
         loss = nn.functional.mse_loss(output, target)
-        match self.orders.take("die", "fail", "hang", "nan", "run out of memory", "take memory"):
+        match self.orders.take("dawdle", "die", "fail", "hang", "nan", "run out of memory", "take memory"):
+            case "dawdle":
+                time.sleep(4)
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "fail":
@@ -73,8 +75,8 @@ class Loss(nn.Module):
 class Model(nn.Sequential):
     """A small net that takes its time, and that may fail to be unpickled."""
 
-    def __init__(self, orders, pause=0.0):
-        super().__init__(nn.Linear(7, 9), nn.Tanh(), nn.Linear(9, 6))
+    def __init__(self, orders, pause=0.0, hidden=9):
+        super().__init__(nn.Linear(7, hidden), nn.Tanh(), nn.Linear(hidden, 6))
         self.orders, self.pause = orders, pause
 
     def forward(self, x):
@@ -88,15 +90,15 @@ class Model(nn.Sequential):
             raise RuntimeError("ordered not to start")
 
 
-def problem(folder, pause=0.0):
-    """P = 132; the folder holds the orders."""
+def problem(folder, pause=0.0, hidden=9):
+    """P = 14 hidden + 6; the folder holds the orders."""
     Path(folder).mkdir(exist_ok=True)
     torch.manual_seed(0)
     orders = Orders(folder)
     x, y = torch.randn(8, 7), torch.randn(8, 6)
-    return Problem(Model(orders, pause), Loss(orders), (x, y)), orders
+    return Problem(Model(orders, pause, hidden), Loss(orders), (x, y)), orders
 
 
-def slow(orders, pause):
+def slow(orders, pause, hidden=9):
     """The same, for job specs."""
-    return problem(orders, pause)[0]
+    return problem(orders, pause, hidden)[0]
