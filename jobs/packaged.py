@@ -1,4 +1,4 @@
-"""Pretrained weights that lie in Python packages: found without importing those, which need more than their weights do."""
+"""Pretrained weights that lie in Python packages: found without importing those, which need more."""
 
 from importlib.util import find_spec
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Machines of a cloud whose spot machines can run out: Ray nodes on this machine, started and ended by Ray's autoscaler."""
+"""A cloud whose spot machines can run out: Ray nodes on this machine, started and ended by Ray's autoscaler."""
 
 import json
 from pathlib import Path

@@ -32,7 +32,9 @@ ON_MACHINES = ("--set", "workers=2", "--set", "cpus_per_worker=4")  # of a machi
 
 def on_this_machine(folder, address, sold_out):
     """The file with the provider swapped, and only what must: what AWS would say of its machines, and waits."""
-    config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))  # with Ray's defaults, as `ray up` does
+    config = prepare_config(
+        yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    )  # with Ray's defaults, as `ray up` does
     config["provider"] = {
         "type": "external",
         "module": "machines.Machines",

@@ -11,6 +11,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from cfnlint.api import lint_file
 from packaging.requirements import Requirement
 from ray.autoscaler._private.node_provider_availability_tracker import (
     NodeAvailabilitySummary,
@@ -96,6 +97,11 @@ def test_machines_of_aws():
     assert all(kind["node_config"]["MetadataOptions"] == {"HttpTokens": "required"} for kind in kinds.values())
 
 
+def test_roles_of_aws():
+    """As CloudFormation takes them; test_launch.py deploys them."""
+    assert lint_file(CLUSTERS / "aws_roles.yaml") == []
+
+
 def test_a_typo_in_a_cluster_file():
     config = loaded(ROOT / "cluster.yaml")
     config["idle_timeout_minuts"] = config.pop("idle_timeout_minutes")
@@ -167,7 +173,7 @@ def planted(resource, *path_and_typo):
         (0, "RayCluster", ("spec", "workerGroupSpecs", 0, "maxReplicas", "maxReplica")),
         (0, "RayCluster", ("spec", "headGroupSpec", "template", "spec", "containers", 0, "image", "imag")),
         (1, "RayJob", ("spec", "shutdownAfterJobFinishes", "shutdownAfterJobFinish")),
-        (1, "RayJob", ("spec", "rayClusterSpec", "workerGroupSpecs", 0, "template", "spec", "tolerations", "toleration")),
+        (1, "RayJob", ("spec", "rayClusterSpec", "headGroupSpec", "template", "spec", "containers", "container")),
         (2, "RayJob", ("spec", "entrypoint", "entryPoint")),
         (2, "CronJob", ("spec", "concurrencyPolicy", "concurencyPolicy")),
         (2, "CronJob", ("spec", "jobTemplate", "spec", "template", "spec", "containers", 0, "args", "arg")),
