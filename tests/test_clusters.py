@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import subprocess
 from functools import cache, partial
 from pathlib import Path
 
@@ -81,6 +82,8 @@ def test_launched_clusters(path):
     assert {"--dashboard-host=127.0.0.1", "--num-cpus=0", "--head"} <= set(head.split())
     for command in [head, *config["worker_start_ray_commands"]]:
         assert "RAY_AUTH_MODE=token" in command or command.endswith("ray stop")
+    for command in [*config["setup_commands"], head, *config["worker_start_ray_commands"]]:
+        subprocess.run(["bash", "-n", "-c", command], check=True)  # is read, not run
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert ("drain-on-notice" in watcher) == (path.stem == "cluster")
 

@@ -1,6 +1,5 @@
 """`ray up cluster.yaml` against an AWS that is a server here: the roles are made, and the machines asked for."""
 
-import json
 import os
 import subprocess
 import sys
@@ -66,7 +65,7 @@ def test_roles(roles):
         "arn:aws:s3:::my-bucket/*",
     }
     own = roles.get_role_policy(RoleName="hessian-head", PolicyName="autoscaler")["PolicyDocument"]
-    passed = [s["Resource"] for s in json.loads(own)["Statement"] if s["Action"] == "iam:PassRole"]
+    passed = [s["Resource"] for s in yaml.safe_load(own)["Statement"] if s["Action"] == "iam:PassRole"]
     assert passed == [profiles["hessian-worker"]["Arn"]]
 
 
