@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from pipeline.errors import SpecError, WorkerError
 
@@ -125,7 +126,7 @@ def drain_on_notice(
             logger.warning("metadata service %s: %s", service.url, error)
     logger.warning("notice: this machine is taken at %s", datetime.fromtimestamp(end, UTC).isoformat())
     while refusal := _drain(address, node, end - time.time()):
-        if time.time() > end:
+        if time.time() >= end:
             raise WorkerError(f"Ray did not drain the node before its end: {refusal}")
         time.sleep(1)
     return end - time.time()
@@ -151,5 +152,9 @@ def _drain(address: str | None, node: str | None, seconds: float) -> str:
     ]  # fmt: skip
     command += ["--node-id", node] if node else []
     environment = {**os.environ, "RAY_ADDRESS": address} if address else None  # where Ray looks up this machine's node
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
+    options: dict[str, Any] = {"capture_output": True, "text": True, "env": environment, "timeout": max(1.0, seconds)}
+    try:
+        done = subprocess.run(command, check=False, **options)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        return f"no answer from {address or 'the cluster'}"
     return (done.stderr.strip() or f"exit status {done.returncode}") if done.returncode else ""

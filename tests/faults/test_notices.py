@@ -123,6 +123,18 @@ def test_a_machine_of_no_cloud():
     assert "no metadata service at http://127.0.0.1:9" in errors
 
 
+def test_a_cluster_that_does_not_answer():
+    """It is tried until the end, and said then."""
+    machine = Machine()
+    notice = {"action": "terminate", "time": (datetime.now(UTC) + timedelta(seconds=3)).isoformat()}
+    machine.pages["GET /latest/meta-data/spot/instance-action"] = json.dumps(notice)
+    node = ("--address", "127.0.0.1:9", "--node-id", "a" * 56)
+    with served(machine) as url, watching("--cloud", "aws", "--metadata-url", url, *node) as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "Ray did not drain the node before its end: no answer from 127.0.0.1:9" in " ".join(errors.split())
+
+
 def test_a_run_survives_a_spot_notice(tmp_path):
     """The node gets no more tiles, and nothing that was begun there is lost."""
     nodes, machine = Nodes(), Machine()
