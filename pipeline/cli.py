@@ -123,6 +123,24 @@ def status_command(url: str, endpoint_url: str | None) -> None:
     _console().print(_table(status(url, endpoint_url).items()))
 
 
+@cli.command("drain-on-notice")
+@click.option("--cloud", type=click.Choice(["aws", "azure", "gcp"]), required=True, help="Whose machine this is.")
+@click.option("--metadata-url", metavar="URL", help="Its metadata service, where it is not the cloud's own.")
+@click.option("--address", help="The Ray cluster; the one that is running here when not given.")
+@click.option("--node-id", help="The node; this machine's when not given.")
+@click.option("--interval", default=5.0, show_default=True, help="Seconds between questions.")
+def drain_command(
+    cloud: str, metadata_url: str | None, address: str | None, node_id: str | None, interval: float
+) -> None:
+    """Wait for the notice that the cloud takes this machine away; then have Ray drain its node."""
+    from pipeline.logs import log_to
+    from pipeline.spot import drain_on_notice
+
+    with log_to(_console(stderr=True), None):
+        left = drain_on_notice(cloud, metadata_url, address, node_id, interval)
+    click.echo(f"the node is drained, {left:.0f} s before its end")
+
+
 def main() -> None:
     """Run the command; errors of ours become one line and an exit status."""
     if threading.current_thread() is threading.main_thread():

@@ -19,7 +19,7 @@ from pipeline.tiling import Tile
 IN_FLIGHT = 2  # calls per worker: one running, one waiting, so that it never waits for the driver
 MOST_FAILED_STARTS = 3  # of workers, in a row
 MOST_SET_ASIDE = 20  # tiles; more than that is not the tiles' fault
-START_SECONDS = 300  # without any worker: a cluster may have to add a node
+START_SECONDS = 1200  # without any worker: a cluster may have to add a machine, which installs torch first
 TICK_SECONDS = 0.5
 LOOK_SECONDS = 2.0  # between looks at the nodes and the deadlines
 HUNG_FACTOR = 10  # times the median tile
