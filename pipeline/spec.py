@@ -42,6 +42,18 @@ def _formats(value: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(value, reverse=True))
 
 
+def _own_resources(value: dict[str, float]) -> dict[str, float]:
+    """Leave CPUs and GPUs to their own settings, and ask for no nothing."""
+    if taken := sorted({"CPU", "GPU"} & value.keys()):
+        setting = f"{taken[0].lower()}s_per_worker"
+        raise PydanticCustomError(
+            "resources", "{name} is asked for by {setting}", {"name": taken[0], "setting": setting}
+        )
+    if any(amount <= 0 for amount in value.values()):
+        raise PydanticCustomError("resources", "expected amounts above 0")
+    return value
+
+
 FloatName = Annotated[Literal["float32", "float64"], BeforeValidator(_dtype_name)]
 FormatName = Literal["zarr", "parquet"]
 EngineName = Literal["auto", "factored", "jacrev", "rows"]
@@ -80,9 +92,21 @@ class Settings(BaseModel):
         None, description="Rows pulled back at a time; units of a layer, if factored."
     )
     executor: Literal["ray", "serial"] = Field("ray", description="Ray workers, or a plain loop in this process.")
-    workers: PositiveInt | None = Field(None, description="Ray workers; one per share of CPUs (or GPU) if not given.")
+    workers: PositiveInt | None = Field(None, description="Ray workers; as many as there is room for if not given.")
     cpus_per_worker: PositiveInt = Field(1, description="CPUs, and torch threads, of a Ray worker.")
-    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs, or a fraction of one, of a Ray worker; 0 for CPU.")
+    gpus_per_worker: float = Field(
+        0.0, ge=0, le=1, description="A GPU, or the fraction of one, of a Ray worker; 0 for CPU."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="What engines run on; `auto` is cuda where workers have GPUs."
+    )
+    resources: Annotated[dict[str, float], AfterValidator(_own_resources)] | None = Field(
+        None, description="Further resources of a Ray worker, as nodes name theirs, by amount."
+    )
+    label_selector: dict[str, str] | None = Field(
+        None,
+        description="Labels of the nodes for workers, as Ray selects: `ray.io/accelerator-type: in(A100, H100)`.",
+    )
     address: str | None = Field(None, description="Ray cluster to join; RAY_ADDRESS or a local one when not given.")
     memory: ByteSize | None = Field(
         None, description="Memory allowed to a worker, as in `4GiB`; its share of 80 % of what is free if not given."
