@@ -3,6 +3,7 @@
 Two frozen, strict models. `Settings` is how to compute, `JobSpec` adds what to compute and where to put it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -21,6 +22,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import SpecError, nearest
+
+_WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"  # in Kubernetes' labels, whose syntax Ray has taken over
 
 
 def _dtype_name(value: object) -> object:
@@ -51,6 +54,16 @@ def _own_resources(value: dict[str, float]) -> dict[str, float]:
         )
     if any(amount <= 0 for amount in value.values()):
         raise PydanticCustomError("resources", "expected amounts above 0")
+    return value
+
+
+def _selectors(value: dict[str, str]) -> dict[str, str]:
+    """Take what Ray takes for labels and for what selects them."""
+    for label, wanted in value.items():
+        if not re.fullmatch(rf"({_WORD}/)?{_WORD}", label):
+            raise PydanticCustomError("label", "{label} is no name of a label", {"label": repr(label)})
+        if not re.fullmatch(rf"!?({_WORD}|in\({_WORD}(, ?{_WORD})*\))", wanted):
+            raise PydanticCustomError("label", "expected `a`, `!a`, `in(a, b)` or `!in(a, b)`")
     return value
 
 
@@ -103,7 +116,7 @@ class Settings(BaseModel):
     resources: Annotated[dict[str, float], AfterValidator(_own_resources)] | None = Field(
         None, description="Further resources of a Ray worker, as nodes name theirs, by amount."
     )
-    label_selector: dict[str, str] | None = Field(
+    label_selector: Annotated[dict[str, str], AfterValidator(_selectors)] | None = Field(
         None,
         description="Labels of the nodes for workers, as Ray selects: `ray.io/accelerator-type: in(A100, H100)`.",
     )
