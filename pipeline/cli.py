@@ -261,6 +261,18 @@ def _show_plan(made: "JobPlan") -> None:
                     f"tiles {mebibytes(BUFFERED_TILES * memory.tile_bytes)}, engine {mebibytes(memory.engine_bytes)}), "
                     f"{mebibytes(made.allowed_bytes)} allowed",
                 ),
+                *(
+                    [
+                        (
+                            "memory of its GPU",
+                            f"{mebibytes(memory.device_bytes)} projected, "
+                            f"{mebibytes(made.allowed_device_bytes)} allowed",
+                        )
+                    ]
+                    if made.allowed_device_bytes is not None
+                    else []
+                ),
+                ("measured on", made.place),
                 ("time", f"{made.makespan_seconds():.1f} s predicted for the tiles on {made.workers} workers"),
             ]
         )

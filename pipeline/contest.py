@@ -35,14 +35,19 @@ def take_faster(placed: PlacedProblem, verdict: PreflightVerdict, known: Mapping
             parameters[name] = _decided(found, timed[alike], placed.problem.sample_count)
     for name in contested:
         leader = known[name].weight if known[name].weight in contested else name
-        parameters[name] = replace(parameters[name], engine=parameters[leader].engine)
+        parameters[name] = _led(parameters[name], parameters[leader].engine)
     return replace(verdict, parameters=parameters)
 
 
 def _decided(found: ParameterVerdict, seconds: dict[str, float], samples: int) -> ParameterVerdict:
     """Take the faster engine, and note the times of both."""
     times = {engine: f"{found.tried[engine]}; {1e3 * samples * each:.3g} ms a row" for engine, each in seconds.items()}
-    return replace(found, engine=min(seconds, key=lambda engine: seconds[engine]), tried=found.tried | times)
+    return replace(_led(found, min(seconds, key=lambda engine: seconds[engine])), tried=found.tried | times)
+
+
+def _led(found: ParameterVerdict, engine: str) -> ParameterVerdict:
+    """Take one of the two engines that are right; the other is its rival."""
+    return found if engine == found.engine else replace(found, engine=engine, rival=found.engine)
 
 
 def _seconds(placed: PlacedProblem, name: str, engine: str, known: Mapping[str, Application]) -> float:

@@ -1,12 +1,15 @@
-"""Executors: ways to run a plan's tiles. The serial one is the specification; Ray is one file beside it."""
+"""Executors: where runs are planned and computed. The serial one is the specification; Ray is one file beside it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from pipeline.manifest import Manifest
 from pipeline.output import Output
+from pipeline.planner import JobPlan, make_plan
 from pipeline.problem import Problem
 from pipeline.receipts import Receipt
+from pipeline.spec import Settings
 from pipeline.tally import Tally
 from pipeline.tiling import Tile
 from pipeline.worker import Worker
@@ -31,7 +34,42 @@ class Work:
     concurrent_puts: int = 1
 
 
-def serial(work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]) -> Iterator[Receipt]:
+class Executor(Protocol):
+    """Where the workers are."""
+
+    def plan(self, problem: Problem, name: str | None, check: Callable[[], None]) -> JobPlan:
+        """Plan a run where it will be computed; see `make_plan`. `check` raises what stops the run."""
+
+    def execute(
+        self, work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]
+    ) -> Generator[Receipt, None, None]:
+        """Compute tiles, dearest first; gives a receipt for each once it is written, in the order they finish."""
+
+
+class Serial:
+    """This process.
+
+    Args:
+        settings: how to compute.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def plan(self, problem: Problem, name: str | None, check: Callable[[], None]) -> JobPlan:  # noqa: ARG002
+        """See `make_plan`."""
+        return make_plan(problem, self._settings, name)
+
+    def execute(
+        self, work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]
+    ) -> Generator[Receipt, None, None]:
+        """See `serial`."""
+        return serial(work, tiles, tally, check)
+
+
+def serial(
+    work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]
+) -> Generator[Receipt, None, None]:
     """Compute tiles one after the other in this process.
 
     Args:

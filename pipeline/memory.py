@@ -32,6 +32,7 @@ class WorkerMemory:
         writer_bytes: copies of chunks, see `writer_bytes`.
         engine_bytes: measured peak of the engine on one row group of one micro-batch, output not counted.
         tile: the largest tile's name and shape, for messages.
+        on_gpu: whether engines run on a device with memory of its own.
     """
 
     problem_bytes: int
@@ -39,34 +40,53 @@ class WorkerMemory:
     writer_bytes: int
     engine_bytes: int
     tile: str
+    on_gpu: bool = False
+
+    @property
+    def host_engine_bytes(self) -> int:
+        """What the engine keeps resident in the process."""
+        return 0 if self.on_gpu else resident_bytes(self.engine_bytes)
+
+    @property
+    def device_bytes(self) -> int:
+        """What lies on the GPU: weights, one micro-batch of data at most all of it, one tile, the engine."""
+        return self.problem_bytes + self.tile_bytes + int(SCRATCH * self.engine_bytes)
 
     @property
     def total_bytes(self) -> int:
-        """Sum of all terms."""
+        """Sum of all terms in the process."""
         return (
             PROCESS_BYTES
             + 2 * self.problem_bytes  # as it arrived, and in the type and on the device it is computed in
             + BUFFERED_TILES * self.tile_bytes
             + self.writer_bytes
-            + resident_bytes(self.engine_bytes)
+            + self.host_engine_bytes
         )
 
-    def require(self, allowed_bytes: int) -> None:
+    def require(self, allowed_bytes: int, allowed_device_bytes: int | None = None) -> None:
         """Refuse a plan whose worst tile does not fit.
 
         Args:
             allowed_bytes: what a worker may hold.
+            allowed_device_bytes: what it may hold on its GPU; None where it has none.
 
         Raises:
             MemoryRefusedError: projected is more than allowed.
         """
+        if allowed_device_bytes is not None and self.device_bytes > allowed_device_bytes:
+            raise MemoryRefusedError(
+                f"tile {self.tile} would need {mebibytes(self.device_bytes)} on the GPU "
+                f"(weights and data {mebibytes(self.problem_bytes)}, tile {mebibytes(self.tile_bytes)}, "
+                f"engine {mebibytes(SCRATCH * self.engine_bytes)}), allowed are {mebibytes(allowed_device_bytes)}: "
+                "raise `gpus_per_worker`, or lower `chunk`, `tile`, `row_group` or `microbatch`"
+            )
         if self.total_bytes > allowed_bytes:
             raise MemoryRefusedError(
                 f"tile {self.tile} would need {mebibytes(self.total_bytes)} in a worker "
                 f"(process {mebibytes(PROCESS_BYTES)}, weights and data {mebibytes(2 * self.problem_bytes)}, "
                 f"tiles {mebibytes(BUFFERED_TILES * self.tile_bytes)}, "
                 f"writer {mebibytes(self.writer_bytes)}, "
-                f"engine {mebibytes(resident_bytes(self.engine_bytes))}), "
+                f"engine {mebibytes(self.host_engine_bytes)}), "
                 f"allowed are {mebibytes(allowed_bytes)}: "
                 "raise `memory`, or lower `workers`, `chunk`, `tile`, `row_group` or `microbatch`"
             )

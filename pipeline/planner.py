@@ -4,7 +4,7 @@ import math
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import torch
@@ -13,18 +13,21 @@ from pipeline.contest import take_faster
 from pipeline.contexts import exact_kernels, unchanged
 from pipeline.engines import ENGINES, applications
 from pipeline.engines.stages import Application
-from pipeline.errors import BlockError, SpecError
+from pipeline.errors import BlockError, ProblemError, SpecError
 from pipeline.layout import ParameterLayout
 from pipeline.manifest import Fingerprint, Manifest
 from pipeline.memory import (
     BUFFERED_TILES,
     PROCESS_BYTES,
+    SCRATCH,
+    SHARE_OF_FREE,
     WorkerMemory,
     allowed_bytes,
     engine_budget_bytes,
     writer_bytes,
 )
 from pipeline.parquet import require_room_in_lists
+from pipeline.placement import Staff, workers_on_gpu
 from pipeline.preflight import preflight
 from pipeline.probe import PROBE_SAMPLES, Measured, Segment, choose_sizes, torch_threads
 from pipeline.problem import Problem
@@ -49,9 +52,11 @@ class JobPlan:
         at: loss and gradient in float64.
         memory: projected, of the worst tile's worker.
         allowed_bytes: for one worker.
+        allowed_device_bytes: on its GPU; None where it has none.
         workers: how many.
         costs: measured, by row parameter.
         left_out: parameters of the model that are frozen or not selected.
+        place: the machine and device it was measured on.
     """
 
     manifest: Manifest
@@ -59,9 +64,11 @@ class JobPlan:
     at: LossAndGradient
     memory: WorkerMemory
     allowed_bytes: int
+    allowed_device_bytes: int | None
     workers: int
     costs: dict[str, Measured]
     left_out: tuple[str, ...]
+    place: str
 
     @property
     def stored_bytes(self) -> int:
@@ -122,13 +129,14 @@ def fingerprint(problem: Problem, at: LossAndGradient) -> Fingerprint:
     )
 
 
-def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> JobPlan:
-    """Decide everything about a run.
+def make_plan(problem: Problem, settings: Settings, name: str | None = None, staff: Staff | None = None) -> JobPlan:
+    """Decide everything about a run, on a machine and a device like those that will compute it.
 
     Args:
         problem: with its parameters selected.
         settings: how to compute.
         name: of the problem, for the manifest.
+        staff: the workers; this machine's CPUs and GPUs shared out when None.
 
     Returns:
         The plan.
@@ -146,13 +154,15 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
         )
     dtype: torch.dtype = getattr(torch, settings.dtype) if settings.dtype else problem.dtype
     candidates = list(ENGINES) if settings.engine == "auto" else [settings.engine]
-    verdict = preflight(problem, candidates, dtype, device_of(settings))
+    device = device_of(settings)
+    require_device(device)
+    staff = staff or local_staff(settings)
+    verdict = preflight(problem, candidates, dtype, device)
     at = evaluate(problem)
 
-    workers = worker_count(settings)
-    allowed = allowed_bytes(settings.memory, workers)
+    allowed, on_gpu = allowed_bytes(settings.memory, staff.beside), allowed_device_bytes(settings)
     threads = settings.cpus_per_worker if settings.executor == "ray" else None
-    placed = problem.place(dtype, device_of(settings))
+    placed = problem.place(dtype, device)
     with torch_threads(threads), exact_kernels(problem.model), unchanged(problem.model):
         known = applications(placed, PROBE_SAMPLES)
         verdict = take_faster(placed, verdict, known)
@@ -163,24 +173,35 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
     tiling = plan_tiles(layout, settings.blocks, chunk, (1, 1))
     writer = writer_bytes(settings.concurrent_puts * chunk_bytes, settings.formats)
     room = _tile_room(chunk_bytes, allowed - PROCESS_BYTES - writer)
-    tile_shape = settings.tile or _tile_shape(tiling, verdict.engines, layout, chunk_bytes, room, workers)
+    if on_gpu is not None:
+        room = min(room, max(1, int(TILES_SHARE * (on_gpu - problem.byte_count) / chunk_bytes)))
+    tile_shape = settings.tile or _tile_shape(tiling, verdict.engines, layout, chunk_bytes, room, staff.workers)
     tiling = TilingPlan(layout.size, chunk, tile_shape, tiling.selected)
     tiles = tiling.tiles()
     largest = max(tiles, key=lambda t: tiling.shape(t)[0] * tiling.shape(t)[1])
     rows, cols = tiling.shape(largest)
-    held = WorkerMemory(problem.byte_count, rows * cols * dtype.itemsize, writer, 0, f"{largest.id} ({rows} x {cols})")
-    held.require(allowed)
+    held = WorkerMemory(
+        problem.byte_count,
+        rows * cols * dtype.itemsize,
+        writer,
+        0,
+        f"{largest.id} ({rows} x {cols})",
+        on_gpu is not None,
+    )
+    held.require(allowed, on_gpu)
+    free = engine_budget_bytes(allowed - held.total_bytes)
+    budget = free if on_gpu is None else int((on_gpu - held.device_bytes) / SCRATCH)
 
     with torch_threads(threads), unchanged(problem.model):
         probed = choose_sizes(
             placed,
             _segments(tiling, tiles, problem, verdict.engines, known),
-            engine_budget_bytes(allowed - held.total_bytes),
+            budget,
             settings.microbatch,
             settings.row_group,
         )
-    memory = WorkerMemory(held.problem_bytes, held.tile_bytes, held.writer_bytes, probed.engine_bytes, held.tile)
-    memory.require(allowed)
+    memory = replace(held, engine_bytes=probed.engine_bytes)
+    memory.require(allowed, on_gpu)
     type_name = str(dtype).removeprefix("torch.")
     manifest = Manifest.model_validate(
         {
@@ -201,12 +222,50 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
         }
     )
     left_out = tuple(name for name, _ in problem.model.named_parameters() if name not in set(layout.names))
-    return JobPlan(manifest, tiling, at, memory, allowed, workers, probed.costs, left_out)
+    place = f"{platform.node()}, {device_name(device)}"
+    return JobPlan(manifest, tiling, at, memory, allowed, on_gpu, staff.workers, probed.costs, left_out, place)
+
+
+def common_plan(plans: Sequence[JobPlan]) -> JobPlan:
+    """Choose among plans that were made on different kinds of machines the one that all can carry out.
+
+    Args:
+        plans: of one problem, at least one.
+
+    Returns:
+        The one made with the least memory.
+
+    Raises:
+        ProblemError: one of its engines was not found right on all of them.
+        MemoryRefusedError: it does not fit into another's memory all the same.
+    """
+    least = min(plans, key=lambda plan: (plan.allowed_device_bytes or 0, plan.allowed_bytes))
+    for other in plans:
+        least.memory.require(other.allowed_bytes, other.allowed_device_bytes)
+        for name, found in least.manifest.preflight.parameters.items():
+            there = other.manifest.preflight.parameters[name]
+            if found.engine not in {there.engine, there.rival}:
+                raise ProblemError(
+                    f"`{name}`: engine {found.engine} is right on {least.place}, but on {other.place} "
+                    f"{there.engine} was chosen; set `engine`, or take one kind of node by `label_selector`"
+                )
+    return least
+
+
+def local_staff(settings: Settings) -> Staff:
+    """Give the workers of a run on this machine."""
+    count = worker_count(settings)
+    return Staff(count, count)
 
 
 def worker_count(settings: Settings) -> int:
     """Give the number of workers: as set, or this machine's CPUs and GPUs shared out."""
     if settings.executor == "serial":
+        if settings.resources or settings.label_selector:
+            raise SpecError(
+                "`resources` and `label_selector` choose nodes of a cluster, but executor=serial computes in this "
+                "process: use executor=ray"
+            )
         if settings.workers not in {None, 1}:
             raise SpecError(
                 f"`workers` got {settings.workers} with executor=serial, which computes in this process: "
@@ -287,8 +346,39 @@ def device_of(settings: Settings) -> str:
         "cuda" or "cpu".
 
     Raises:
-        SpecError: a GPU is asked for where torch finds none.
+        SpecError: Ray workers are to compute on GPUs that they do not ask for.
     """
-    if settings.gpus_per_worker > 0 and not torch.cuda.is_available():
-        raise SpecError(f"`gpus_per_worker` got {settings.gpus_per_worker}, but torch finds no CUDA device here")
-    return "cuda" if settings.gpus_per_worker > 0 else "cpu"
+    if settings.device == "cuda" and settings.executor == "ray" and not settings.gpus_per_worker:
+        raise SpecError("`device` got cuda, but workers have no GPU: give `gpus_per_worker`, 1 or a fraction")
+    if settings.device == "auto":
+        return "cuda" if settings.gpus_per_worker > 0 else "cpu"
+    return settings.device
+
+
+def require_device(device: str) -> None:
+    """Refuse to compute on a device that is not here.
+
+    Args:
+        device: "cuda" or "cpu".
+
+    Raises:
+        SpecError: a GPU is wanted where torch finds none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SpecError(
+            f"`device` is cuda, but torch {torch.__version__} finds no CUDA device on {platform.node()}: compute where "
+            "there is one (`address` names a cluster), or give device=cpu"
+        )
+
+
+def device_name(device: str) -> str:
+    """Name a device for people."""
+    return torch.cuda.get_device_name() if device == "cuda" else "CPU"
+
+
+def allowed_device_bytes(settings: Settings) -> int | None:
+    """Give what one worker may hold on its GPU: of the whole, shared with the others on it; None on a CPU."""
+    if device_of(settings) == "cpu":
+        return None
+    _, total = torch.cuda.mem_get_info()
+    return int(SHARE_OF_FREE * total / workers_on_gpu(settings.gpus_per_worker or 1))

@@ -1,17 +1,18 @@
 """Tiles on Ray: one actor per GPU or share of CPUs, `ray.wait` for answers, no tile through the object store.
 
-The driver owns queue, attempts and actors; an actor owns nothing, and is never restarted by Ray.
+The driver owns queue, attempts and actors; an actor owns nothing, and is never restarted by Ray. Before, a run is
+planned on nodes that its workers may be on.
 """
 
 import itertools
-import os
+import json
 import signal
 import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,13 +20,27 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.experimental.internal_kv import _internal_kv_get
 from ray.util import metrics
 
-from pipeline.driver import Answer, Driver, Loss
-from pipeline.errors import WorkerError
+from pipeline.driver import LOOK_SECONDS, START_SECONDS, Answer, Driver, Loss
+from pipeline.errors import SpecError, WorkerError
 from pipeline.executors import Work
 from pipeline.manifest import Manifest
 from pipeline.output import Output
+from pipeline.placement import (
+    NODE,
+    Node,
+    Share,
+    Staff,
+    names_cluster,
+    no_room,
+    one_of_each_kind,
+    staff_of,
+    workers_on_gpu,
+)
+from pipeline.planner import JobPlan, common_plan, device_of, make_plan, require_device, worker_count
+from pipeline.problem import Problem
 from pipeline.receipts import Receipt
 from pipeline.spec import Settings
 from pipeline.tally import Tally
@@ -38,17 +53,15 @@ WIND_DOWN_SECONDS = 1.5  # at the end of a run that was cut off, for what is bei
 class _Actor:
     """A worker in a process of its own."""
 
-    def __init__(
-        self, problem: bytes, manifest: Manifest, output: Output, device: str, puts: int, threads: int
-    ) -> None:
-        self._make = lambda: Worker(ray.cloudpickle.loads(problem), manifest, output, device, puts)
-        self._threads = threads
+    def __init__(self, problem: bytes, manifest: Manifest, output: Output, settings: Settings) -> None:
+        self._problem, self._manifest, self._output, self._settings = problem, manifest, output, settings
         self._worker: Worker | None = None
 
     def start(self) -> str:
         """Make the worker, on the thread that is going to compute; gives the node."""
-        torch.set_num_threads(self._threads)
-        self._worker = self._make()
+        device = _set_up(self._settings)
+        problem, self._problem = ray.cloudpickle.loads(self._problem), b""  # held once, not twice
+        self._worker = Worker(problem, self._manifest, self._output, device, self._settings.concurrent_puts)
         node: str = ray.get_runtime_context().get_node_id()
         return node
 
@@ -64,52 +77,210 @@ class _Actor:
             self._worker.wait_for_writer(seconds)
 
 
-def execute(
-    work: Work,
-    tiles: Sequence[Tile],
-    settings: Settings,
-    workers: int,
-    tally: Tally,
-    check: Callable[[], None],
-) -> Iterator[Receipt]:
-    """Compute tiles on Ray workers.
+class _Planner:
+    """Plans in a process of its own, where a worker would be."""
+
+    def plan(self, problem: bytes, settings: Settings, name: str | None, staff: Staff) -> JobPlan:
+        """Plan; see `make_plan`."""
+        _set_up(settings)
+        return make_plan(ray.cloudpickle.loads(problem), settings, name, staff)
+
+
+class Cluster:
+    """A Ray cluster, joined when it is first needed, or started on this machine and ended with the context.
 
     Args:
-        work: the run.
-        tiles: what to compute, dearest first.
-        settings: shares of CPUs and GPUs, cluster address, deadline.
-        workers: how many actors.
-        tally: told about all that happens.
-        check: called every few seconds; raises what stops the run.
-
-    Yields:
-        A receipt for each tile, once it is written, in the order they finish.
-
-    Raises:
-        WorkerError: actors cannot be started.
-        TileError: tiles failed too often.
-        HessianError: what a worker raised that no second attempt would mend.
+        settings: what workers take, which cluster, and how to compute.
     """
-    with _ray(settings, workers):
-        pool = _Pool(work, settings)
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._joined = ExitStack()
+        self._fixed = False  # whether no nodes can come
+        self._sent: tuple[Problem, Any] | None = None
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._joined.close()
+
+    def plan(self, problem: Problem, name: str | None, check: Callable[[], None] = lambda: None) -> JobPlan:
+        """Plan a run on one node of each kind that its workers may be on.
+
+        Args:
+            problem: with its parameters selected.
+            name: of the problem, for the manifest.
+            check: called every few seconds; raises what stops the run.
+
+        Returns:
+            The plan made with the least memory.
+
+        Raises:
+            SpecError: no node can have a worker, or none has a device for it.
+            WorkerError: Ray, or a process on a node, cannot be started.
+            HessianError: whatever `make_plan` raises.
+        """
+        on_cpu = device_of(self._settings) == "cpu"
+        if on_cpu and _starts_here() and _is_plain(self._settings):
+            return make_plan(problem, self._settings, name)  # on this machine, before Ray is started on it
+        nodes = self._nodes()
+        staff, kinds = staff_of(nodes, self._settings), one_of_each_kind(nodes, self._settings)
+        if on_cpu and [node.id for node in kinds] == [ray.get_runtime_context().get_node_id()]:
+            return make_plan(problem, self._settings, name, staff)
+        arguments = self._send(problem), self._settings, name
+        if not kinds:  # until a node comes
+            return _planned([(_options(self._settings), (*arguments, staff))], no_room(nodes, self._settings), check)
+        room = Share.of(self._settings).room
+        planners = [
+            (_options(self._settings, node), (*arguments, Staff(staff.workers, min(staff.workers, room(node)))))
+            for node in kinds
+        ]
+        return _planned(planners, f"its nodes are busy: {', '.join(map(str, kinds))}", check)
+
+    def execute(
+        self, work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]
+    ) -> Generator[Receipt, None, None]:
+        """Compute tiles on Ray workers.
+
+        Args:
+            work: the run.
+            tiles: what to compute, dearest first.
+            tally: told about all that happens.
+            check: called every few seconds; raises what stops the run.
+
+        Yields:
+            A receipt for each tile, once it is written, in the order they finish.
+
+        Raises:
+            SpecError: no node can have a worker.
+            WorkerError: actors cannot be started.
+            TileError: tiles failed too often.
+            HessianError: what a worker raised that no second attempt would mend.
+        """
+        workers = staff_of(self._nodes(), self._settings).workers
+        pool = _Pool(self._send(work.problem), work, self._settings)
         tally.listeners.append(_Metrics())
         try:
-            yield from Driver(pool, tiles, workers, tally, settings.tile_deadline, check).receipts()
+            yield from Driver(pool, tiles, workers, tally, self._settings.tile_deadline, check).receipts()
         finally:
             pool.stop()
 
+    def _nodes(self) -> list[Node]:
+        """Join the cluster, and give its nodes.
+
+        Returns:
+            Those that are alive.
+
+        Raises:
+            SpecError: none of them can have a worker, and no others will come.
+        """
+        if _starts_here():
+            self._fixed = not names_cluster(self._settings)
+            self._joined.enter_context(_ray(self._settings))
+        nodes = [Node(n["NodeID"], n["Resources"], n["Labels"]) for n in ray.nodes() if n["Alive"]]
+        if (self._fixed or _is_fixed(nodes)) and not one_of_each_kind(nodes, self._settings):
+            raise SpecError(f"{no_room(nodes, self._settings)}: ask for what there is, or add nodes")
+        return nodes
+
+    def _send(self, problem: Problem) -> Any:
+        """Put a problem into the object store, once, from where each node fetches it once."""
+        if self._sent is None or self._sent[0] is not problem:
+            self._sent = problem, ray.put(_pickle(problem))
+        return self._sent[1]
+
+
+def _set_up(settings: Settings) -> str:
+    """Give this process its threads and its share of a GPU.
+
+    Args:
+        settings: how to compute.
+
+    Returns:
+        The device of the engines.
+    """
+    torch.set_num_threads(settings.cpus_per_worker)
+    device = device_of(settings)
+    require_device(device)
+    if device == "cuda":
+        torch.cuda.set_per_process_memory_fraction(1 / workers_on_gpu(settings.gpus_per_worker))
+    return device
+
+
+def _options(settings: Settings, node: Node | None = None) -> dict[str, Any]:
+    """Give what Ray is to place a worker by, anywhere or on a given node."""
+    labels = {**(settings.label_selector or {}), **({NODE: node.id} if node else {})}
+    return {
+        "num_cpus": settings.cpus_per_worker,
+        "num_gpus": settings.gpus_per_worker,
+        "resources": settings.resources or {},
+        "label_selector": labels,
+    }
+
+
+def _planned(
+    planners: Sequence[tuple[dict[str, Any], tuple[Any, ...]]], waiting: str, check: Callable[[], None]
+) -> JobPlan:
+    """Plan on several nodes at a time.
+
+    Args:
+        planners: options and arguments of each.
+        waiting: why a process may be long in starting.
+        check: called every few seconds.
+
+    Returns:
+        The plan that all can carry out.
+
+    Raises:
+        WorkerError: a process does not start in time, or is lost again and again.
+    """
+    planner: Any = ray.remote(_Planner)
+    actors = [planner.options(**options, max_restarts=2, max_task_retries=2).remote() for options, _ in planners]
+    try:
+        ready = [actor.__ray_ready__.remote() for actor in actors]
+        if _left_waiting(ready, check, START_SECONDS):
+            raise WorkerError(f"no place to plan within {START_SECONDS} s: {waiting}; run the same command again")
+        calls = [actor.plan.remote(*arguments) for actor, (_, arguments) in zip(actors, planners, strict=True)]
+        _left_waiting(calls, check)
+        return common_plan([_outcome(call) for call in calls])
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _left_waiting(calls: Sequence[Any], check: Callable[[], None], seconds: float = float("inf")) -> bool:
+    """Wait for calls to end; says whether some have not after so many seconds."""
+    end, left = time.monotonic() + seconds, list(calls)
+    while left and time.monotonic() < end:
+        check()
+        _, left = ray.wait(left, num_returns=len(left), timeout=LOOK_SECONDS)
+    return bool(left)
+
+
+def _outcome(call: Any) -> JobPlan:
+    """Give what a planner returned, or raise what it raised, as if it had been here."""
+    try:
+        plan: JobPlan = ray.get(call)
+    except RayTaskError as error:
+        raise error.cause from None
+    except RayError as error:
+        raise _short(error) from error
+    return plan
+
 
 class _Pool:
-    """Actors, as `pipeline.driver.Pool`."""
+    """Actors, as `pipeline.driver.Pool`.
 
-    def __init__(self, work: Work, settings: Settings) -> None:
-        shares = {"num_cpus": settings.cpus_per_worker, "num_gpus": settings.gpus_per_worker}
+    Args:
+        problem: reference to what was sent.
+        work: the run.
+        settings: what workers take.
+    """
+
+    def __init__(self, problem: Any, work: Work, settings: Settings) -> None:
         actor = ray.remote(concurrency_groups={"wind_down": 1})(_Actor)  # type: ignore[call-overload]
-        self._class = actor.options(**shares, max_restarts=0, max_task_retries=0)
-        threads = settings.cpus_per_worker
-        self._arguments = (
-            ray.put(_pickle(work)), work.manifest, work.output, work.device, work.concurrent_puts, threads,
-        )  # fmt: skip
+        self._class = actor.options(**_options(settings), max_restarts=0, max_task_retries=0)
+        self._arguments = problem, work.manifest, work.output, settings
         self._numbers = itertools.count()
         self._actors: dict[int, Any] = {}
         self._nodes: dict[int, str] = {}
@@ -205,18 +376,36 @@ class _Metrics:
             self._queued.set(fields["queued"])
 
 
+def _starts_here() -> bool:
+    """Say whether this process has no Ray yet; one that it has is joined as it is, and never ended."""
+    return not ray.is_initialized()
+
+
+def _is_plain(settings: Settings) -> bool:
+    """Say whether workers may be anywhere on this machine."""
+    return not (names_cluster(settings) or settings.gpus_per_worker or settings.resources or settings.label_selector)
+
+
+def _is_fixed(nodes: Sequence[Node]) -> bool:
+    """Say whether a cluster is known to get no more nodes by itself."""
+    # Ray's monitor makes up a type of its own for each node where it has no configuration to add nodes by.
+    status = json.loads(_internal_kv_get("__autoscaling_status") or "{}")
+    types = status.get("autoscaler_report", {}).get("node_type_mapping") or {}
+    return bool(types) and all(types.get(node.id, f"node_{node.id}") == f"node_{node.id}" for node in nodes)
+
+
 @contextmanager
-def _ray(settings: Settings, workers: int) -> Iterator[None]:
-    """Join the Ray that is running, or start one on this machine and end it afterwards."""
-    if ray.is_initialized():
-        yield
-        return
+def _ray(settings: Settings) -> Iterator[None]:
+    """Join the Ray that settings name, or start one on this machine; leave it afterwards, or end it."""
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if settings.address is not None:
         options["address"] = settings.address
-    elif "RAY_ADDRESS" not in os.environ:
+    elif not names_cluster(settings):
+        if device_of(settings) == "cuda":
+            require_device("cuda")
+        cpus = worker_count(settings) * settings.cpus_per_worker
         # "local": else Ray would join whatever other Ray was started on this machine.
-        options |= {"address": "local", "num_cpus": workers * settings.cpus_per_worker, "include_dashboard": False}
+        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
@@ -230,14 +419,14 @@ def _ray(settings: Settings, workers: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def _pickle(work: Work) -> bytes:
+def _pickle(problem: Problem) -> bytes:
     """Serialise the problem, with the source of modules that are not installed: no worker could import them."""
     # By name: a module may have been imported under two.
     modules = {module.__name__: module for module in list(sys.modules.values()) if _is_user_code(module)}
     for module in modules.values():
         ray.cloudpickle.register_pickle_by_value(module)
     try:
-        blob: bytes = ray.cloudpickle.dumps(work.problem)
+        blob: bytes = ray.cloudpickle.dumps(problem)
     except (TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise WorkerError(
             f"the problem cannot be sent to Ray workers ({error}): define model and loss so that they can be pickled, "

@@ -4,25 +4,27 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.audit import REMEDY, audit, listed_faults
 from pipeline.contexts import unchanged
 from pipeline.errors import OutputError, SpecError, StoppedError, VerificationError
-from pipeline.executors import Work, serial
+from pipeline.executors import Executor, Serial, Work
 from pipeline.factory import build_problem
 from pipeline.handle import Hessian
 from pipeline.identity import require_same, require_same_settings, save_weights
 from pipeline.lease import Lease
 from pipeline.manifest import Manifest
 from pipeline.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output
-from pipeline.planner import JobPlan, device_of, make_plan, worker_count
+from pipeline.placement import names_cluster
+from pipeline.planner import JobPlan, device_of, make_plan
 from pipeline.problem import Problem
 from pipeline.progress import Reporter
-from pipeline.receipts import Receipt, begun_tiles, largest_first, missing_tiles, receipt_name
+from pipeline.receipts import begun_tiles, largest_first, missing_tiles, receipt_name
 from pipeline.remote import explained
 from pipeline.spec import JobSpec, Settings, parse
 from pipeline.store import MatrixStore
@@ -81,6 +83,9 @@ def compute_hessian(
     workers: int | None = None,
     cpus_per_worker: int = 1,
     gpus_per_worker: float = 0.0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    resources: Mapping[str, float] | None = None,
+    label_selector: Mapping[str, str] | None = None,
     address: str | None = None,
     memory: int | str | None = None,
     endpoint_url: str | None = None,
@@ -109,9 +114,12 @@ def compute_hessian(
         microbatch: samples at a time; from memory when None.
         row_group: rows pulled back at a time, units of a layer for the factored engine; from memory when None.
         executor: Ray workers, or a plain loop in this process.
-        workers: Ray workers; one per share of CPUs when None.
+        workers: Ray workers; as many as there is room for when None.
         cpus_per_worker: CPUs, and torch threads, of a Ray worker.
-        gpus_per_worker: GPUs, or a fraction of one, of a Ray worker.
+        gpus_per_worker: a GPU, or the fraction of one, of a Ray worker.
+        device: what engines run on; `"auto"` is `"cuda"` where workers have GPUs.
+        resources: further resources of a Ray worker, as nodes name theirs, by amount.
+        label_selector: labels of nodes for workers, as Ray selects: `{"ray.io/accelerator-type": "in(A100, H100)"}`.
         address: Ray cluster to join; RAY_ADDRESS or a local one when None.
         memory: bytes allowed to a worker, also as `"4GiB"`; its share of what is free when None.
         endpoint_url: server of the output's bucket, S3 or Google; the cloud's own, or the environment's, when None.
@@ -197,9 +205,15 @@ def run(
 
 
 def plan(spec: JobSpec, folder: Path) -> JobPlan:
-    """Plan a job without running it; the output, where one is given, is checked for room."""
+    """Plan a job without running it, on the cluster where it names one; an output that is given is checked for room."""
     problem = load_problem(spec, folder)
-    made = make_plan(problem, spec, spec.problem)
+    if spec.executor == "ray" and names_cluster(spec):
+        from pipeline.ray_executor import Cluster
+
+        with Cluster(spec) as cluster:
+            made = cluster.plan(problem, spec.problem)
+    else:
+        made = make_plan(problem, spec, spec.problem)
     if spec.output is not None:
         Output(spec.output, spec.endpoint_url).check_room(made.stored_bytes)
     return made
@@ -214,6 +228,7 @@ class _Run:
         self.problem, self.settings, self.output, self.report, self.name = problem, settings, output, report, name
         self.check, self.tally = check, Tally()
         self.lease = Lease(output, self.tally.to_json)
+        self.joined = ExitStack()
 
     def outcome(self) -> Outcome:
         """Do it, while no other driver does."""
@@ -221,8 +236,17 @@ class _Run:
         manifest = Manifest.read(self.output)
         if manifest and not self.check and self._is_finished() and not self._resume(manifest):
             return self._nothing_to_do(manifest)
-        with self.lease:
+        with self.lease, self.joined:
             return self._outcome()
+
+    @cached_property
+    def executor(self) -> Executor:
+        """Where to plan and compute; a finished output needs neither, and starts no Ray."""
+        if self.settings.executor == "serial":
+            return Serial(self.settings)
+        from pipeline.ray_executor import Cluster
+
+        return self.joined.enter_context(Cluster(self.settings))
 
     def _outcome(self) -> Outcome:
         """Plan or resume, compute what is missing, verify, and mark as finished."""
@@ -273,7 +297,7 @@ class _Run:
         if foreign:
             raise OutputError(f"output {self.output.url}: holds something else ({foreign[0]}); take an empty place")
         self.report.say("planning: preflight and probe")
-        made = make_plan(self.problem, self.settings, self.name)
+        made = self.executor.plan(self.problem, self.name, self.lease.check)
         self.output.check_room(made.stored_bytes)
         self.report.say(describe(made))
         save_weights(self.problem, self.output)
@@ -320,18 +344,17 @@ class _Run:
 
     def _compute(self, manifest: Manifest, tiles: Sequence[Tile], total: int) -> None:
         """Have the executor compute tiles."""
-        work = Work(self.problem, manifest, self.output, device_of(self.settings), self.settings.concurrent_puts)
         self.tally.begin(total, total - len(tiles))
-        with self.report.tiles(total, total - len(tiles)) as report:
-            for receipt in self._receipts(work, tiles):
+        if not tiles:
+            return
+        work = Work(self.problem, manifest, self.output, device_of(self.settings), self.settings.concurrent_puts)
+        with (
+            self.report.tiles(total, total - len(tiles)) as report,
+            closing(self.executor.execute(work, tiles, self.tally, self.lease.check)) as receipts,
+        ):
+            for receipt in receipts:
                 report.advance(receipt.bytes)
-
-    def _receipts(self, work: Work, tiles: Sequence[Tile]) -> Iterator[Receipt]:
-        if not tiles or self.settings.executor == "serial":
-            return serial(work, tiles, self.tally, self.lease.check)
-        from pipeline.ray_executor import execute
-
-        return execute(work, tiles, self.settings, worker_count(self.settings), self.tally, self.lease.check)
+        self.joined.close()  # the proof is this process's own
 
     def _verify(self, hessian: Hessian) -> Verification:
         """Prove the result, and keep the proof beside it."""

@@ -3,6 +3,7 @@
 Two frozen, strict models. `Settings` is how to compute, `JobSpec` adds what to compute and where to put it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -22,6 +23,8 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.errors import SpecError, nearest
 
+_WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"  # in Kubernetes' labels, whose syntax Ray has taken over
+
 
 def _dtype_name(value: object) -> object:
     """Accept `torch.float64` for "float64" without importing torch."""
@@ -40,6 +43,28 @@ def _formats(value: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(value)) < len(value):
         raise PydanticCustomError("formats", "expected each format once")
     return tuple(sorted(value, reverse=True))
+
+
+def _own_resources(value: dict[str, float]) -> dict[str, float]:
+    """Leave CPUs and GPUs to their own settings, and ask for no nothing."""
+    if taken := sorted({"CPU", "GPU"} & value.keys()):
+        setting = f"{taken[0].lower()}s_per_worker"
+        raise PydanticCustomError(
+            "resources", "{name} is asked for by {setting}", {"name": taken[0], "setting": setting}
+        )
+    if any(amount <= 0 for amount in value.values()):
+        raise PydanticCustomError("resources", "expected amounts above 0")
+    return value
+
+
+def _selectors(value: dict[str, str]) -> dict[str, str]:
+    """Take what Ray takes for labels and for what selects them."""
+    for label, wanted in value.items():
+        if not re.fullmatch(rf"({_WORD}/)?{_WORD}", label):
+            raise PydanticCustomError("label", "{label} is no name of a label", {"label": repr(label)})
+        if not re.fullmatch(rf"!?({_WORD}|in\({_WORD}(, ?{_WORD})*\))", wanted):
+            raise PydanticCustomError("label", "expected `a`, `!a`, `in(a, b)` or `!in(a, b)`")
+    return value
 
 
 FloatName = Annotated[Literal["float32", "float64"], BeforeValidator(_dtype_name)]
@@ -80,9 +105,21 @@ class Settings(BaseModel):
         None, description="Rows pulled back at a time; units of a layer, if factored."
     )
     executor: Literal["ray", "serial"] = Field("ray", description="Ray workers, or a plain loop in this process.")
-    workers: PositiveInt | None = Field(None, description="Ray workers; one per share of CPUs (or GPU) if not given.")
+    workers: PositiveInt | None = Field(None, description="Ray workers; as many as there is room for if not given.")
     cpus_per_worker: PositiveInt = Field(1, description="CPUs, and torch threads, of a Ray worker.")
-    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs, or a fraction of one, of a Ray worker; 0 for CPU.")
+    gpus_per_worker: float = Field(
+        0.0, ge=0, le=1, description="A GPU, or the fraction of one, of a Ray worker; 0 for CPU."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="What engines run on; `auto` is cuda where workers have GPUs."
+    )
+    resources: Annotated[dict[str, float], AfterValidator(_own_resources)] | None = Field(
+        None, description="Further resources of a Ray worker, as nodes name theirs, by amount."
+    )
+    label_selector: Annotated[dict[str, str], AfterValidator(_selectors)] | None = Field(
+        None,
+        description="Labels of the nodes for workers, as Ray selects: `ray.io/accelerator-type: in(A100, H100)`.",
+    )
     address: str | None = Field(None, description="Ray cluster to join; RAY_ADDRESS or a local one when not given.")
     memory: ByteSize | None = Field(
         None, description="Memory allowed to a worker, as in `4GiB`; its share of 80 % of what is free if not given."

@@ -9,7 +9,7 @@ class ParameterVerdict:
 
     Attributes:
         engine: the first that is right, or the faster of two that are.
-        rival: another that is right, where only a measurement tells which is faster.
+        rival: another that is right, where only a measurement tells which is faster; the slower one, once it was made.
         gradient: relative error of it, against differences of the loss.
         differences: of double backward, against differences of the gradient.
         tried: by how much each engine is off, or what it raised; how long it took, where that was compared.
