@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import (
     BlockError,
+    CheckpointError,
     FingerprintError,
     HessianError,
     IncompleteError,
@@ -24,6 +25,7 @@ from pipeline.errors import (
 )
 
 if TYPE_CHECKING:
+    from pipeline.checkpoint import load_checkpoint
     from pipeline.export import export_hessian
     from pipeline.handle import Hessian, open_hessian
     from pipeline.problem import Problem
@@ -34,6 +36,7 @@ _LAZY = {
     "Hessian": "pipeline.handle",
     "open_hessian": "pipeline.handle",
     "Problem": "pipeline.problem",
+    "load_checkpoint": "pipeline.checkpoint",
     "compute_hessian": "pipeline.run",
     "export_hessian": "pipeline.export",
     "verify_hessian": "pipeline.verify",
@@ -41,6 +44,7 @@ _LAZY = {
 
 __all__ = [
     "BlockError",
+    "CheckpointError",
     "FingerprintError",
     "Hessian",
     "HessianError",
@@ -57,6 +61,7 @@ __all__ = [
     "WorkerError",
     "compute_hessian",
     "export_hessian",
+    "load_checkpoint",
     "open_hessian",
     "verify_hessian",
 ]

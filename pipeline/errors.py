@@ -60,6 +60,12 @@ class FingerprintError(HessianError, ValueError):
     exit_code = BAD_INPUT
 
 
+class CheckpointError(HessianError, ValueError):
+    """A checkpoint cannot be read, or does not fit the model."""
+
+    exit_code = BAD_INPUT
+
+
 class BlockError(HessianError, KeyError):
     """A block, row or column that the Hessian does not have."""
 

@@ -105,6 +105,14 @@ class JobSpec(Settings):
 
     problem: str = Field(description="`file.py:factory` beside the spec, or `package.module:factory`.")
     problem_args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the factory.")
+    checkpoint: str | None = Field(
+        None,
+        description="Weights to take instead of the factory's: a safetensors or torch.save file, a path or fsspec URL.",
+    )
+    checkpoint_key: str | None = Field(
+        None,
+        description="Where in the checkpoint they are, as `model` or `state_dict.model`; the whole when not given.",
+    )
     output: str | None = Field(None, description="Where the Hessian goes: a path or an fsspec URL.")
 
 
