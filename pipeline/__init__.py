@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import (
     BlockError,
     CheckpointError,
+    ClusterError,
     FingerprintError,
     HessianError,
     IncompleteError,
@@ -19,6 +20,7 @@ from pipeline.errors import (
     OutputError,
     ProblemError,
     SpecError,
+    SweepError,
     TileError,
     VerificationError,
     WorkerError,
@@ -45,6 +47,7 @@ _LAZY = {
 __all__ = [
     "BlockError",
     "CheckpointError",
+    "ClusterError",
     "FingerprintError",
     "Hessian",
     "HessianError",
@@ -56,6 +59,7 @@ __all__ = [
     "Problem",
     "ProblemError",
     "SpecError",
+    "SweepError",
     "TileError",
     "VerificationError",
     "WorkerError",

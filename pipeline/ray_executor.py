@@ -250,8 +250,12 @@ def _is_user_code(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
     if not isinstance(file, str) or module.__name__ == "__main__":  # __main__ is pickled by value anyway
         return False
-    installed = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
-    return not any(Path(file).is_relative_to(folder) for folder in (*installed, Path(__file__).parent))
+    # By the folder's name: what a .pth file or the system's own Python adds lies in none of this environment's folders.
+    if {"site-packages", "dist-packages"} & set(Path(file).parts):
+        return False
+    return not any(
+        Path(file).is_relative_to(folder) for folder in (sysconfig.get_path("stdlib"), Path(__file__).parent)
+    )
 
 
 def _short(error: RayError) -> WorkerError:

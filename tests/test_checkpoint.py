@@ -323,4 +323,4 @@ def test_a_job_with_a_checkpoint_in_a_bucket(tmp_path, monkeypatch, s3):
         "--set",
         f"endpoint_url=http://127.0.0.1:{clouds.free_port()}",
     )
-    assert "no such bucket" in refused("run", "job.yaml", *key, "--set", "checkpoint=s3://nowhere/epoch3.pt")
+    assert "there is no such file" in refused("run", "job.yaml", *key, "--set", "checkpoint=s3://nowhere/epoch3.pt")
