@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import (
     BlockError,
+    CheckpointError,
+    ClusterError,
     FingerprintError,
     HessianError,
     IncompleteError,
@@ -18,12 +20,14 @@ from pipeline.errors import (
     OutputError,
     ProblemError,
     SpecError,
+    SweepError,
     TileError,
     VerificationError,
     WorkerError,
 )
 
 if TYPE_CHECKING:
+    from pipeline.checkpoint import load_checkpoint
     from pipeline.export import export_hessian
     from pipeline.handle import Hessian, open_hessian
     from pipeline.problem import Problem
@@ -34,6 +38,7 @@ _LAZY = {
     "Hessian": "pipeline.handle",
     "open_hessian": "pipeline.handle",
     "Problem": "pipeline.problem",
+    "load_checkpoint": "pipeline.checkpoint",
     "compute_hessian": "pipeline.run",
     "export_hessian": "pipeline.export",
     "verify_hessian": "pipeline.verify",
@@ -41,6 +46,8 @@ _LAZY = {
 
 __all__ = [
     "BlockError",
+    "CheckpointError",
+    "ClusterError",
     "FingerprintError",
     "Hessian",
     "HessianError",
@@ -52,11 +59,13 @@ __all__ = [
     "Problem",
     "ProblemError",
     "SpecError",
+    "SweepError",
     "TileError",
     "VerificationError",
     "WorkerError",
     "compute_hessian",
     "export_hessian",
+    "load_checkpoint",
     "open_hessian",
     "verify_hessian",
 ]

@@ -21,6 +21,12 @@ _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a key of the job spec; may be repeated."
 )
 _endpoint_option = click.option("--endpoint-url", help="Server of the bucket, where it is not the cloud's own.")
+_address_option = click.option(
+    "--address", metavar="URL", help="The cluster's dashboard, as http://127.0.0.1:8265, where it is else looked for."
+)
+_log_option = click.option(
+    "--log", type=click.Path(path_type=Path), metavar="FILE", help="Append what happens, a JSON object a line."
+)
 _job_argument = click.argument("job", type=click.Path(path_type=Path))
 
 
@@ -49,9 +55,7 @@ def plan_command(job: Path, overrides: tuple[str, ...], *, preflight: bool) -> N
 @_job_argument
 @click.option("--output", metavar="URL", help="Where the Hessian goes, in place of the spec's output.")
 @click.option("--check", is_flag=True, help="Read back what is there already; compute again what is damaged.")
-@click.option(
-    "--log", type=click.Path(path_type=Path), metavar="FILE", help="Append what happens, a JSON object a line."
-)
+@_log_option
 @_set_option
 def run_command(job: Path, output: str | None, log: Path | None, overrides: tuple[str, ...], *, check: bool) -> None:
     """Run JOB, go on with it where it was cut off, or find it finished."""
@@ -141,6 +145,58 @@ def drain_command(
     click.echo(f"the node is drained, {left:.0f} s before its end")
 
 
+@cli.command("submit")
+@_job_argument
+@_address_option
+@click.option("--output", metavar="URL", help="Where the Hessian goes, in place of the spec's output.")
+@click.option("--detach", is_flag=True, help="Do not wait for it; print its id.")
+@_set_option
+def submit_command(
+    job: Path, address: str | None, output: str | None, overrides: tuple[str, ...], *, detach: bool
+) -> None:
+    """Run JOB on a Ray cluster, and follow it until it ends; the same again follows the same job."""
+    from pipeline.submit import Cluster
+
+    cluster = Cluster(address, _say)
+    submitted = cluster.submit(job, overrides, output)
+    _say(f"job {submitted.id} is {submitted.state}; its output is {submitted.output}")
+    if detach or submitted.done:
+        click.echo(submitted.id)
+        return
+    try:
+        status = cluster.follow(submitted.id, lambda text: click.echo(text, nl=False))
+    except KeyboardInterrupt:
+        raise cluster.left(submitted) from None
+    sys.exit(status)
+
+
+@cli.command("run-due")
+@click.argument("schedule", type=click.Path(path_type=Path))
+@_log_option
+def run_due_command(schedule: Path, log: Path | None) -> None:
+    """Compute the Hessian of every checkpoint that SCHEDULE names and that has none yet.
+
+    Run it as often as you like, by cron or a Kubernetes CronJob: what is done is skipped, what was cut off goes on.
+    """
+    from pipeline.due import run_due
+    from pipeline.logs import log_to
+    from pipeline.progress import ConsoleReporter
+
+    console = _console(stderr=True)
+    with log_to(console, log):
+        _console().print(_table(vars(run_due(schedule, ConsoleReporter(console))).items()))
+
+
+@cli.command("cancel")
+@click.argument("job_id", metavar="ID")
+@_address_option
+def cancel_command(job_id: str, address: str | None) -> None:
+    """End the job of that ID on a Ray cluster; what is finished is kept."""
+    from pipeline.submit import Cluster
+
+    click.echo(Cluster(address, _say).cancel(job_id))
+
+
 def main() -> None:
     """Run the command; errors of ours become one line and an exit status."""
     if threading.current_thread() is threading.main_thread():
@@ -160,6 +216,10 @@ def main() -> None:
 
 def _terminate(*_: object) -> None:
     raise Terminated
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def _verify_chunks(url: str, endpoint_url: str | None) -> None:

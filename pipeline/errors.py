@@ -60,6 +60,12 @@ class FingerprintError(HessianError, ValueError):
     exit_code = BAD_INPUT
 
 
+class CheckpointError(HessianError, ValueError):
+    """A checkpoint cannot be read, or does not fit the model."""
+
+    exit_code = BAD_INPUT
+
+
 class BlockError(HessianError, KeyError):
     """A block, row or column that the Hessian does not have."""
 
@@ -103,6 +109,31 @@ class LeaseError(HessianError, RuntimeError):
     """Another driver is at work on the output."""
 
     exit_code = RESUMABLE
+
+
+class ClusterError(HessianError, ConnectionError):
+    """A Ray cluster's dashboard does not answer, or refuses."""
+
+    exit_code = BAD_INPUT
+
+
+class FollowError(ClusterError):
+    """A job on a cluster is no longer followed; it goes on."""
+
+    exit_code = RESUMABLE
+
+
+class SweepError(HessianError, RuntimeError):
+    """Some checkpoints of a sweep failed; the others are done.
+
+    Args:
+        message: which, and why.
+        exit_code: 75 where running it again may help, else 1.
+    """
+
+    def __init__(self, message: str, exit_code: int = FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Terminated(KeyboardInterrupt):

@@ -17,6 +17,7 @@ from pipeline.spec import Settings
 from pipeline.store import MatrixStore
 
 RETRAINED = 1e-5  # of a tensor's largest entry: the last bits in which a factory that trains may differ from run to run
+_NAMED = ("reduction", "separable", "l2", "checkpoint")  # of problem and fingerprint
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-9, 1e-6  # relative, of float64 evaluations on different machines
 
 
@@ -47,7 +48,7 @@ def require_same(problem: Problem, manifest: Manifest, output: Output, *, retrai
         differences.append("the selected parameters differ")
     if problem.data_digest() != stored.data:
         differences.append(f"the data differ ({problem.sample_count} samples, stored {stored.samples})")
-    settings = ((name, getattr(problem, name), getattr(stored, name)) for name in ("reduction", "separable", "l2"))
+    settings = ((name, getattr(problem, name), getattr(stored, name)) for name in _NAMED)
     differences += [f"{name} is {own!r}, stored {other!r}" for name, own, other in settings if own != other]
     tensors = _load_weights(output, stored.weights)
     differences += _weight_differences(problem.tensors(), tensors, RETRAINED if retrained else 0.0)

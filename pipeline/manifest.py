@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_serializer
 
 from pipeline.errors import OutputError
 from pipeline.layout import ParameterLayout
@@ -22,7 +23,7 @@ class Fingerprint(BaseModel):
     """What a Hessian is of. Two runs with equal fingerprints compute the same matrix.
 
     `weights` and `data` are SHA-256 digests; loss and total weight are in float64, the gradient lies beside them in
-    its own array.
+    its own array. `checkpoint` is the SHA-256 of the file that the weights are from, where they are from one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +36,12 @@ class Fingerprint(BaseModel):
     reduction: Literal["mean", "sum"]
     separable: bool
     l2: float
+    checkpoint: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out a checkpoint that there is not: manifests from before there were any keep their digest."""
+        return {name: value for name, value in handler(self).items() if name != "checkpoint" or value is not None}
 
 
 class Manifest(BaseModel):

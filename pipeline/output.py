@@ -188,6 +188,14 @@ class Output:
         # Some stores show folders as objects without a name, or with a slash at its end.
         return {name: int(info["size"]) for name, info in names.items() if not name.endswith((_PARTIAL, "/")) and name}
 
+    def folders(self) -> list[str]:
+        """Name what lies right below this folder, one request for all, whatever is below that."""
+        with explained(self.url, "cannot be listed"), suppress(FileNotFoundError):
+            return sorted(
+                path.rstrip("/").split("/")[-1] for path in self._patient(self._fs.ls)(self._root, detail=False)
+            )
+        return []
+
     def zarr_store(self, name: str = "") -> Store:
         """Open the Zarr store below this folder, or the one that is this folder."""
         if self.is_local:
@@ -250,8 +258,9 @@ class Output:
 
     def remove(self) -> None:
         """Remove the folder and all in it, if it is there."""
-        if self._fs.exists(self._root):
-            self._fs.rm(self._root, recursive=True)
+        with explained(self.url, "cannot be removed"):
+            if self._patient(self._fs.exists)(self._root):
+                self._patient(self._fs.rm)(self._root, recursive=True)
 
 
 class _PrivateMemory(MemoryFileSystem):  # type: ignore[misc]

@@ -126,6 +126,7 @@ def fingerprint(problem: Problem, at: LossAndGradient) -> Fingerprint:
         reduction=problem.reduction,
         separable=problem.separable,
         l2=problem.l2,
+        checkpoint=problem.checkpoint,
     )
 
 

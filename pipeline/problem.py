@@ -50,6 +50,7 @@ class Problem:
     Attributes:
         layout: the selected parameters, in `named_parameters()` order.
         batches: the data in memory.
+        checkpoint: SHA-256 of the file that the weights are from; None where they are the model's own.
     """
 
     def __init__(
@@ -72,10 +73,11 @@ class Problem:
         self.reduction: Reduction = reduction or "mean"
         if loss is not None:
             self._terms, self.reduction = as_terms(loss, reduction)
+        self.checkpoint: str | None = None
         self._values: dict[str, Tensor] | None = None  # in place of the model's own, see `at`
         self._slots = _slots(model)
         self.layout = _select(model, params)
-        _check_weights(model)
+        check_finite(dict(model.named_parameters()), "model")
         with unchanged(model):
             self.batches = read_batches(data)
         if not separable and len(self.batches) > 1:
@@ -116,17 +118,18 @@ class Problem:
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
         return {name: dense(tensor.detach()) for name, tensor in named}
 
-    def at(self, tensors: Mapping[str, Tensor]) -> "Problem":
+    def at(self, tensors: Mapping[str, Tensor], checkpoint: str | None = None) -> "Problem":
         """Give the same problem at other values of all parameters and buffers; the model stays as it is.
 
         Args:
             tensors: as `tensors()` gives them.
+            checkpoint: SHA-256 of the file they are from; this problem's own when None.
 
         Returns:
             The problem at these values.
         """
         other = copy.copy(self)
-        other._values = dict(tensors)
+        other._values, other.checkpoint = dict(tensors), checkpoint or self.checkpoint
         return other
 
     def on(self, batches: tuple[Batch, ...], *, l2: float) -> "Problem":
@@ -308,9 +311,17 @@ def _nothing_matches(glob: str, named: Mapping[str, Any], free: Sequence[str]) -
     return f"params: `{glob}` matches no parameter{nearest(glob.removeprefix('!'), free)}"
 
 
-def _check_weights(model: nn.Module) -> None:
-    """Refuse weights that are not finite."""
-    for name, p in model.named_parameters():
+def check_finite(parameters: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that are not finite.
+
+    Args:
+        parameters: by name.
+        source: named in the error.
+
+    Raises:
+        ProblemError: some are not.
+    """
+    for name, p in parameters.items():
         if p.is_floating_point() and not bool(p.isfinite().all()):
             count = int((~p.isfinite()).sum())
-            raise ProblemError(f"model: {count} of {p.numel()} entries of `{name}` are NaN or infinite")
+            raise ProblemError(f"{source}: {count} of {p.numel()} entries of `{name}` are NaN or infinite")

@@ -17,7 +17,7 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, WrapperStore
 
-from pipeline.errors import OutputError, UnreachableError
+from pipeline.errors import HessianError, OutputError, UnreachableError
 from pipeline.patience import http_status, is_transient, patient
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
@@ -25,12 +25,13 @@ ANSWER_SECONDS = 15  # for the first request to a cloud
 REQUEST_SECONDS = 60
 
 
-def open_filesystem(url: str, endpoint_url: str | None = None) -> tuple[Any, str]:
+def open_filesystem(url: str, endpoint_url: str | None = None, noun: str = "output") -> tuple[Any, str]:
     """Find the filesystem of a URL.
 
     Args:
         url: a local path, or a URL such as `memory://name` or `s3://bucket/prefix`.
         endpoint_url: of the server, where it is not the cloud's own.
+        noun: what the URL is of, in errors.
 
     Returns:
         The filesystem, and the path in it.
@@ -38,15 +39,15 @@ def open_filesystem(url: str, endpoint_url: str | None = None) -> tuple[Any, str
     Raises:
         OutputError: the URL's protocol is not known, its client is not installed, or it carries credentials.
     """
-    options = _options(url, endpoint_url)
+    options = _options(url, endpoint_url, noun)
     try:
         fs, root = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         extra = EXTRAS.get(_protocol(url))
         remedy = f"python3 -m pip install 'hessian-pipeline[{extra}]'" if extra else str(error)
-        raise OutputError(f"output {url}: its client is not installed: {remedy}") from None
+        raise OutputError(f"{noun} {url}: its client is not installed: {remedy}") from None
     except Exception as error:
-        raise OutputError(f"output {url}: {reason(error)}") from error
+        raise OutputError(f"{noun} {url}: {reason(error)}") from error
     return fs, root
 
 
@@ -67,7 +68,7 @@ def zarr_store(fs: Any, path: str, given_up: Event) -> Store:
     return _PatientStore(FsspecStore(AsyncFileSystemWrapper(fs, asynchronous=True), path=path), given_up)
 
 
-def at_once(fs: Any, url: str, what: str, *calls: tuple[Any, ...]) -> None:
+def at_once(fs: Any, url: str, what: str, *calls: tuple[Any, ...], noun: str = "output") -> None:
     """Make the first requests to a cloud, within seconds and without patience.
 
     Args:
@@ -75,12 +76,13 @@ def at_once(fs: Any, url: str, what: str, *calls: tuple[Any, ...]) -> None:
         url: of the output.
         what: could not be done.
         calls: coroutine functions of the filesystem, each with its arguments.
+        noun: what the URL is of, in errors.
 
     Raises:
         OutputError: there is no answer, or a refusal.
     """
     try:
-        with explained(url, what):
+        with explained(url, what, noun):
             for function, *arguments in calls:
                 sync(fs.loop, function, *arguments, timeout=ANSWER_SECONDS)
     except UnreachableError as error:
@@ -103,12 +105,13 @@ def reason(error: BaseException) -> str:
 
 
 @contextmanager
-def explained(url: str, what: str) -> Iterator[None]:
+def explained(url: str, what: str, noun: str = "output") -> Iterator[None]:
     """Turn what a filesystem raises, each in its own way, into one error in one line.
 
     Args:
         url: of the output.
         what: could not be done.
+        noun: what the URL is of, in errors.
 
     Raises:
         UnreachableError: it may be possible later.
@@ -116,11 +119,11 @@ def explained(url: str, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except OutputError:
+    except HessianError:
         raise
     except Exception as error:
         kind = UnreachableError if is_transient(error) else OutputError
-        raise kind(f"output {url}: {what} ({reason(error)})") from error
+        raise kind(f"{noun} {url}: {what} ({reason(error)})") from error
 
 
 class _PatientStore(WrapperStore[FsspecStore]):
@@ -141,25 +144,31 @@ class _PatientStore(WrapperStore[FsspecStore]):
         await patient(self._store.set, self._given_up)(key, value)
 
 
-def _require_plain(url: str, endpoint_url: str) -> None:
+def _require_plain(url: str, endpoint_url: str, noun: str) -> None:
     """Refuse URLs that carry credentials, without repeating them."""
     if "::" in url:
-        raise OutputError("the output's URL chains filesystems: give that of the bucket")
+        raise OutputError(f"the {noun}'s URL chains filesystems: give that of the bucket")
     for text in (url if _protocol(url) in EXTRAS else "", endpoint_url):
         before, at, _ = text.partition("://")[2].partition("@")
         if (at and ":" in before) or "?" in text:
             raise OutputError(
-                "the output's URL or endpoint_url carries credentials: give them in the environment instead"
+                f"the {noun}'s URL or endpoint_url carries credentials: give them in the environment instead"
             )
+
+
+def endpoint_for(url: str, output: str | None, endpoint_url: str | None) -> str | None:
+    """Give the server of a URL's bucket: the output's, where both are of one cloud."""
+    same = output is not None and _protocol(url) in EXTRAS and EXTRAS[_protocol(url)] == EXTRAS.get(_protocol(output))
+    return endpoint_url if same else None
 
 
 def _protocol(url: str) -> str:
     return url.split("://")[0] if "://" in url else "file"
 
 
-def _options(url: str, endpoint_url: str | None) -> dict[str, Any]:
+def _options(url: str, endpoint_url: str | None, noun: str) -> dict[str, Any]:
     """Give what a filesystem is opened with, none of it secret."""
-    _require_plain(url, endpoint_url or "")
+    _require_plain(url, endpoint_url or "", noun)
     options: dict[str, Any] = {"use_listings_cache": False}  # a stale listing denies what another process just wrote
     extra = EXTRAS.get(_protocol(url))
     if extra == "s3":
@@ -169,7 +178,7 @@ def _options(url: str, endpoint_url: str | None) -> dict[str, Any]:
     if endpoint_url is not None:
         if extra not in {"s3", "gcs"}:
             raise OutputError(
-                f"endpoint_url got {endpoint_url} for output {url}, expected one in s3:// or gs://; for Azure set "
+                f"endpoint_url got {endpoint_url} for {noun} {url}, expected one in s3:// or gs://; for Azure set "
                 "BlobEndpoint in AZURE_STORAGE_CONNECTION_STRING"
             )
         options["endpoint_url"] = endpoint_url

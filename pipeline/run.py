@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.audit import REMEDY, audit, listed_faults
+from pipeline.checkpoint import load_checkpoint
 from pipeline.contexts import unchanged
 from pipeline.errors import OutputError, SpecError, StoppedError, VerificationError
 from pipeline.executors import Executor, Serial, Work
@@ -25,7 +26,7 @@ from pipeline.planner import JobPlan, device_of, make_plan
 from pipeline.problem import Problem
 from pipeline.progress import Reporter
 from pipeline.receipts import begun_tiles, largest_first, missing_tiles, receipt_name
-from pipeline.remote import explained
+from pipeline.remote import endpoint_for, explained
 from pipeline.spec import JobSpec, Settings, parse
 from pipeline.store import MatrixStore
 from pipeline.tally import Tally
@@ -144,8 +145,26 @@ def compute_hessian(
 
 
 def load_problem(spec: JobSpec, folder: Path) -> Problem:
-    """Build the problem a job spec names, with respect to the parameters it selects."""
-    return build_problem(spec.problem, spec.problem_args, folder).select(spec.params)
+    """Build the problem a job spec names, at its checkpoint's weights, with respect to the parameters it selects.
+
+    Args:
+        spec: the job.
+        folder: where the spec lies.
+
+    Returns:
+        The problem.
+
+    Raises:
+        SpecError: `checkpoint_key` says where in a checkpoint, but there is none.
+        HessianError: problem or checkpoint cannot be used.
+    """
+    if spec.checkpoint is None and spec.checkpoint_key is not None:
+        raise SpecError(f"`checkpoint_key` got {spec.checkpoint_key!r} without a `checkpoint`: give its URL")
+    problem = build_problem(spec.problem, spec.problem_args, folder).select(spec.params)
+    if spec.checkpoint is None:
+        return problem
+    endpoint_url = endpoint_for(spec.checkpoint, spec.output, spec.endpoint_url)
+    return load_checkpoint(problem, spec.checkpoint, spec.checkpoint_key, endpoint_url=endpoint_url)
 
 
 def run_job(spec: JobSpec, folder: Path, report: Reporter, *, check: bool = False) -> Outcome:

@@ -142,17 +142,25 @@ class JobSpec(Settings):
 
     problem: str = Field(description="`file.py:factory` beside the spec, or `package.module:factory`.")
     problem_args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the factory.")
+    checkpoint: str | None = Field(
+        None,
+        description="Weights to take instead of the factory's: a safetensors or torch.save file, a path or fsspec URL.",
+    )
+    checkpoint_key: str | None = Field(
+        None,
+        description="Where in the checkpoint they are, as `model` or `state_dict.model`; the whole when not given.",
+    )
     output: str | None = Field(None, description="Where the Hessian goes: a path or an fsspec URL.")
 
 
-Model = TypeVar("Model", bound=Settings)
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def parse(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
     """Build settings from plain values.
 
     Args:
-        model: `Settings` or `JobSpec`.
+        model: `Settings`, `JobSpec` or another of their kind.
         values: what a YAML file or a caller says.
         source: named in errors.
 
@@ -183,21 +191,44 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), output: str | None
     Raises:
         SpecError: the file cannot be read, is not a YAML mapping, or is not a valid spec.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise SpecError(f"{path}: cannot read the job spec ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict):
-        raise SpecError(f"{path}: got a {type(values).__name__}, expected a mapping of keys such as `problem:`")
-    if wrong := [key for key in values if not isinstance(key, str)]:
-        raise SpecError(f"{path}: unknown key `{wrong[0]}`; expected names such as `problem:`")
+    return parse(JobSpec, job_values(path, overrides, output), str(path))
+
+
+def job_values(path: str | Path, overrides: Sequence[str] = (), output: str | None = None) -> dict[str, Any]:
+    """Read what a job spec says, as `load_job`, without checking its keys."""
+    values = read_mapping(path, "job spec", "problem")
     for text in overrides:
         _override(values, text)
     if output is not None:
         values["output"] = output
-    return parse(JobSpec, values, str(path))
+    return values
+
+
+def read_mapping(path: str | Path, what: str, example: str) -> dict[str, Any]:
+    """Read a YAML file of keys and values.
+
+    Args:
+        path: the file.
+        what: it is, in errors.
+        example: a key it may have.
+
+    Returns:
+        Its values.
+
+    Raises:
+        SpecError: the file cannot be read, or is not a YAML mapping of names.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise SpecError(f"{path}: cannot read the {what} ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise SpecError(f"{path}: got a {type(values).__name__}, expected a mapping of keys such as `{example}:`")
+    if wrong := [key for key in values if not isinstance(key, str)]:
+        raise SpecError(f"{path}: unknown key `{wrong[0]}`; expected names such as `{example}:`")
+    return values
 
 
 def _override(values: dict[str, Any], text: str) -> None:
@@ -216,7 +247,7 @@ def _override(values: dict[str, Any], text: str) -> None:
         raise SpecError(f"--set {text}: the value is not valid YAML") from None
 
 
-def _fault(model: type[Settings], error: Mapping[str, Any]) -> str:
+def _fault(model: type[BaseModel], error: Mapping[str, Any]) -> str:
     """Say one fault found by pydantic in our words."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":

@@ -1,13 +1,11 @@
 """Buckets over HTTP on real servers: the same contract for each, what is asked of them, and what goes wrong."""
 
 import importlib
-import io
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import clouds
@@ -15,8 +13,9 @@ import numpy as np
 import pytest
 import ray
 import zoo
+from commands import command, refused
 
-from pipeline import OutputError, cli, compute_hessian, open_hessian, patience, verify_hessian
+from pipeline import OutputError, compute_hessian, open_hessian, patience, verify_hessian
 from pipeline.output import Output
 
 JOB = Path(__file__).parents[1] / "jobs" / "digits_mlp.yaml"
@@ -38,26 +37,6 @@ def s3():
 @pytest.fixture
 def url(cloud, request):
     return f"{cloud.url}/{request.node.name.split('[')[0]}"
-
-
-def command(*arguments):
-    """Run the command in this process: status, standard output and standard error."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["hessian", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as end:
-            return end.code or 0, out.getvalue(), err.getvalue()
-    return 0, out.getvalue(), err.getvalue()
-
-
-def refused(*arguments):
-    """The one line that a command ends with, and status 2."""
-    status, _, said = command(*arguments)
-    assert status == 2, said
-    (line,) = said.splitlines()
-    return line
 
 
 def test_objects(url):
