@@ -117,6 +117,16 @@ def export_command(url: str, dest: str | None, kind: Literal["parquet", "npy"], 
     click.echo(export_hessian(url, kind, dest, endpoint_url=endpoint_url, report=reporter))
 
 
+@cli.command("report")
+@click.argument("url")
+@_endpoint_option
+def report_command(url: str, endpoint_url: str | None) -> None:
+    """Draw how large the blocks of the finished Hessian at URL are, into its output."""
+    from pipeline.report import write_report
+
+    click.echo(write_report(url, endpoint_url))
+
+
 @cli.command("status")
 @click.argument("url")
 @_endpoint_option

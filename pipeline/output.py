@@ -29,6 +29,7 @@ PARQUET = "hessian.parquet"
 RECEIPTS = "receipts"
 LEASE = "lease"
 VERIFY = "verify.json"
+BLOCK_NORMS = "report/block_norms.png"
 SUCCESS = "_SUCCESS"
 _PARTIAL = ".partial"
 PRECONDITION_FAILED = 412

@@ -48,7 +48,7 @@ class Habit:
     bytes: dict[str, int]
 
 
-_GENERAL = Habit(8, 8, 256, 16, {"cpu": 64 * 2**20, "cuda": 2**30})
+_GENERAL = Habit(8, 8, 256, 128, {"cpu": 64 * 2**20, "cuda": 2**30})
 HABITS = {"factored": Habit(1, 512, 32, 4096, {"cpu": 2**30, "cuda": 2**32}), "jacrev": _GENERAL, "rows": _GENERAL}
 
 
