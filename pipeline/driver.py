@@ -38,9 +38,9 @@ class Loss(StrEnum):
     PREEMPTED = "preempted"
 
 
-# Losses after which the tile being computed is set aside. A node that goes away is never the tile's fault, a process
-# that dies seldom is.
-MOST_LOSSES = {Loss.ERROR: 3, Loss.HUNG: 3, Loss.MEMORY: 5, Loss.DIED: 8}
+# Losses after which the tile being computed is set aside. A process that dies is seldom the tile's fault, a node even
+# less, unless the tile takes so much at once that the system ends Ray itself; one that was announced to go never is.
+MOST_LOSSES = {Loss.ERROR: 3, Loss.HUNG: 3, Loss.MEMORY: 5, Loss.DIED: 8, Loss.NODE: 20}
 NOT_ITS_OWN = {Loss.NODE, Loss.PREEMPTED}  # losses that say nothing of a worker that had not started
 
 

@@ -35,6 +35,7 @@ import ray  # noqa: E402
 import torch  # noqa: E402
 import trouble  # noqa: E402
 from nodes import Nodes  # noqa: E402
+from runs import planned_copy  # noqa: E402
 
 from pipeline import lease, ray_executor  # noqa: E402
 from pipeline.driver import Driver  # noqa: E402
@@ -48,6 +49,9 @@ SAMPLES = 2500
 LARGE = Settings(dtype="float32", tile=(5, 5), symmetry="upper", workers=2, verify=False)
 SMALL = Settings(
     dtype="float64", chunk=8, tile=(1, 1), engine="jacrev", row_group=8, microbatch=8, workers=2, verify=False
+)
+SLOW = Settings(
+    dtype="float64", chunk=16, tile=(1, 1), engine="jacrev", row_group=16, microbatch=8, executor="serial", verify=False
 )
 NODES, KILLED_AFTER = 3, 6  # tiles
 
@@ -134,17 +138,16 @@ class Losses(logging.Handler):
             self.found.append((record.created, record.tiles, record.loss))
 
 
-def recovery(nodes):
-    """One killed node."""
+def recovery(nodes, finished):
+    """One killed node, in a run that was planned before."""
     nodes.at_least(NODES)
     log, losses = logging.getLogger("pipeline.tally"), Losses()
     log.addHandler(losses)
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
         folder = Path(scratch)
-        problem, _ = trouble.problem(folder / "orders", pause=0.05)
-        kills = Kills(nodes, folder)
-        settings = Settings(dtype="float64", chunk=16, tile=(1, 1), engine="jacrev", row_group=16, microbatch=8)
-        settings = settings.model_copy(update={"workers": NODES, "verify": False})
+        problem, _ = trouble.problem(folder / "orders", pause=0.2)
+        kills, settings = Kills(nodes, folder), SLOW.model_copy(update={"executor": "ray", "workers": NODES})
+        planned_copy(finished, str(folder / "out"))
         try:
             hessian = run(problem, settings, str(folder / "out"), report=kills).hessian
         finally:
@@ -182,32 +185,42 @@ def repeated(times, function, *arguments):
     return summary(rows)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--results", type=Path, default=HERE / "results" / "overhead.json")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+def undisturbed(repeats):
+    return repeated(repeats, overhead, mnist.mlp(hidden=32, samples=SAMPLES), LARGE)
+
+
+def very_small_tiles(repeats):
     with tempfile.TemporaryDirectory() as folder:
-        small, _ = trouble.problem(f"{folder}/orders", hidden=22)
-        undisturbed = repeated(options.repeats, overhead, mnist.mlp(hidden=32, samples=SAMPLES), LARGE)
-        tiny = repeated(options.repeats, overhead, small, SMALL)
+        return repeated(repeats, overhead, trouble.problem(f"{folder}/orders", hidden=22)[0], SMALL)
+
+
+def a_node_is_killed(repeats):
     nodes = Nodes()
     ray.init(address=nodes.cluster.address, logging_level="ERROR", log_to_driver=False)
     try:
-        recovered = repeated(options.repeats, recovery, nodes)
+        with tempfile.TemporaryDirectory() as folder:
+            finished = run(trouble.problem(f"{folder}/orders")[0], SLOW, f"{folder}/out").hessian.output
+            return repeated(repeats, recovery, nodes, finished)
     finally:
         ray.shutdown()
         nodes.cluster.shutdown()
-    environment = {"ray": ray.__version__, "machine": platform.machine(), "cpus": os.cpu_count()}
-    found = {
-        "environment": environment,
-        "repeats": options.repeats,
-        "undisturbed": undisturbed,
-        "very_small_tiles": tiny,
-        "a_node_is_killed": recovered,
-    }
-    options.results.write_text(json.dumps(found, indent=1) + "\n")
+
+
+PARTS = {part.__name__: part for part in (undisturbed, very_small_tiles, a_node_is_killed)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="the others stay as recorded")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "overhead.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found = json.loads(options.results.read_text()) if options.results.exists() else {}
+    found["environment"] = {"ray": ray.__version__, "machine": platform.machine(), "cpus": os.cpu_count()}
+    for name in options.only:
+        found[name] = {"repeats": options.repeats} | PARTS[name](options.repeats)
+        options.results.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

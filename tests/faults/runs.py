@@ -85,6 +85,15 @@ def undisturbed(shape: str) -> Undisturbed:
         return Undisturbed(settings, objects, outcome.hessian.to_numpy(), outcome.tiles)
 
 
+def planned_copy(finished: Output, url: str) -> Output:
+    """Put what was there of a finished run before its first tile somewhere else."""
+    output = Output(url)
+    for name in finished.sizes():
+        if not name.startswith(RESULTS):
+            output.put(name, finished.get(name) or b"")
+    return output
+
+
 def finish_times(output: Output) -> dict[str, float]:
     """When each finished tile was finished, by its id."""
     manifest = Manifest.read(output)

@@ -34,7 +34,7 @@ import trouble  # noqa: E402
 from clouds import moto  # noqa: E402
 from nodes import Nodes  # noqa: E402
 from proxy import cut_before, cut_in_body, delay, lose_answer, mixture, proxied, refuse  # noqa: E402
-from runs import RESULTS  # noqa: E402
+from runs import planned_copy  # noqa: E402
 
 from pipeline import open_hessian  # noqa: E402
 from pipeline.audit import audit_output  # noqa: E402
@@ -125,10 +125,7 @@ def undisturbed(folder):
 
 def disturbed(folder, nodes, url, pause):
     """Start the command, with what the undisturbed run planned; its log tells the rest."""
-    planned, output = Output(str(folder / "undisturbed")), Output(url)
-    for name in planned.sizes():
-        if not name.startswith(RESULTS):
-            output.put(name, planned.get(name) or b"")
+    planned_copy(Output(str(folder / "undisturbed")), url)
     sets = {
         "problem_args.orders": folder / "orders", "problem_args.pause": pause, "problem_args.hidden": HIDDEN,
         "chunk": CHUNK, "row_group": CHUNK, "workers": NODES, "address": nodes.cluster.address,

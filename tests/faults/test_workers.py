@@ -202,8 +202,15 @@ def test_all_workers_are_lost_and_others_come(nodes, tmp_path, survived):
 
 def test_a_node_that_joins_late_gets_work(nodes, tmp_path, survived):
     nodes.at_least(1)
-    problem, _ = trouble.problem(tmp_path / "orders", pause=0.1)
-    outcome = computed(problem, tmp_path / "out", At(3, nodes.add), workers=2)
+    problem, _ = trouble.problem(tmp_path / "orders", pause=0.05)
+
+    class Joins(At):
+        def advance(self, tile_bytes):
+            super().advance(tile_bytes)
+            if self.left < 0 and len(places(tmp_path / "out")) == 1:
+                time.sleep(0.5)  # or a slow machine is done before it is up
+
+    outcome = computed(problem, tmp_path / "out", Joins(3, nodes.add), workers=2)
     stored = places(tmp_path / "out")
     assert len(stored) == 2
     assert min(stored.values()) > 3
