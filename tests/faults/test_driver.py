@@ -119,10 +119,15 @@ def test_head_and_driver_are_killed(tmp_path, survived):
 
 def test_a_second_driver_is_refused(tmp_path, survived):
     output, orders = tmp_path / "out", tmp_path / "orders"
+    gate = trouble.Orders(orders).gate
     with started(output, orders) as first:
         wait_for(output, 3, first)
-        second = subprocess.run(command(output, orders), capture_output=True, text=True)
-        told = status(str(output))
+        gate.touch()
+        try:
+            second = subprocess.run(command(output, orders), capture_output=True, text=True)
+            told = status(str(output))
+        finally:
+            gate.unlink()
         _, errors = first.communicate()
     assert second.returncode == 75
     (line,) = [line for line in second.stderr.splitlines() if line.startswith("error")]
