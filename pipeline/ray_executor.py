@@ -144,7 +144,7 @@ class Cluster:
             return make_plan(problem, self._settings, name, staffs[0])
         why = f"nodes are busy: {'; '.join(map(str, kinds))}" if kinds else no_room(nodes, self._settings)
         planner: Any = ray.remote(_Planner)
-        places = kinds or [None]  # where a node comes for it
+        places: list[Node | None] = [*kinds] or [None]  # where a node comes for it
         sent = self._send(problem)
         actors = [planner.options(**_options(self._settings, node)).remote(sent) for node in places]
         try:
