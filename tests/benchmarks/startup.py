@@ -10,8 +10,8 @@ Ray has kept ready, the others wait for theirs. Seconds, part by part:
     worker      `start`: the problem once more, its digest, the output
     first_tile  computed and written
     second_tile the same again, without what is done but once
-Then MiB that are the process's own (the object store, mapped into it, is shared): when the problem has arrived, when it
-is unpickled, at the end. And the seconds of Ray's start, and of imports alone.
+Then resident MiB, the object store's pages that are mapped into the process counted: when the problem has arrived, when
+it is unpickled, at the end. And the seconds of Ray's start, and of imports alone.
 """
 
 import argparse
@@ -61,7 +61,7 @@ class Timed:
         from pipeline.ray_executor import _Actor
 
         self.times["imports"] = time.time()
-        self.private = {"arrived": psutil.Process().memory_full_info().uss}
+        self.resident = {"arrived": psutil.Process().memory_info().rss}
         self.arguments, self.actor = arguments, _Actor(*arguments)
 
     def first_tiles(self, tiles):
@@ -71,13 +71,13 @@ class Timed:
         self.times["unpickling"] = time.time()
         self.actor.start()
         self.times["worker"] = time.time()
-        self.private["unpickled"] = psutil.Process().memory_full_info().uss
+        self.resident["unpickled"] = psutil.Process().memory_info().rss
         for name, tile in zip(("first_tile", "second_tile"), tiles, strict=True):
             self.actor.compute(tile, 1)
             self.actor.compute(None, 1)
             self.times[name] = time.time()
-        self.private["end"] = psutil.Process().memory_full_info().uss
-        return self.times, self.private, os.getpid()
+        self.resident["end"] = psutil.Process().memory_info().rss
+        return self.times, self.resident, os.getpid()
 
 
 def prepared(problem, settings, url):
@@ -90,15 +90,15 @@ def prepared(problem, settings, url):
 
 
 def start_one(work, settings, sent, tiles):
-    """Start an actor: seconds by part, and private MiB."""
+    """Start an actor: seconds by part, and resident MiB."""
     asked = time.time()
     actor = ray.remote(num_cpus=1)(Timed).remote(sent, work.manifest, work.output, settings)
-    times, private, pid = ray.get(actor.first_tiles.remote(tiles))
+    times, resident, pid = ray.get(actor.first_tiles.remote(tiles))
     ray.kill(actor)
     psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=30)
     moments = [asked, *times.values()]
     parts = dict(zip(times, (b - a for a, b in pairwise(moments)), strict=True))
-    return parts | {f"private_{name}_mib": size / 2**20 for name, size in private.items()}
+    return parts | {f"resident_{name}_mib": size / 2**20 for name, size in resident.items()}
 
 
 def measure(ballast):
