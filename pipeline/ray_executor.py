@@ -19,11 +19,18 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util import metrics
 
-from pipeline.driver import LOOK_SECONDS, START_SECONDS, Answer, Driver, Loss
+from pipeline.driver import LOOK_SECONDS, MOST_FAILED_STARTS, START_SECONDS, Answer, Driver, Loss
 from pipeline.errors import SpecError, WorkerError
 from pipeline.executors import Work
 from pipeline.manifest import Manifest
@@ -80,10 +87,13 @@ class _Actor:
 class _Planner:
     """Plans in a process of its own, where a worker would be."""
 
-    def plan(self, problem: bytes, settings: Settings, name: str | None, staff: Staff) -> JobPlan:
+    def __init__(self, problem: bytes) -> None:
+        self._problem = ray.cloudpickle.loads(problem)
+
+    def plan(self, settings: Settings, name: str | None, staff: Staff) -> JobPlan:
         """Plan; see `make_plan`."""
         _set_up(settings)
-        return make_plan(ray.cloudpickle.loads(problem), settings, name, staff)
+        return make_plan(self._problem, settings, name, staff)
 
 
 class Cluster:
@@ -124,19 +134,36 @@ class Cluster:
         on_cpu = device_of(self._settings) == "cpu"
         if on_cpu and _starts_here() and _is_plain(self._settings):
             return make_plan(problem, self._settings, name)  # on this machine, before Ray is started on it
+        for _ in range(MOST_FAILED_STARTS):
+            try:
+                return self._plan_there(problem, name, check, on_cpu=on_cpu)
+            except RayError as error:  # of a process or a node that is lost; others raise what they say
+                lost = error
+        raise WorkerError(f"{MOST_FAILED_STARTS} workers in a row did not start: {_short(lost)}") from lost
+
+    def _plan_there(self, problem: Problem, name: str | None, check: Callable[[], None], *, on_cpu: bool) -> JobPlan:
+        """Plan on one node of each kind, as long as none of them is lost."""
         nodes = self._nodes()
         staff, kinds = staff_of(nodes, self._settings), one_of_each_kind(nodes, self._settings)
-        if on_cpu and [node.id for node in kinds] == [ray.get_runtime_context().get_node_id()]:
-            return make_plan(problem, self._settings, name, staff)
-        arguments = self._send(problem), self._settings, name
-        if not kinds:  # until a node comes
-            return _planned([(_options(self._settings), (*arguments, staff))], no_room(nodes, self._settings), check)
         room = Share.of(self._settings).room
-        planners = [
-            (_options(self._settings, node), (*arguments, Staff(staff.workers, min(staff.workers, room(node)))))
-            for node in kinds
-        ]
-        return _planned(planners, f"its nodes are busy: {', '.join(map(str, kinds))}", check)
+        staffs = [Staff(staff.workers, min(staff.workers, room(node))) for node in kinds]
+        if on_cpu and [node.id for node in kinds] == [ray.get_runtime_context().get_node_id()]:
+            return make_plan(problem, self._settings, name, staffs[0])
+        why = f"nodes are busy: {'; '.join(map(str, kinds))}" if kinds else no_room(nodes, self._settings)
+        planner: Any = ray.remote(_Planner)
+        places: list[Node | None] = [*kinds] or [None]  # where a node comes for it
+        sent = self._send(problem)
+        actors = [planner.options(**_options(self._settings, node)).remote(sent) for node in places]
+        try:
+            if not _ended([actor.__ray_ready__.remote() for actor in actors], kinds, check, START_SECONDS):
+                raise WorkerError(f"no place to plan within {START_SECONDS} s: {why}; run the same command again")
+            staffs = staffs or [staff]
+            calls = [a.plan.remote(self._settings, name, own) for a, own in zip(actors, staffs, strict=True)]
+            _ended(calls, kinds, check)
+            return common_plan([_outcome(call) for call in calls])
+        finally:
+            for actor in actors:
+                ray.kill(actor)
 
     def execute(
         self, work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]
@@ -218,43 +245,30 @@ def _options(settings: Settings, node: Node | None = None) -> dict[str, Any]:
     }
 
 
-def _planned(
-    planners: Sequence[tuple[dict[str, Any], tuple[Any, ...]]], waiting: str, check: Callable[[], None]
-) -> JobPlan:
-    """Plan on several nodes at a time.
+def _ended(
+    calls: Sequence[Any], nodes: Sequence[Node], check: Callable[[], None], seconds: float = float("inf")
+) -> bool:
+    """Wait for calls to end.
 
     Args:
-        planners: options and arguments of each.
-        waiting: why a process may be long in starting.
+        calls: references.
+        nodes: where they are made.
         check: called every few seconds.
+        seconds: to wait at most.
 
     Returns:
-        The plan that all can carry out.
+        Whether all have.
 
     Raises:
-        WorkerError: a process does not start in time, or is lost again and again.
+        NodeDiedError: a node is gone; calls to one that cannot be reached would not end.
     """
-    planner: Any = ray.remote(_Planner)
-    actors = [planner.options(**options, max_restarts=2, max_task_retries=2).remote() for options, _ in planners]
-    try:
-        ready = [actor.__ray_ready__.remote() for actor in actors]
-        if _left_waiting(ready, check, START_SECONDS):
-            raise WorkerError(f"no place to plan within {START_SECONDS} s: {waiting}; run the same command again")
-        calls = [actor.plan.remote(*arguments) for actor, (_, arguments) in zip(actors, planners, strict=True)]
-        _left_waiting(calls, check)
-        return common_plan([_outcome(call) for call in calls])
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-
-
-def _left_waiting(calls: Sequence[Any], check: Callable[[], None], seconds: float = float("inf")) -> bool:
-    """Wait for calls to end; says whether some have not after so many seconds."""
     end, left = time.monotonic() + seconds, list(calls)
     while left and time.monotonic() < end:
         check()
         _, left = ray.wait(left, num_returns=len(left), timeout=LOOK_SECONDS)
-    return bool(left)
+        if left and not {node.id for node in nodes} <= {node["NodeID"] for node in ray.nodes() if node["Alive"]}:
+            raise NodeDiedError("a node that a run was planned on is gone")
+    return not left
 
 
 def _outcome(call: Any) -> JobPlan:
@@ -263,8 +277,6 @@ def _outcome(call: Any) -> JobPlan:
         plan: JobPlan = ray.get(call)
     except RayTaskError as error:
         raise error.cause from None
-    except RayError as error:
-        raise _short(error) from error
     return plan
 
 

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import tempfile
 import time
 from collections import Counter
+from functools import cache
 
 import numpy as np
 import psutil
@@ -11,6 +13,7 @@ import pytest
 import ray
 import trouble
 from nodes import Nodes
+from runs import RESULTS
 
 from pipeline import NotFiniteError, TileError, WorkerError
 from pipeline.manifest import Manifest
@@ -49,19 +52,30 @@ class At(Reporter):
             self.act()
 
 
-def computed(problem, output, at=None, **settings):
-    """Run on Ray: the outcome."""
+@cache
+def undisturbed():
+    """A run that nothing befell: what it left, by name, and the matrix."""
+    with tempfile.TemporaryDirectory() as folder:
+        problem, _ = trouble.problem(f"{folder}/orders")
+        outcome = run(problem, Settings(**SETTINGS, executor="serial", verify=False), f"{folder}/out")
+        assert outcome.tiles == TILES
+        output = outcome.hessian.output
+        return {name: output.get(name) for name in output.sizes()}, outcome.hessian.to_numpy()
+
+
+def computed(problem, output, at=None, *, planned=True, **settings):
+    """Run on Ray, from where planning left an output: the outcome."""
+    if planned and not output.exists():
+        for name, data in undisturbed()[0].items():
+            if not name.startswith(RESULTS):
+                Output(str(output)).put(name, data)
     return run(problem, Settings(**SETTINGS | {"workers": 2, "verify": False} | settings), str(output), report=at)
 
 
 @pytest.fixture(scope="module")
-def known(tmp_path_factory):
+def known():
     """The matrix of an undisturbed run."""
-    folder = tmp_path_factory.mktemp("known")
-    problem, _ = trouble.problem(folder / "orders")
-    outcome = run(problem, Settings(**SETTINGS, executor="serial", verify=False), str(folder / "out"))
-    assert outcome.tiles == TILES
-    return outcome.hessian.to_numpy()
+    return undisturbed()[1]
 
 
 @pytest.fixture
@@ -154,6 +168,20 @@ def test_workers_that_do_not_start(nodes, tmp_path, survived):
     with pytest.raises(WorkerError, match=r"3 workers in a row did not start: .*ordered not to start") as error:
         computed(problem, tmp_path / "never", workers=1)
     assert error.value.exit_code == 75
+
+
+def test_planning_is_lost(nodes, tmp_path, survived):
+    """With a process that dies in it, and with one that does not start; never more than three times."""
+    nodes.at_least(2)
+    problem, orders = trouble.problem(tmp_path / "orders")
+    orders.give("die", "fail to start")
+    outcome = computed(problem, tmp_path / "out", planned=False)
+    assert orders.left() == 0
+    survived("planner killed, another does not start", outcome, times=2)
+    problem, orders = trouble.problem(tmp_path / "other")
+    orders.give(*["fail to start"] * 3)
+    with pytest.raises(WorkerError, match=r"3 workers in a row did not start: .*ordered not to start"):
+        computed(problem, tmp_path / "never", planned=False)
 
 
 def test_a_node_is_killed(nodes, tmp_path, survived):
