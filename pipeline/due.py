@@ -94,10 +94,10 @@ def list_checkpoints(url: str, endpoint_url: str | None = None) -> list[_File]:
     Raises:
         OutputError: their store refuses.
     """
-    fs, path = open_filesystem(url, endpoint_url, "checkpoints")
+    fs, path = open_filesystem(url, endpoint_url, "checkpoint")
     if fs.async_impl:
-        at_once(fs, url, "cannot be listed", (fs._exists, re.split(r"[*?\[]", path)[0]), noun="checkpoints")
-    with explained(url, "cannot be listed", "checkpoints"):
+        at_once(fs, url, "cannot be listed", (fs._exists, re.split(r"[*?\[]", path)[0]), noun="checkpoint")
+    with explained(url, "cannot be listed", "checkpoint"):
         found = patient(fs.glob)(path, detail=True)
     files = [
         _File(fs.unstrip_protocol(name) if "://" in url else name, _stamp(info))
