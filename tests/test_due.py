@@ -18,6 +18,8 @@ from commands import command
 from test_checkpoint import problem, torch_bytes
 
 from pipeline import open_hessian
+from pipeline.checkpoint import read_checkpoint
+from pipeline.due import list_checkpoints
 from pipeline.factory import build_problem
 from pipeline.output import Output
 from pipeline.schedule import load_schedule
@@ -27,7 +29,7 @@ JOBS = Path(__file__).parents[1] / "jobs"
 TILES = 21  # of the network below: P = 330 in chunks of 64
 IN_A_BUCKET = f"""
 job: {JOBS / "digits_mlp.yaml"}
-overrides: [problem_args.hidden=4, problem_args.steps=0, executor=serial, chunk=64, 'tile=[1, 1]', symmetry=upper]
+overrides: [problem_args.hidden=4, problem_args.steps=0, executor=serial, verify=false, chunk=64, 'tile=[1, 1]']
 checkpoints: s3://bucket/checkpoints/epoch*
 output: s3://bucket/hessians
 """
@@ -105,11 +107,34 @@ def test_a_sweep_in_a_bucket_killed_twice(tmp_path, s3):
     assert [{**row, "output": None} for row in table(hessians)] == [{**row, "output": None} for row in rows]
 
 
+@pytest.mark.parametrize("server", clouds.CLOUDS)
+def test_files_of_each_cloud(server):
+    """Are listed in order, with what changes when they do, and read."""
+    for cloud in clouds.started(clouds.CLOUDS[server]):
+        bucket = Output(f"{cloud.url}/run")
+        for name in ("epoch10.pt", "epoch9.pt", "more/epoch1.pt", ".epoch2.pt", "note.txt"):
+            bucket.put(name, name.encode())
+        first, last = list_checkpoints(f"{bucket.url}/epoch*.pt")
+        assert first.url.endswith("/run/epoch9.pt")
+        assert read_checkpoint(last.url).data == b"epoch10.pt"
+        assert [Path(file.url).name for file in list_checkpoints(f"{bucket.url}/**/*.pt")] == [
+            "epoch9.pt",
+            "epoch10.pt",
+            "epoch1.pt",
+        ]
+        bucket.put("epoch10.pt", b"EPOCH10.pt")
+        assert [file.stamp != "" for file in (first, last)] == [True, True]
+        again = list_checkpoints(f"{bucket.url}/epoch*.pt")
+        assert [again[0] == first, again[1] == last] == [True, False]
+
+
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
     """A schedule over local checkpoints, of which there are none yet."""
     (tmp_path / "made.py").write_text("from test_checkpoint import problem as factory\n")
-    (tmp_path / "job.yaml").write_text("problem: made.py:factory\nexecutor: serial\ndtype: float64\nchunk: 16\n")
+    (tmp_path / "job.yaml").write_text(
+        "problem: made.py:factory\nexecutor: serial\ndtype: float64\nchunk: 16\nverify: false\n"
+    )
     (tmp_path / "due.yaml").write_text(LOCAL)
     (tmp_path / "checkpoints" / "more").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
