@@ -260,6 +260,8 @@ def test_none_yet(sweep):
         ("overrides: [checkpoint=a.pt]", "which the schedule due.yaml decides"),
         ("job: nowhere.yaml", "nowhere.yaml: cannot read the job spec"),
         ("output: s3://nowhere/out", "no such bucket or container"),
+        ("checkpoints: s3://nowhere/*.pt", "checkpoint s3://nowhere/*.pt: there is no `nowhere`"),
+        ("checkpoints: nowhere/*.pt", "checkpoint nowhere/*.pt: there is no `"),
         ("checkpoints: s3://key:secret@bucket/*.pt", "the checkpoint's URL or endpoint_url carries credentials"),
     ],
 )
