@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.checkpoint import Checkpoint, place_checkpoint, read_checkpoint
-from pipeline.errors import FAILED, RESUMABLE, HessianError, SweepError, in_words
+from pipeline.errors import FAILED, RESUMABLE, CheckpointError, HessianError, SweepError, in_words
 from pipeline.handle import Hessian
 from pipeline.lease import Lease
 from pipeline.output import Output
@@ -71,7 +71,8 @@ def run_due(path: Path, report: Reporter) -> Swept:
         SpecError: the schedule or its job is not valid.
         LeaseError: another such call is at work on the same output.
         SweepError: some checkpoints failed; the others are done.
-        HessianError: the job's problem cannot be built, or the output refuses.
+        HessianError: the job's problem cannot be built, there is no place to look for checkpoints in, or the output
+            refuses.
     """
     schedule, job, folder = load_schedule(path)
     output = Output(schedule.output, job.endpoint_url)
@@ -92,13 +93,18 @@ def list_checkpoints(url: str, endpoint_url: str | None = None) -> list[_File]:
         The files in the order of their names, numbers by value.
 
     Raises:
+        CheckpointError: there is no such bucket, or no such local folder.
         OutputError: their store refuses.
     """
-    fs, path = open_filesystem(url, endpoint_url, "checkpoints")
+    fs, path = open_filesystem(url, endpoint_url, "checkpoint")
+    plain = re.split(r"[*?\[]", path)[0]
     if fs.async_impl:
-        at_once(fs, url, "cannot be listed", (fs._exists, re.split(r"[*?\[]", path)[0]), noun="checkpoints")
-    with explained(url, "cannot be listed", "checkpoints"):
+        at_once(fs, url, "cannot be listed", (fs._exists, plain), noun="checkpoint")
+    root = path.partition("/")[0] if fs.async_impl else plain.rpartition("/")[0]
+    with explained(url, "cannot be listed", "checkpoint"):
         found = patient(fs.glob)(path, detail=True)
+        if not found and not patient(fs.exists)(root):
+            raise CheckpointError(f"checkpoint {url}: there is no `{root}`")
     files = [
         _File(fs.unstrip_protocol(name) if "://" in url else name, _stamp(info))
         for name, info in found.items()

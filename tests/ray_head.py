@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -35,10 +36,35 @@ class Head:
     port: int
 
 
+class _EndedError(RuntimeError):
+    """A head that did not come up, with the end of its log: another process may have been faster to a port."""
+
+
 @contextmanager
-def ray_head(cpus: int = 2) -> Iterator[Head]:
+def ray_head(cpus: int = 2, attempts: int = 3) -> Iterator[Head]:
     """Start a head that asks for a token; end it with all its children."""
     folder = tempfile.mkdtemp(prefix="ray-")  # a short path: sockets lie in it
+    try:
+        for attempt in range(attempts):
+            process, port = _started(Path(folder, str(attempt)), cpus)
+            try:
+                try:
+                    _wait_for(port, process, Path(folder, str(attempt), "log"))
+                except _EndedError:
+                    if attempt == attempts - 1:
+                        raise
+                    continue
+                yield Head(f"http://127.0.0.1:{port}", port)
+                return
+            finally:
+                _end(process)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _started(folder: Path, cpus: int) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the process of a head; gives its dashboard's port."""
+    folder.mkdir()
     names = ["port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port"]
     names += ["dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port"]
     ports = {name: free_port() for name in names}
@@ -48,33 +74,37 @@ def ray_head(cpus: int = 2) -> Iterator[Head]:
     ]  # fmt: skip
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # the job's python3
     environment = {**os.environ, **CLIENT, "PATH": path, "RAY_worker_niceness": "0"}
-    with (Path(folder) / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
-    try:
-        address = f"http://127.0.0.1:{ports['dashboard-port']}"
-        _wait_for(address, process, Path(folder) / "log")
-        yield Head(address, ports["dashboard-port"])
-    finally:
-        family = [*psutil.Process(process.pid).children(recursive=True), process]
-        for member in family:
-            with suppress(psutil.NoSuchProcess):
-                member.kill()
-        process.wait()
-        psutil.wait_procs(family[:-1], timeout=30)
-        shutil.rmtree(folder, ignore_errors=True)
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder, start_new_session=True)
+    return process, ports["dashboard-port"]
 
 
-def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:
+def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path, seconds: float = 180) -> None:
     """Wait for an answer."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()
+        if process.poll() is not None:
+            break
         try:
-            list_jobs(address)
+            list_jobs(f"http://127.0.0.1:{port}")
             return
         except OSError:
             time.sleep(0.2)
-    raise AssertionError(log.read_text())
+    raise _EndedError(log.read_text()[-2000:])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that came from it: its children, and its session's, of one that has ended."""
+    family: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+    psutil.wait_procs(family, timeout=30)
 
 
 def list_jobs(address: str) -> dict[str, str]:

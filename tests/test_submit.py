@@ -26,12 +26,12 @@ from pipeline.status import status
 MADE = """
 import torch
 from torch import nn
-from parts.net import Slow
+from parts.net import Held
 from pipeline import Problem
 
-def problem(gate, pause=0.0):
+def problem(folder):
     torch.manual_seed(0)
-    return Problem(Slow(gate, pause), nn.MSELoss(), (torch.randn(8, 7), torch.randn(8, 6)))
+    return Problem(Held(folder), nn.MSELoss(), (torch.randn(8, 7), torch.randn(8, 6)))
 
 def broken():
     raise FileNotFoundError("data.npz was not sent")
@@ -44,23 +44,22 @@ from torch import nn
 
 from .sizes import SIZES
 
-class Slow(nn.Sequential):
-    # Waits as long as a file is there.
-    def __init__(self, gate, pause):
+class Held(nn.Sequential):
+    # Waits once there are receipts, as long as there is a gate.
+    def __init__(self, folder):
         super().__init__(nn.Linear(SIZES[0], SIZES[1]), nn.Tanh(), nn.Linear(SIZES[1], SIZES[2]))
-        self.gate, self.pause = Path(gate), pause
+        self.gate, self.receipts = Path(folder, "gate"), Path(folder, "out", "receipts")
 
     def forward(self, x):
-        time.sleep(self.pause)
-        while self.gate.exists():
+        while self.gate.exists() and len(list(self.receipts.glob("*.json"))) >= 3:
             time.sleep(0.01)
         return super().forward(x)
 """
 SPEC = {
-    "problem": "made.py:problem", "dtype": "float64", "chunk": 16, "tile": [1, 1], "engine": "jacrev", "row_group": 16,
+    "problem": "made.py:problem", "dtype": "float64", "chunk": 32, "tile": [1, 1], "engine": "jacrev", "row_group": 32,
     "microbatch": 8, "workers": 1, "output": "out",
 }  # fmt: skip
-TILES = 45
+TILES = 15
 NO_TORCH = "import sys; sys.modules['torch'] = None; from pipeline.cli import main; main()"
 
 
@@ -76,7 +75,7 @@ def job(tmp_path, monkeypatch):
     files = {
         "made.py": MADE, "parts/__init__.py": "", "parts/net.py": NET, "parts/sizes.py": "SIZES = 7, 9, 6\n",
         "parts/unused.py": "1 / 0\n", "other.py": "import nothing\n", "weights.pt": "w", "data.npz": "d", ".git/x": "x",
-        "job.yaml": yaml.safe_dump({**SPEC, "problem_args": {"gate": str(tmp_path / "gate"), "pause": 0.02}}),
+        "job.yaml": yaml.safe_dump({**SPEC, "problem_args": {"folder": str(tmp_path)}}), "gate": "",
     }  # fmt: skip
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -133,7 +132,6 @@ def test_the_laptop_dies(head, job):
     gate = job / "gate"
     with Laptop(job, head.address) as laptop:
         laptop.wait_until(lambda: tiles(job) >= 3)
-        gate.touch()
         laptop.process.kill()
         laptop.process.wait()
     (name,) = list_jobs(head.address)
@@ -165,7 +163,6 @@ def test_left_ended_and_begun_again(head, job):
     gate, address = job / "gate", ("--address", head.address)
     with Laptop(job, head.address) as laptop:
         laptop.wait_until(lambda: tiles(job) >= 3)
-        gate.touch()
         laptop.process.send_signal(signal.SIGINT)
         assert laptop.ends() == 75
     line = laptop.err.read_text().splitlines()[-1]
@@ -214,11 +211,10 @@ def test_what_is_sent(job):
     parcel = pack(job / "job.yaml", ["address=auto", "output=s3://bucket/out"])
     assert set(parcel.files) == {"job.yaml", "made.py", "parts/__init__.py", "parts/net.py", "parts/sizes.py"}
     sent = yaml.safe_load(parcel.files["job.yaml"])
-    args = {"gate": str(job / "gate"), "pause": 0.02}
-    assert sent == {**SPEC, "output": "s3://bucket/out", "problem_args": args}
+    assert sent == {**SPEC, "output": "s3://bucket/out", "problem_args": {"folder": str(job)}}
     same = ["output=s3://bucket/out"]
     assert pack(job / "job.yaml", same).digest == parcel.digest
-    assert pack(job / "job.yaml", [*same, "chunk=32"]).digest != parcel.digest
+    assert pack(job / "job.yaml", [*same, "chunk=48"]).digest != parcel.digest
     (job / "other.py").write_text("changed = 1\n")
     assert pack(job / "job.yaml", same).digest == parcel.digest
     (job / "parts" / "sizes.py").write_text("SIZES = 7, 9, 7\n")
