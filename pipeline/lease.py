@@ -67,7 +67,7 @@ class Lease:
         if self._lost:
             return
         try:
-            self._put(released=True)
+            self._give_back()
         except OutputError as error:  # raised, it would hide why the run ends
             _log.warning("the lease was not given back, it ends after %.0f s: %s", LEASE_SECONDS, error)
 
@@ -114,6 +114,13 @@ class Lease:
                 self._put()
             except OutputError as error:
                 _log.warning("no sign of life could be given: %s", error)
+
+    def _give_back(self) -> None:
+        """Say that the output is free; where there is no room to say so, by leaving nothing."""
+        try:
+            self._put(released=True)
+        except OutputError:
+            self._output.delete(_name(self._number))
 
     def _put(self, *, released: bool = False) -> None:
         self._output.put(_name(self._number), self._content(released=released))
