@@ -117,14 +117,15 @@ class Lease:
                 _log.warning("no sign of life could be given: %s", error)
 
     def _give_back(self) -> None:
-        """Say so; where nothing was begun, leave the output as it was found."""
-        if Manifest.read(self._output) is not None:
-            try:
+        """Say that the output is free; where nothing was begun, or there is no room to say so, by leaving nothing."""
+        try:
+            begun = Manifest.read(self._output) is not None
+            if begun:
                 self._put(released=True)
-                return
-            except OutputError as error:  # a full disk: removing it takes no room
-                _log.warning("the lease is removed: %s", error)
-        self._output.delete(_name(self._number))
+        except OutputError:
+            begun = False
+        if not begun:
+            self._output.delete(_name(self._number))
 
     def _put(self, *, released: bool = False) -> None:
         self._output.put(_name(self._number), self._content(released=released))

@@ -251,6 +251,10 @@ def test_disk_full(small_disk, faults, shape):
     faults("disk full", f"disk, {shape}", times=1, recomputed=0, tiles=known.tiles, equal=known.equals(outcome))
 
 
+# Not of leases: one that is hidden is refused by the conditional put.
+STALE = "^(?!.*lease).*list-type"
+
+
 def test_a_stale_listing_that_hides_tiles(proxy, url, faults):
     """What it hides is computed again, and no more."""
     known = undisturbed("zarr")
@@ -259,7 +263,7 @@ def test_a_stale_listing_that_hides_tiles(proxy, url, faults):
     with pytest.raises(StoppedError):
         known.run(url)
     proxy.rules.remove(refusal)
-    proxy.rule(stale(), method="GET", path="list-type")
+    proxy.rule(stale(), method="GET", path=STALE)
     hidden = known.tiles - status(url)["done"]
     assert 0 < hidden < known.tiles
     assert known.run(url).computed == hidden
@@ -271,7 +275,7 @@ def test_a_stale_listing_that_hides_tiles(proxy, url, faults):
 def test_a_stale_listing_that_shows_what_is_gone(proxy, url, faults):
     known = undisturbed("zarr")
     output = known.finished(url)
-    proxy.rule(stale(), method="GET", path="list-type")
+    proxy.rule(stale(), method="GET", path=STALE)
     assert known.run(url).computed == 0
     output.delete("hessian.zarr/c/2/1")
     assert known.run(url).computed == 0
