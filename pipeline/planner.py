@@ -1,17 +1,21 @@
 """From a problem and settings to a frozen plan: everything is decided, measured and refused here, before the run."""
 
+import heapq
 import math
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from importlib.metadata import version
 
+import numpy as np
 import torch
 
 from pipeline.contest import take_faster
 from pipeline.contexts import exact_kernels, unchanged
-from pipeline.engines import ENGINES, applications
+from pipeline.data import microbatches
+from pipeline.engines import ENGINES, add_batch, applications
 from pipeline.engines.stages import Application
 from pipeline.errors import BlockError, SpecError
 from pipeline.layout import ParameterLayout
@@ -24,19 +28,42 @@ from pipeline.memory import (
     engine_budget_bytes,
     writer_bytes,
 )
+from pipeline.output import Output
 from pipeline.parquet import require_room_in_lists
 from pipeline.preflight import preflight
-from pipeline.probe import PROBE_SAMPLES, Measured, Segment, choose_sizes, torch_threads
-from pipeline.problem import Problem
+from pipeline.probe import (
+    PROBE_SAMPLES,
+    Measured,
+    Segment,
+    Timing,
+    choose_sizes,
+    rivals,
+    seconds_of,
+    time_calls,
+    torch_threads,
+    work,
+)
+from pipeline.problem import PlacedProblem, Problem
+from pipeline.profiles import TileCost
 from pipeline.reference import LossAndGradient, loss_and_gradient
 from pipeline.spec import Settings
+from pipeline.store import MatrixStore
 from pipeline.tiling import MAX_CHUNK, Tile, TilingPlan, default_chunk, plan_tiles
 
 REFERENCE_MICROBATCH = 1024  # samples at a time of the float64 loss and gradient
 TILES_SHARE = 0.5  # of the memory allowed, for tile buffers
 TILES_PER_WORKER = 4  # at least: the last ones are shared out well, and one that is lost costs little
 UNITS_A_SIDE = 14  # of a factored tile, even if there are fewer tiles: with 6, of 784 inputs, products ran at a third
+FEW_SAMPLES = 64  # from which a chunk is computed that is like those of the run
 LONE_TILE_BYTES = 2**28  # of a tile, where one worker has all of them
+
+
+@dataclass(frozen=True)
+class Finishing:
+    """Seconds of what comes after the engines: for each entry of a tile, and for each object that is put."""
+
+    entry_seconds: float
+    chunk_seconds: float
 
 
 @dataclass(frozen=True)
@@ -51,6 +78,10 @@ class JobPlan:
         allowed_bytes: for one worker.
         workers: how many.
         costs: measured, by row parameter.
+        timings: of calls as the run makes them, for the row parameters that take most of it.
+        finishing: seconds of what comes after the engines.
+        symmetric: parameters within which half of the entries are computed.
+        device: that it was measured on.
         left_out: parameters of the model that are frozen or not selected.
     """
 
@@ -61,6 +92,10 @@ class JobPlan:
     allowed_bytes: int
     workers: int
     costs: dict[str, Measured]
+    timings: dict[str, Timing]
+    finishing: Finishing
+    symmetric: frozenset[str]
+    device: str
     left_out: tuple[str, ...]
 
     @property
@@ -68,27 +103,49 @@ class JobPlan:
         """Bytes of all chunks in all formats, before compression."""
         return len(self.manifest.formats) * self.manifest.matrix_bytes
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether writing costs no computing: not so where a worker's CPU does both."""
+        return self.device != "cpu"
+
     def tile_seconds(self, tile: Tile) -> float:
-        """Predict the seconds of a tile on one worker."""
-        return sum(rows * cost.seconds_per_row for rows, cost in self._work(tile))
+        """Predict the seconds of a tile on one worker, of computing and writing."""
+        cost = self.tile_cost(tile)
+        both = cost.compute_seconds, cost.write_seconds
+        return max(both) if self.overlaps else sum(both)
+
+    def tile_cost(self, tile: Tile) -> TileCost:
+        """Predict what a tile costs on one worker."""
+        cols, samples = self.tiling.span(tile.cols), self.manifest.fingerprint.samples
+        seconds, flops = math.prod(self.tiling.shape(tile)) * self.finishing.entry_seconds, 0.0
+        for p, rows in self.manifest.layout.segments(self.tiling.span(tile.rows)):
+            engine, cost = self._engines[p.name], self.costs[p.name]
+            amount = work(engine, rows, cols, p.span if p.name in self.symmetric else range(0))
+            flops += amount * samples * cost.flops_per_work
+            if timing := self.timings.get(p.name):
+                batches = math.ceil(samples / self.manifest.sizes[engine].microbatch)
+                seconds += amount / timing.work * batches * timing.seconds(samples / batches)
+            else:
+                seconds += amount * samples * cost.seconds_per_work
+        chunks = sum(1 if i == j else self._copies for i, j in self.tiling.chunks(tile))
+        return TileCost(seconds, chunks * self.finishing.chunk_seconds, flops, chunks * self._chunk_bytes)
+
+    @cached_property
+    def _engines(self) -> dict[str, str]:
+        return self.manifest.engines
+
+    @property
+    def _copies(self) -> int:
+        return 2 if self.manifest.symmetry == "mirrored" else 1
+
+    @cached_property
+    def _chunk_bytes(self) -> int:
+        entries, formats = self.manifest.chunk**2, len(self.manifest.formats)
+        return entries * np.dtype(self.manifest.store_dtype).itemsize * formats
 
     def flops(self) -> float:
         """Predict the FLOPs of all tiles."""
-        return sum(rows * cost.flops_per_row for tile in self.tiling.tiles() for rows, cost in self._work(tile))
-
-    def _work(self, tile: Tile) -> Iterator[tuple[float, Measured]]:
-        """Give a tile's rows times samples, in terms of those measured."""
-        cols, samples = self.tiling.span(tile.cols), self.manifest.fingerprint.samples
-        for p, rows in self.manifest.layout.segments(self.tiling.span(tile.rows)):
-            right = cols.stop - max(cols.start, rows.start)
-            if right <= 0:
-                continue
-            cost, count = self.costs[p.name], len(rows)
-            if self.manifest.engines[p.name] == "factored":  # works by entry; the others pull back all columns anyway
-                below = range(max(cols.start, rows.start), min(cols.stop, rows.stop))
-                yield samples * count * (right - len(below) / 2) / cost.cols, cost
-            else:
-                yield samples * count, cost
+        return sum(self.tile_cost(tile).flops for tile in self.tiling.tiles())
 
     def dearest_first(self) -> list[Tile]:
         """Give all tiles, those that take longest first."""
@@ -97,8 +154,8 @@ class JobPlan:
     def makespan_seconds(self) -> float:
         """Predict the wall time of all tiles, each given to the worker that is free first."""
         loads = [0.0] * self.workers
-        for tile in self.dearest_first():
-            loads[loads.index(min(loads))] += self.tile_seconds(tile)
+        for seconds in sorted(map(self.tile_seconds, self.tiling.tiles()), reverse=True):
+            heapq.heapreplace(loads, loads[0] + seconds)
         return max(loads)
 
 
@@ -171,10 +228,11 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
     held = WorkerMemory(problem.byte_count, rows * cols * dtype.itemsize, writer, 0, f"{largest.id} ({rows} x {cols})")
     held.require(allowed)
 
+    segments = _segments(tiling, tiles, problem, verdict.engines, known)
     with torch_threads(threads), unchanged(problem.model):
         probed = choose_sizes(
             placed,
-            _segments(tiling, tiles, problem, verdict.engines, known),
+            segments,
             engine_budget_bytes(allowed - held.total_bytes),
             settings.microbatch,
             settings.row_group,
@@ -201,7 +259,49 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
         }
     )
     left_out = tuple(name for name, _ in problem.model.named_parameters() if name not in set(layout.names))
-    return JobPlan(manifest, tiling, at, memory, allowed, workers, probed.costs, left_out)
+    measure = partial(time_calls, placed, segments, probed.sizes, probed.costs)
+    beside = _beside(settings, workers)
+    with torch_threads(threads), unchanged(problem.model), rivals(beside, measure):
+        timings = measure()
+        finishing = _finishing(manifest, tiling, placed, at)
+    symmetric = frozenset(segment.parameter.name for segment in segments if segment.is_symmetric)
+    return JobPlan(
+        manifest, tiling, at, memory, allowed, workers, probed.costs, timings, finishing, symmetric,
+        placed.device.type, left_out,
+    )  # fmt: skip
+
+
+def _beside(settings: Settings, workers: int) -> int:
+    """Count the workers that are at work on the same machine as any one, where they share its CPUs."""
+    if settings.executor == "serial" or settings.gpus_per_worker > 0:
+        return 0
+    return min(workers, len(os.sched_getaffinity(0)) // settings.cpus_per_worker) - 1
+
+
+def _finishing(manifest: Manifest, tiling: TilingPlan, placed: PlacedProblem, at: LossAndGradient) -> Finishing:
+    """Compute a chunk from a few samples, and time what a worker does with it."""
+    tile = tiling.tiles()[len(tiling.tiles()) // 2]
+    i, j = tiling.chunks(tile)[-1]
+    rows, cols = (tiling.span(range(k, k + 1)) for k in (i, j))
+    out = torch.zeros(len(rows), len(cols), dtype=placed.dtype, device=placed.device)
+    batch = placed.cast(
+        next(microbatches(placed.problem.batches, None if not placed.problem.separable else FEW_SAMPLES))
+    )
+    with exact_kernels(placed.problem.model):
+        for p, segment in manifest.layout.segments(rows):
+            right = range(max(cols.start, segment.start), cols.stop)
+            if right:
+                engine = manifest.engines[p.name]
+                part = out[segment.start - rows.start : segment.stop - rows.start, right.start - cols.start :]
+                add_batch(engine, placed, manifest.sizes[engine].row_group, batch, segment, right, part)
+    output = Output.private()
+    MatrixStore.create(output, manifest, at.gradient)
+    store = MatrixStore(output, manifest, write=True)
+    values = out.cpu().numpy().astype(manifest.store_dtype)
+    writing = seconds_of(partial(store.write_chunk, i, j, values))
+    passes = seconds_of(lambda: bool(out.zero_().div_(2).sum().isfinite()))
+    objects = len(store.write_chunk(i, j, values))
+    return Finishing(passes / out.numel(), writing / objects)
 
 
 def worker_count(settings: Settings) -> int:

@@ -1,9 +1,12 @@
 """What an engine costs, measured on the real model: seconds, FLOPs and bytes of one row group of one micro-batch."""
 
 import math
+import os
+import signal
 import time
+import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +30,8 @@ from pipeline.verdict import EngineSizes
 PROBE_SECONDS = 5.0
 PROBE_SAMPLES = 1024  # at most, of what is timed
 PROBE_BYTES = 2**30  # of the rows that are computed
+TIMED_SECONDS = 0.7  # of a call that is timed, about
+TIMINGS_SECONDS = 4.0  # of all that are timed
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Measured:
 
     Attributes:
         rows: rows computed.
-        cols: against so many columns.
+        work: that is; see `work`.
         samples: in the micro-batch.
         seconds: wall time.
         flops: as torch counts them: matrix products and convolutions.
@@ -66,7 +71,7 @@ class Measured:
     """
 
     rows: int
-    cols: int
+    work: float
     samples: int
     seconds: float
     flops: int
@@ -78,9 +83,33 @@ class Measured:
         return self.seconds / self.rows / self.samples
 
     @property
-    def flops_per_row(self) -> float:
-        """FLOPs per row and sample."""
-        return self.flops / self.rows / self.samples
+    def seconds_per_work(self) -> float:
+        """Seconds per sample and what `work` counts."""
+        return self.seconds / self.work / self.samples
+
+    @property
+    def flops_per_work(self) -> float:
+        """FLOPs likewise."""
+        return self.flops / self.work / self.samples
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Calls of an engine as workers make them, warm and with as many at work beside it.
+
+    Attributes:
+        work: that was done; see `work`.
+        fixed_seconds: of a call, whatever the samples.
+        sample_seconds: of each sample.
+    """
+
+    work: float
+    fixed_seconds: float
+    sample_seconds: float
+
+    def seconds(self, samples: float) -> float:
+        """Predict a call that does as much work with so many samples."""
+        return self.fixed_seconds + samples * self.sample_seconds
 
 
 class Meter(TorchDispatchMode):
@@ -129,6 +158,7 @@ class Segment:
         engine: that computes them.
         units: that the engine counts in its groups: single rows, or outputs of a layer for the factored engine.
         unit_rows: of each; where units share rows, all.
+        is_symmetric: whether half of the parameter's entries with itself are computed, the rest being mirror images.
     """
 
     parameter: Parameter
@@ -136,6 +166,7 @@ class Segment:
     engine: str
     units: int
     unit_rows: int
+    is_symmetric: bool = False
 
     @classmethod
     def of(cls, parameter: Parameter, cols: range, engine: str, known: Mapping[str, Application]) -> "Segment":
@@ -151,12 +182,38 @@ class Segment:
             The segment.
         """
         if engine == "factored":
-            return cls(parameter, cols, engine, known[parameter.name].units, known[parameter.name].unit_rows)
+            found = known[parameter.name]
+            return cls(parameter, cols, engine, found.units, found.unit_rows, found.positions == 1)
         return cls(parameter, cols, engine, parameter.size, 1)
 
     def rows(self, row_group: int) -> int:
         """Give the rows that are treated at a time."""
         return min(row_group * self.unit_rows, self.parameter.size)
+
+    def work(self, rows: range) -> float:
+        """Count what is done for some of the rows; see `work`."""
+        return work(self.engine, rows, self.cols, self.parameter.span if self.is_symmetric else range(0))
+
+
+def work(engine: str, rows: range, cols: range, symmetric: range) -> float:
+    """Count what an engine does, in terms that its seconds are in proportion to.
+
+    Args:
+        engine: its name.
+        rows: of one parameter.
+        cols: of the tile, those below the diagonal too.
+        symmetric: columns with which half of the entries are computed.
+
+    Returns:
+        For the factored engine entries at or right of the diagonal; for the others rows, as each is pulled back through
+        the whole network whatever the columns.
+    """
+    right = range(max(cols.start, rows.start), cols.stop)
+    if engine != "factored" or not right:
+        return float(len(rows) * bool(right))
+    below = max(min(rows.stop, right.stop) - right.start, 0) / 2
+    twice = max(min(symmetric.stop, right.stop) - max(symmetric.start, right.start) - below, 0) / 2
+    return len(rows) * (len(right) - below - twice)
 
 
 def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_group: int) -> Measured:
@@ -171,19 +228,92 @@ def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_gr
     Returns:
         What it took.
     """
-    largest = max(placed.problem.batches, key=sample_count)
-    batch = placed.cast(next(microbatches((largest,), samples)))
-    most = max(1, PROBE_BYTES // (len(segment.cols) * placed.dtype.itemsize))
-    most -= most % segment.unit_rows if most > segment.unit_rows else 0  # whole units
-    rows = segment.parameter.span[: min(segment.rows(row_group), most)]
+    batch, rows = _batch(placed, samples), _rows(placed, segment, row_group)
     out = torch.zeros(len(rows), len(segment.cols), dtype=placed.dtype, device=placed.device)
-    _synchronize(placed.device)
-    start = time.perf_counter()
     with exact_kernels(placed.problem.model), Meter(out) as meter:
-        _add(placed, row_group, batch, rows, segment, out)
-        _synchronize(placed.device)
-    seconds = time.perf_counter() - start
-    return Measured(len(rows), len(segment.cols), sample_count(batch), seconds, meter.flops, meter.peak)
+        start = time.perf_counter()
+        _call(placed, row_group, batch, rows, segment, out)
+        seconds = time.perf_counter() - start
+    return Measured(len(rows), segment.work(rows), sample_count(batch), seconds, meter.flops, meter.peak)
+
+
+def time_calls(
+    placed: PlacedProblem,
+    segments: Sequence[Segment],
+    sizes: Mapping[str, EngineSizes],
+    costs: Mapping[str, Measured],
+) -> dict[str, Timing]:
+    """Time engines as workers are going to call them, those first that take most of the run.
+
+    Args:
+        placed: the problem in the run's type, on its device.
+        segments: one for each row parameter, as wide as the plan's tiles.
+        sizes: by engine.
+        costs: by row parameter.
+
+    Returns:
+        By row parameter, as far as a few seconds suffice; with each the most rows at a time that are timed.
+    """
+    timings: dict[str, Timing] = {}
+    begun = time.perf_counter()
+    dearest = sorted(segments, key=lambda s: -s.parameter.size * costs[s.parameter.name].seconds_per_row)
+    for segment in dearest:
+        if time.perf_counter() - begun > TIMINGS_SECONDS:
+            break
+        size, cost = sizes[segment.engine], costs[segment.parameter.name]
+        rows = _rows(placed, segment, size.row_group)
+        affordable = int(TIMED_SECONDS / (cost.seconds_per_row * len(rows)))
+        timings[segment.parameter.name] = _timing(placed, segment, size.row_group, rows, size.microbatch, affordable)
+    return timings
+
+
+def _timing(
+    placed: PlacedProblem, segment: Segment, row_group: int, rows: range, microbatch: int, affordable: int
+) -> Timing:
+    """Time a call with as many samples as can be afforded, and with half of them."""
+    samples = microbatch if not placed.problem.separable else max(1, min(microbatch, max(affordable, 2)))
+    out = torch.zeros(len(rows), len(segment.cols), dtype=placed.dtype, device=placed.device)
+    with exact_kernels(placed.problem.model):
+
+        def seconds(count: int) -> float:
+            batch = _batch(placed, count)
+            return seconds_of(lambda: _call(placed, row_group, batch, rows, segment, out))
+
+        seconds_of_all, half = seconds(samples), samples // 2
+        if not placed.problem.separable or not half:
+            return Timing(segment.work(rows), 0.0, seconds_of_all / samples)
+        each = max(seconds_of_all - seconds(half), 0.0) / (samples - half)
+        return Timing(segment.work(rows), max(seconds_of_all - samples * each, 0.0), each)
+
+
+def _batch(placed: PlacedProblem, samples: int | None) -> Batch:
+    """Give so many samples of the largest batch."""
+    return placed.cast(next(microbatches((max(placed.problem.batches, key=sample_count),), samples)))
+
+
+def _rows(placed: PlacedProblem, segment: Segment, row_group: int) -> range:
+    """Give the rows of a group, as many as memory for a probe has room for, in whole units."""
+    most = max(1, PROBE_BYTES // (len(segment.cols) * placed.dtype.itemsize))
+    most -= most % segment.unit_rows if most > segment.unit_rows else 0
+    return segment.parameter.span[: min(segment.rows(row_group), most)]
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Time a call, the faster of two: the first finds the memory it needs."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    return min(once(), once())
+
+
+def _call(placed: PlacedProblem, row_group: int, batch: Batch, rows: range, segment: Segment, out: Tensor) -> None:
+    """Run an engine, and wait for it."""
+    _synchronize(placed.device)
+    _add(placed, row_group, batch, rows, segment, out)
+    _synchronize(placed.device)
 
 
 def _add(placed: PlacedProblem, row_group: int, batch: Batch, rows: range, segment: Segment, out: Tensor) -> None:
@@ -312,7 +442,7 @@ class _Chooser:
         known = list(costs.values())
         mean = Measured(
             sum(c.rows for c in known),
-            round(sum(c.rows * c.cols for c in known) / sum(c.rows for c in known)),
+            sum(c.work for c in known),
             known[0].samples,
             sum(c.seconds for c in known),
             sum(c.flops for c in known),
@@ -363,6 +493,37 @@ def torch_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def rivals(count: int, work: Callable[[], object]) -> Iterator[None]:
+    """Have processes do some work, again and again, while something is timed that will not be alone in the run either.
+
+    Args:
+        count: of them, forks of this process; none where there is no fork.
+        work: on a CPU.
+    """
+    parent = os.getpid()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads that a fork does not have: it needs none
+        children = [_rival(parent, work) for _ in range(count if hasattr(os, "fork") else 0)]
+    try:
+        yield
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def _rival(parent: int, work: Callable[[], object]) -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            while os.getppid() == parent:
+                work()
+        finally:
+            os._exit(1)  # whatever it is: the parent does the same, and will say
+    return child
 
 
 def _synchronize(device: torch.device) -> None:
