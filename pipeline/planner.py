@@ -5,7 +5,7 @@ import math
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 
@@ -53,6 +53,8 @@ from pipeline.tiling import MAX_CHUNK, Tile, TilingPlan, default_chunk, plan_til
 REFERENCE_MICROBATCH = 1024  # samples at a time of the float64 loss and gradient
 TILES_SHARE = 0.5  # of the memory allowed, for tile buffers
 TILES_PER_WORKER = 4  # at least: the last ones are shared out well, and one that is lost costs little
+MANY_WORKERS = 8  # from which on a few tiles each leave too many idle at the end:
+TILES_OF_MANY = 24  # each then, as long as tiles have enough units
 UNITS_A_SIDE = 14  # of a factored tile, even if there are fewer tiles: with 6, of 784 inputs, products ran at a third
 FEW_SAMPLES = 64  # from which a chunk is computed that is like those of the run
 LONE_TILE_BYTES = 2**28  # of a tile, where one worker has all of them
@@ -140,7 +142,7 @@ class JobPlan:
 
     @cached_property
     def _chunk_bytes(self) -> int:
-        entries, formats = self.manifest.chunk**2, len(self.manifest.formats)
+        entries, formats = self.tiling.chunk**2, len(self.manifest.formats)
         return entries * np.dtype(self.manifest.store_dtype).itemsize * formats
 
     def flops(self) -> float:
@@ -213,15 +215,9 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None) -> 
     with torch_threads(threads), exact_kernels(problem.model), unchanged(problem.model):
         known = applications(placed, PROBE_SAMPLES)
         verdict = take_faster(placed, verdict, known)
-    chunk = settings.chunk or default_chunk(layout.size, _unit(layout, verdict.engines))
-    if "parquet" in settings.formats:
-        require_room_in_lists(chunk, layout.size)
-    chunk_bytes = chunk**2 * dtype.itemsize
-    tiling = plan_tiles(layout, settings.blocks, chunk, (1, 1))
-    writer = writer_bytes(settings.concurrent_puts * chunk_bytes, settings.formats)
-    room = _tile_room(chunk_bytes, allowed - PROCESS_BYTES - writer)
-    tile_shape = settings.tile or _tile_shape(tiling, verdict.engines, layout, chunk_bytes, room, workers)
-    tiling = TilingPlan(layout.size, chunk, tile_shape, tiling.selected)
+    tiling = choose_tiling(layout, verdict.engines, settings, dtype.itemsize, allowed, workers)
+    chunk, tile_shape = tiling.chunk, tiling.tile_shape
+    writer = writer_bytes(settings.concurrent_puts * chunk**2 * dtype.itemsize, settings.formats)
     tiles = tiling.tiles()
     largest = max(tiles, key=lambda t: tiling.shape(t)[0] * tiling.shape(t)[1])
     rows, cols = tiling.shape(largest)
@@ -327,9 +323,41 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def _tile_room(chunk_bytes: int, free_bytes: int) -> int:
-    """Give the chunks of the largest tile that memory has room for."""
-    return max(1, int(TILES_SHARE * free_bytes / (BUFFERED_TILES * chunk_bytes)))
+def choose_tiling(
+    layout: ParameterLayout, engines: dict[str, str], settings: Settings, itemsize: int, allowed: int, workers: int
+) -> TilingPlan:
+    """Choose chunks and tiles.
+
+    Args:
+        layout: the parameters.
+        engines: by parameter.
+        settings: how to compute.
+        itemsize: bytes of an entry as it is computed.
+        allowed: bytes of a worker.
+        workers: how many.
+
+    Returns:
+        The tiling.
+
+    Raises:
+        SpecError: a chunk is too large for a list of Parquet.
+    """
+    unit, factored = _unit(layout, engines), _is_factored(layout, engines)
+    # Tiles of other engines are bands of one chunk row: there are no more of them than that.
+    chunk = settings.chunk or default_chunk(layout.size, unit, 1 if factored else TILES_PER_WORKER * workers)
+    if "parquet" in settings.formats:
+        require_room_in_lists(chunk, layout.size)
+    chunk_bytes = chunk**2 * itemsize
+    tiling = plan_tiles(layout, settings.blocks, chunk, (1, 1))
+    free = allowed - PROCESS_BYTES - writer_bytes(settings.concurrent_puts * chunk_bytes, settings.formats)
+    room = max(1, int(TILES_SHARE * free / (BUFFERED_TILES * chunk_bytes)))
+    shape = settings.tile or _tile_shape(tiling, unit if factored else None, chunk_bytes, room, workers)
+    return replace(tiling, tile_shape=shape)
+
+
+def _is_factored(layout: ParameterLayout, engines: dict[str, str]) -> bool:
+    """Say whether most rows are of the factored engine."""
+    return sum(p.size for p in layout if engines[p.name] == "factored") >= layout.size / 2
 
 
 def _unit(layout: ParameterLayout, engines: dict[str, str]) -> int:
@@ -339,13 +367,10 @@ def _unit(layout: ParameterLayout, engines: dict[str, str]) -> int:
     return largest.size // largest.shape[0] if largest else 1
 
 
-def _tile_shape(
-    tiling: TilingPlan, engines: dict[str, str], layout: ParameterLayout, chunk_bytes: int, room: int, workers: int
-) -> tuple[int, int]:
-    """Give the chunk rows and columns of a tile; `room` is for how many chunks."""
-    factored = sum(p.size for p in layout if engines[p.name] == "factored")
+def _tile_shape(tiling: TilingPlan, unit: int | None, chunk_bytes: int, room: int, workers: int) -> tuple[int, int]:
+    """Give the chunk rows and columns of a tile; `room` is for how many chunks, `unit` for the factored engine."""
     whole = int(tiling.selected.sum()) == tiling.side * (tiling.side + 1) // 2
-    if factored < layout.size / 2 or not whole:
+    if unit is None or not whole:
         # Other engines pull a row back through the whole network whatever its columns: as wide as memory allows. Where
         # only some blocks are wanted, a higher tile would hold others.
         return 1, min(tiling.side, room)
@@ -353,7 +378,10 @@ def _tile_shape(
     chunks = int(tiling.selected.sum())
     tiles = TILES_PER_WORKER * workers if workers > 1 else math.ceil(chunks * chunk_bytes / LONE_TILE_BYTES)
     wanted = tiling.side if tiles == 1 else int(tiling.side / math.sqrt(2 * tiles))  # half of the squares are empty
-    enough = math.ceil(UNITS_A_SIDE * _unit(layout, engines) / tiling.chunk)
+    enough = math.ceil(UNITS_A_SIDE * unit / tiling.chunk)
+    if workers >= MANY_WORKERS:
+        finer = int(tiling.side / math.sqrt(2 * TILES_OF_MANY * workers))
+        wanted = max(finer, min(enough, wanted))
     wanted = max(wanted, min(enough, int(tiling.side / math.sqrt(2 * workers))))
     side = max(1, min(wanted, math.isqrt(room)))
     return side, side

@@ -159,6 +159,7 @@ class Segment:
         units: that the engine counts in its groups: single rows, or outputs of a layer for the factored engine.
         unit_rows: of each; where units share rows, all.
         is_symmetric: whether half of the parameter's entries with itself are computed, the rest being mirror images.
+        leader: the parameter that a bias is computed with.
     """
 
     parameter: Parameter
@@ -167,6 +168,7 @@ class Segment:
     units: int
     unit_rows: int
     is_symmetric: bool = False
+    leader: str | None = None
 
     @classmethod
     def of(cls, parameter: Parameter, cols: range, engine: str, known: Mapping[str, Application]) -> "Segment":
@@ -183,7 +185,7 @@ class Segment:
         """
         if engine == "factored":
             found = known[parameter.name]
-            return cls(parameter, cols, engine, found.units, found.unit_rows, found.positions == 1)
+            return cls(parameter, cols, engine, found.units, found.unit_rows, found.positions == 1, found.weight)
         return cls(parameter, cols, engine, parameter.size, 1)
 
     def rows(self, row_group: int) -> int:
@@ -252,7 +254,7 @@ def time_calls(
         costs: by row parameter.
 
     Returns:
-        By row parameter, as far as a few seconds suffice; with each the most rows at a time that are timed.
+        By row parameter, as far as a few seconds suffice; a bias has its weight's, whose calls do for both.
     """
     timings: dict[str, Timing] = {}
     begun = time.perf_counter()
@@ -260,6 +262,9 @@ def time_calls(
     for segment in dearest:
         if time.perf_counter() - begun > TIMINGS_SECONDS:
             break
+        if segment.leader in timings:
+            timings[segment.parameter.name] = timings[segment.leader]
+            continue
         size, cost = sizes[segment.engine], costs[segment.parameter.name]
         rows = _rows(placed, segment, size.row_group)
         affordable = int(TIMED_SECONDS / (cost.seconds_per_row * len(rows)))

@@ -92,7 +92,7 @@ def _gpu(name: str, float32: float, float64: float, memory: int) -> Profile:
     return Profile(name, float32 * 1e12, float64 * 1e12, GPU_STORE_BYTES, GPU_START_SECONDS, memory * GIB)
 
 
-# TFLOP/s by NVIDIA's data sheets, outside tensor cores for float32, with them for float64 where they do that; a share of
+# TFLOP/s by NVIDIA's data sheets, outside tensor cores for float32, with them for float64 where they do it; a share of
 # the host's memory as clouds sell it with the device. A CPU core: 2.6 GHz x 32 operations (float64: 16), as with AVX2.
 PROFILES = {
     profile.name: profile
@@ -128,16 +128,18 @@ def find_profile(name: str) -> Profile:
         raise SpecError(f"no profile `{name}`{nearest(name, PROFILES)}; there are {', '.join(PROFILES)}") from None
 
 
-def at_hand(memory_bytes: int, *, overlaps: bool, measured: tuple[float, float] = (1.0, 1.0)) -> Profile:
-    """Give the profile of the machine that the plan was measured on.
+def at_hand(
+    *, overlaps: bool, name: str = "workers like this machine's", measured: tuple[float, float] = (1.0, 1.0)
+) -> Profile:
+    """Give the profile of machines on which tiles were measured.
 
     Args:
-        memory_bytes: that a worker may hold.
         overlaps: whether writing costs no computing.
+        name: for people.
         measured: seconds of computing and of writing a tile, over those of the plan.
 
     Returns:
         The profile.
     """
     start = GPU_START_SECONDS if overlaps else CPU_START_SECONDS
-    return Profile("this machine", 0, 0, 0, start, memory_bytes, overlaps, measured)
+    return Profile(name, 0, 0, 0, start, 0, overlaps, measured)

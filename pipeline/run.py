@@ -18,9 +18,11 @@ from pipeline.handle import Hessian
 from pipeline.identity import require_same, require_same_settings, save_weights
 from pipeline.lease import Lease
 from pipeline.manifest import Manifest
+from pipeline.memory import allowed_bytes
 from pipeline.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output
 from pipeline.planner import JobPlan, device_of, make_plan, worker_count
 from pipeline.problem import Problem
+from pipeline.profiles import Profile
 from pipeline.progress import Reporter
 from pipeline.receipts import Receipt, begun_tiles, largest_first, missing_tiles, receipt_name
 from pipeline.remote import explained
@@ -196,8 +198,22 @@ def run(
         return outcome if url is not None else _kept_in_memory(outcome, output)
 
 
-def plan(spec: JobSpec, folder: Path) -> JobPlan:
-    """Plan a job without running it; the output, where one is given, is checked for room."""
+def plan(spec: JobSpec, folder: Path, workers: int | None = None, profile: Profile | None = None) -> JobPlan:
+    """Plan a job without running it; the output, where one is given, is checked for room.
+
+    Args:
+        spec: the job.
+        folder: where the spec lies.
+        workers: how many, in place of the spec's; as many as a cluster has, whatever this machine is.
+        profile: of the machines that they are on; None for ones like this.
+
+    Returns:
+        The plan.
+    """
+    if workers is not None or profile is not None:
+        memory = profile.memory_bytes if profile else allowed_bytes(None, worker_count(spec))
+        elsewhere = {"executor": "ray", "workers": workers or worker_count(spec), "memory": spec.memory or memory}
+        spec = spec.model_copy(update=elsewhere)
     problem = load_problem(spec, folder)
     made = make_plan(problem, spec, spec.problem)
     if spec.output is not None:

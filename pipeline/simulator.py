@@ -10,11 +10,16 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from pipeline.driver import Answer, Driver, Loss, Pool
-from pipeline.receipts import Receipt
+from pipeline.errors import SpecError
+from pipeline.manifest import Manifest
+from pipeline.output import Output
+from pipeline.planner import JobPlan
+from pipeline.profiles import Profile, at_hand
+from pipeline.receipts import Receipt, begun_tiles, own_receipt
 from pipeline.store import StoredObject
 from pipeline.tally import Tally
 from pipeline.tiling import Tile
@@ -133,6 +138,59 @@ def simulate(costs: Mapping[Tile, TileSeconds], workers: int, around: Circumstan
         pool.answered,
         driver_seconds,
     )
+
+
+def forecast(made: JobPlan, profile: Profile, workers: int) -> Simulation:
+    """Predict a run in which nothing goes wrong.
+
+    Args:
+        made: its plan.
+        profile: of its workers.
+        workers: how many.
+
+    Returns:
+        What becomes of it.
+    """
+    around = Circumstances(start_seconds=profile.start_seconds, overlaps=profile.overlaps)
+    return simulate(tile_seconds(made, profile), workers, around)
+
+
+def tile_seconds(made: JobPlan, profile: Profile) -> dict[Tile, TileSeconds]:
+    """Give what each tile of a plan takes of a worker, dearest first."""
+    costs = {tile: made.tile_cost(tile) for tile in made.tiling.tiles()}
+    found = {tile: TileSeconds(*profile.seconds(c, made.manifest.dtype), c.bytes) for tile, c in costs.items()}
+    return dict(sorted(found.items(), key=lambda item: -(item[1].compute + item[1].write)))
+
+
+def measured_in(made: JobPlan, output: Output) -> Profile:
+    """Calibrate a plan by the receipts of a run of the same network, whatever its samples, tiles and progress.
+
+    Args:
+        made: the plan.
+        output: of that run.
+
+    Returns:
+        The profile of the workers that the run had.
+
+    Raises:
+        SpecError: it was a run of something else, or has no finished tile yet.
+    """
+    output.check_readable()
+    other = Manifest.read(output)
+    same = other and all(getattr(other, key) == getattr(made.manifest, key) for key in ("parameters", "dtype"))
+    if other is None or not same or other.engines != made.manifest.engines:
+        raise SpecError(f"output {output.url}: is no run of the same parameters, type and engines: plan those first")
+    then = replace(made, manifest=other, tiling=other.plan)
+    done = [(tile, receipt) for tile in begun_tiles(output, other) if (receipt := own_receipt(output, other, tile))]
+    if not done:
+        raise SpecError(f"output {output.url}: has no finished tile to calibrate by")
+    planned = [then.tile_cost(tile) for tile, _ in done]
+    receipts = [receipt for _, receipt in done]
+    compute = sum(r.compute_seconds for r in receipts) / sum(cost.compute_seconds for cost in planned)
+    write = sum(r.write_seconds for r in receipts) / sum(cost.write_seconds for cost in planned)
+    device = receipts[-1].device
+    name = f"workers of {output.url} ({device} of {receipts[-1].host})"
+    return at_hand(overlaps=not device.startswith("cpu"), name=name, measured=(compute, write))
 
 
 @dataclass(eq=False)
