@@ -4,6 +4,7 @@ import heapq
 import math
 import os
 import platform
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -120,13 +121,16 @@ class JobPlan:
         """Predict what a tile costs on one worker."""
         cols, samples = self.tiling.span(tile.cols), self.manifest.fingerprint.samples
         seconds, flops = math.prod(self.tiling.shape(tile)) * self.finishing.entry_seconds, 0.0
+        before = None
         for p, rows in self.manifest.layout.segments(self.tiling.span(tile.rows)):
             engine, cost = self._engines[p.name], self.costs[p.name]
             amount = work(engine, rows, cols, p.span if p.name in self.symmetric else range(0))
             flops += amount * samples * cost.flops_per_work
             if timing := self.timings.get(p.name):
-                batches = math.ceil(samples / self.manifest.sizes[engine].microbatch)
-                seconds += amount / timing.work * batches * timing.seconds(samples / batches)
+                calls = 0 if timing is before or not amount else 1  # a bias goes with its weight
+                batches = samples / self.manifest.sizes[engine].microbatch
+                seconds += batches * (calls * timing.call_seconds + amount * timing.work_seconds)
+                before = timing
             else:
                 seconds += amount * samples * cost.seconds_per_work
         chunks = sum(1 if i == j else self._copies for i, j in self.tiling.chunks(tile))
@@ -290,13 +294,13 @@ def _finishing(manifest: Manifest, tiling: TilingPlan, placed: PlacedProblem, at
                 engine = manifest.engines[p.name]
                 part = out[segment.start - rows.start : segment.stop - rows.start, right.start - cols.start :]
                 add_batch(engine, placed, manifest.sizes[engine].row_group, batch, segment, right, part)
-    output = Output.private()
-    MatrixStore.create(output, manifest, at.gradient)
-    store = MatrixStore(output, manifest, write=True)
     values = out.cpu().numpy().astype(manifest.store_dtype)
-    writing = seconds_of(partial(store.write_chunk, i, j, values))
+    with tempfile.TemporaryDirectory(prefix="hessian-") as folder:
+        MatrixStore.create(Output(folder), manifest, at.gradient)
+        store = MatrixStore(Output(folder), manifest, write=True)
+        writing = seconds_of(partial(store.write_chunk, i, j, values))
     passes = seconds_of(lambda: bool(out.zero_().div_(2).sum().isfinite()))
-    objects = len(store.write_chunk(i, j, values))
+    objects = 2 if manifest.symmetry == "mirrored" and i != j else 1
     return Finishing(passes / out.numel(), writing / objects)
 
 

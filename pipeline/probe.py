@@ -30,7 +30,10 @@ from pipeline.verdict import EngineSizes
 PROBE_SECONDS = 5.0
 PROBE_SAMPLES = 1024  # at most, of what is timed
 PROBE_BYTES = 2**30  # of the rows that are computed
-TIMED_SECONDS = 0.7  # of a call that is timed, about
+TIMED_SECONDS = 1.5  # of a call that is timed, about
+FEWER = 8  # times, rows of the other call that is timed
+REPEATED = 3  # since the first finds the memory it needs
+LEAST_UNITS = 8  # at a time: products of few run slower
 TIMINGS_SECONDS = 4.0  # of all that are timed
 
 
@@ -95,21 +98,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class Timing:
-    """Calls of an engine as workers make them, warm and with as many at work beside it.
+    """Calls of an engine as workers make them: warm, a micro-batch each, with as many at work beside it.
 
     Attributes:
-        work: that was done; see `work`.
-        fixed_seconds: of a call, whatever the samples.
-        sample_seconds: of each sample.
+        call_seconds: of a call, whatever its rows and columns.
+        work_seconds: of what `work` counts.
     """
 
-    work: float
-    fixed_seconds: float
-    sample_seconds: float
-
-    def seconds(self, samples: float) -> float:
-        """Predict a call that does as much work with so many samples."""
-        return self.fixed_seconds + samples * self.sample_seconds
+    call_seconds: float
+    work_seconds: float
 
 
 class Meter(TorchDispatchMode):
@@ -265,30 +262,30 @@ def time_calls(
         if segment.leader in timings:
             timings[segment.parameter.name] = timings[segment.leader]
             continue
-        size, cost = sizes[segment.engine], costs[segment.parameter.name]
-        rows = _rows(placed, segment, size.row_group)
-        affordable = int(TIMED_SECONDS / (cost.seconds_per_row * len(rows)))
-        timings[segment.parameter.name] = _timing(placed, segment, size.row_group, rows, size.microbatch, affordable)
+        timings[segment.parameter.name] = _timing(placed, segment, sizes[segment.engine], costs[segment.parameter.name])
     return timings
 
 
-def _timing(
-    placed: PlacedProblem, segment: Segment, row_group: int, rows: range, microbatch: int, affordable: int
-) -> Timing:
-    """Time a call with as many samples as can be afforded, and with half of them."""
-    samples = microbatch if not placed.problem.separable else max(1, min(microbatch, max(affordable, 2)))
+def _timing(placed: PlacedProblem, segment: Segment, size: EngineSizes, cost: Measured) -> Timing:
+    """Time a call with few rows, and one with as many as a second or two allow."""
+    affordable = int(TIMED_SECONDS / (cost.seconds_per_row * size.microbatch)) // segment.unit_rows
+    most = max(affordable, LEAST_UNITS) * segment.unit_rows
+    rows = _rows(placed, segment, size.row_group)[:most]
+    few = rows[: max(1, len(rows) // FEWER // segment.unit_rows) * segment.unit_rows]
+    batch = _batch(placed, size.microbatch)
     out = torch.zeros(len(rows), len(segment.cols), dtype=placed.dtype, device=placed.device)
+
+    def seconds(span: range) -> float:
+        start = time.perf_counter()
+        _call(placed, size.row_group, batch, span, segment, out[: len(span)])
+        return time.perf_counter() - start
+
     with exact_kernels(placed.problem.model):
-
-        def seconds(count: int) -> float:
-            batch = _batch(placed, count)
-            return seconds_of(lambda: _call(placed, row_group, batch, rows, segment, out))
-
-        seconds_of_all, half = seconds(samples), samples // 2
-        if not placed.problem.separable or not half:
-            return Timing(segment.work(rows), 0.0, seconds_of_all / samples)
-        each = max(seconds_of_all - seconds(half), 0.0) / (samples - half)
-        return Timing(segment.work(rows), max(seconds_of_all - samples * each, 0.0), each)
+        some = min(seconds(few) for _ in range(REPEATED))
+        if len(few) == len(rows):
+            return Timing(0.0, some / segment.work(rows))
+        each = max(seconds(rows) - some, 0.0) / (segment.work(rows) - segment.work(few))
+        return Timing(max(some - each * segment.work(few), 0.0), each)
 
 
 def _batch(placed: PlacedProblem, samples: int | None) -> Batch:
@@ -441,6 +438,9 @@ class _Chooser:
         for segment in sorted(self._segments, key=lambda s: (s is not self._widest, -s.parameter.size)):
             if spent > PROBE_SECONDS:
                 break
+            if segment.leader in costs:  # a bias, whose weight's calls do for both
+                costs[segment.parameter.name] = costs[segment.leader]
+                continue
             cost = measure(self._placed, segment, min(samples, PROBE_SAMPLES), row_group)
             costs[segment.parameter.name] = cost
             spent += cost.seconds
