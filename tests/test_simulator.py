@@ -1,11 +1,10 @@
 """A virtual cluster under the real driver: what must hold whatever happens, and what a plan predicts by it."""
 
 import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
+import click
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -162,39 +161,37 @@ def net(samples=60):
 """
 
 
-def hessian(*arguments, cwd):
-    found = subprocess.run(
-        [sys.executable, "-m", "pipeline", *map(str, arguments)], capture_output=True, text=True, cwd=cwd,
-        env=os.environ | {"COLUMNS": "200"},
-    )  # fmt: skip
-    return found.returncode, found.stdout, found.stderr
-
-
-def test_plans_for_other_machines(tmp_path):
-    """Named devices are labelled as not calibrated; receipts of a run of the same network calibrate, of another not."""
+@pytest.fixture
+def hessian(tmp_path, monkeypatch, capsys):
+    """The command, in this process; gives what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "net.py").write_text(JOB)
     (tmp_path / "job.yaml").write_text("problem: net.py:net\nexecutor: serial\nverify: false\ndtype: float64\n")
-    status, out, errors = hessian("plan", "job.yaml", "--workers", 64, "--profile", "h100", cwd=tmp_path)
-    assert status == 0, errors
+
+    def command(*arguments):
+        cli([*map(str, arguments)], standalone_mode=False)
+        return capsys.readouterr().out
+
+    return command
+
+
+def test_plans_for_a_named_device(hessian):
+    out = hessian("plan", "job.yaml", "--workers", 64, "--profile", "h100")
     assert "h100, NOT calibrated: 50% of 67 TFLOP/s in float32" in out
     assert "predicted for the tiles on 64 workers" in out
-    assert all(head in out for head in ("of the bound", "balance", "MB/s"))
-    status, _, errors = hessian("run", "job.yaml", "--output", "out", cwd=tmp_path)
-    assert status == 0, errors
-    status, out, errors = hessian(
-        "plan", "job.yaml", "--receipts", "out", "--set", "problem_args.samples=120", cwd=tmp_path
-    )
-    assert status == 0, errors
+    assert all(head in out for head in ("of the bound", "balance", "MB/s", " 128 "))
+    with pytest.raises(SpecError, match="no profile `h1000`"):
+        hessian("plan", "job.yaml", "--profile", "h1000")
+
+
+def test_plans_by_receipts(hessian):
+    """Those of the same network calibrate, whatever the samples; of another they do not."""
+    hessian("run", "job.yaml", "--output", "out")
+    out = hessian("plan", "job.yaml", "--receipts", "out", "--set", "problem_args.samples=120")
     assert "calibrated by measured tiles" in out
     assert "NOT calibrated" not in out
-    status, _, errors = hessian("plan", "job.yaml", "--receipts", "out", "--set", "dtype=float32", cwd=tmp_path)
-    assert status == 2
-    assert "is no run of the same parameters, type and engines" in errors
-    status, _, errors = hessian("plan", "job.yaml", "--profile", "h1000", cwd=tmp_path)
-    assert status == 2
-    assert "no profile `h1000`" in errors
-
-
-def test_a_profile_or_receipts():
-    with pytest.raises(Exception, match="leave out --profile"):
-        cli(["plan", "job.yaml", "--receipts", "out", "--profile", "cpu"], standalone_mode=False)
+    with pytest.raises(SpecError, match="is no run of the same parameters, type and engines"):
+        hessian("plan", "job.yaml", "--receipts", "out", "--set", "dtype=float32")
+    with pytest.raises(click.UsageError, match="leave out --profile"):
+        hessian("plan", "job.yaml", "--receipts", "out", "--profile", "cpu")

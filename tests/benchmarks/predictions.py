@@ -3,8 +3,8 @@
     python tests/benchmarks/predictions.py [JOB ...] [--results FILE]
 
 Of tiles: from the start of the first to the end of the last write, as receipts tell. Of the whole: as the command
-tells, with the start of Ray and its workers. Needs a machine with nothing else to do. mnist_mlp takes seven minutes and 13 GB
-of disk; name the jobs to leave it out. Rows of jobs that are not run again stay in the results.
+tells, with the start of Ray and its workers. Needs a machine with nothing else to do. mnist_mlp takes seven minutes
+and 13 GB of disk; name the jobs to leave it out. Rows of jobs that are not run again stay in the results.
 """
 
 import argparse

@@ -151,8 +151,8 @@ def main():
     costs = [made.tile_cost(tile) for tile in made.tiling.tiles()]
     flops, computing = lower_bound(made), sum(c.compute_seconds for c in costs)
     assumptions = {
-        "measured": f"one CPU like this machine's: tiles at {flops / computing / 1e9:.1f} GFLOP/s of the lower bound of "
-        f"arithmetic, {CPU_STORE_BYTES / 1e6:.0f} MB/s to the store beside them, {CPU_START_SECONDS:.0f} s to start",
+        "measured": f"one CPU like this machine's: {flops / computing / 1e9:.1f} GFLOP/s of the lower bound, "
+        f"{CPU_STORE_BYTES / 1e6:.0f} MB/s to the store beside them, {CPU_START_SECONDS:.0f} s to start",
         **{name: find_profile(name).describe() for name in options.profiles},
         "failures": str(TROUBLE),
     }
