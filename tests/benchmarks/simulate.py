@@ -3,10 +3,10 @@
     python tests/benchmarks/simulate.py [--results FILE] [--profiles cpu h100 ...]
 
 The network is 784-1024-192-10, P = 1,002,570, on 10,000 digits of MNIST, float32, the upper triangle of chunks: two
-terabytes. It is planned as for 256 workers on this machine, where its engines are timed, as many at a time as it has
-CPUs; "measured" are workers like these, each of one CPU. Others are data sheets and assumptions, which are printed. The
-bound is all computing, or all writing where that is more, shared out evenly among the workers: it knows no start, no
-failure, no unevenness. The same plan's tiles for each number of workers, as the planner chooses them.
+terabytes. It is planned as for 256 workers on this machine, where its engines are timed, by seconds of CPU, as many at
+a time as it has CPUs; "measured" are workers like these, each of one CPU. Others are data sheets and assumptions, which
+are printed. The bound is all computing, or all writing where that is more, shared out evenly among the workers: it
+knows no start, no failure, no unevenness. For each number of workers there are the tiles that the planner chooses.
 
 Then the driver alone: a tile for each chunk, some 1e5, on 1,024 workers; its seconds of CPU, and its memory.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pipeline import probe
 from pipeline.planner import choose_tiling, make_plan
 from pipeline.profiles import CPU_START_SECONDS, CPU_STORE_BYTES, find_profile
 from pipeline.simulator import Circumstances, TileSeconds, simulate, tile_seconds
@@ -44,7 +45,7 @@ def network():
     """The network after a few steps of training, and its data."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(784, 1024), nn.Tanh(), nn.Linear(1024, 192), nn.Tanh(), nn.Linear(192, 10))
-    return mnist.trained(model, *mnist.digits(), steps=100)
+    return mnist.trained(model, *mnist.digits(), steps=20)
 
 
 def lower_bound(made):
@@ -145,9 +146,10 @@ def main():
     parser.add_argument("--results", type=Path, default=RESULTS / "simulate.json")
     options = parser.parse_args()
     settings = Settings(dtype="float32", symmetry="upper", workers=PLANNED_FOR, memory=MEMORY)
-    start = time.monotonic()
+    probe.clock = time.process_time  # what else the machine does is no part of a tile
+    start = time.process_time()
     made = make_plan(network(), settings)
-    planning_seconds = time.monotonic() - start
+    planning_seconds = time.process_time() - start
     costs = [made.tile_cost(tile) for tile in made.tiling.tiles()]
     flops, computing = lower_bound(made), sum(c.compute_seconds for c in costs)
     assumptions = {
@@ -164,7 +166,7 @@ def main():
         rows += scaled(made, settings, name, profile.start_seconds, lambda plan, p=profile: tile_seconds(plan, p))
     alone = driver_alone(made)
     print(alone)
-    environment = {"torch": torch.__version__, "machine": platform.machine(), "planning_seconds": planning_seconds}
+    environment = {"torch": torch.__version__, "machine": platform.machine(), "planning_cpu_seconds": planning_seconds}
     found = {
         "environment": environment,
         "P": made.tiling.size,
