@@ -2,11 +2,12 @@
 
     python tests/benchmarks/simulate.py [--results FILE] [--profiles cpu h100 ...]
 
-The network is 784-1024-192-10, P = 1,002,570, on 10,000 digits of MNIST, float32, the upper triangle of chunks: two
-terabytes. It is planned as for 256 workers on this machine, where its engines are timed, by seconds of CPU, as many at
-a time as it has CPUs; "measured" are workers like these, each of one CPU. Others are data sheets and assumptions, which
-are printed. The bound is all computing, or all writing where that is more, shared out evenly among the workers: it
-knows no start, no failure, no unevenness. For each number of workers there are the tiles that the planner chooses.
+The network is 784-1024-192-10, P = 1,002,570, N = 10,000 samples, float32, the upper triangle of chunks: two
+terabytes. A tile costs its lower bound of arithmetic, by layer, at the speed of the worker. "measured" is one CPU: in
+the whole run of jobs/mnist_mlp.yaml (784-128-10, the same samples), encoding included, each of two workers made
+MEASURED_FLOPS of the lower bound. Others are data sheets and assumptions, which are printed. The bound is all
+computing, or all writing where that is more, shared out evenly among the workers: it knows no start, no failure, no
+unevenness. For each number of workers there are the tiles that the planner chooses.
 
 Then the driver alone: a tile for each chunk, some 1e5, on 1,024 workers; its seconds of CPU, and its memory.
 """
@@ -14,65 +15,59 @@ Then the driver alone: a tile for each chunk, some 1e5, on 1,024 workers; its se
 import argparse
 import json
 import platform
-import sys
-import time
 import tracemalloc
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-from torch import nn
-
-from pipeline import probe
-from pipeline.planner import choose_tiling, make_plan
-from pipeline.profiles import CPU_START_SECONDS, CPU_STORE_BYTES, find_profile
-from pipeline.simulator import Circumstances, TileSeconds, simulate, tile_seconds
+from pipeline.layout import ParameterLayout
+from pipeline.planner import choose_tiling
+from pipeline.probe import work
+from pipeline.profiles import CPU_START_SECONDS, CPU_STORE_BYTES, TileCost, find_profile
+from pipeline.simulator import Circumstances, TileSeconds, simulate
 from pipeline.spec import Settings
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
-import mnist
+from pipeline.tiling import plan_tiles
 
 RESULTS = Path(__file__).parent / "results"
+LAYOUT = ParameterLayout.of(
+    {"0.weight": (1024, 784), "0.bias": (1024,), "2.weight": (192, 1024), "2.bias": (192,), "4.weight": (10, 192),
+     "4.bias": (10,)}
+)  # fmt: skip
+SAMPLES = 10_000
+MEASURED_FLOPS = 68e9  # a worker: README, "How fast"
 WORKERS = tuple(2**k for k in range(11))
 PLANNED_FOR = 256
+CHUNK = 2352  # three units of the first layer
 MEMORY = 8 * 2**30
+SETTINGS = Settings(dtype="float32", symmetry="upper", memory=MEMORY)
 TARGET = 1.05  # makespan over bound, on as many workers as are planned for
 # A process dies every two days; one spot node of eight workers in twenty is taken away in an hour.
 TROUBLE = Circumstances(spread=0.03, deaths=0.02, preemptions=0.05)
 
 
-def network():
-    """The network after a few steps of training, and its data."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(784, 1024), nn.Tanh(), nn.Linear(1024, 192), nn.Tanh(), nn.Linear(192, 10))
-    return mnist.trained(model, *mnist.digits(), steps=20)
+def tilings(workers):
+    """The tiles for so many workers, and what each costs."""
+    tiling = choose_tiling(LAYOUT, dict.fromkeys(LAYOUT.names, "factored"), SETTINGS, 4, MEMORY, workers)
+    return {tile: cost(tiling, tile) for tile in tiling.tiles()}
 
 
-def lower_bound(made):
-    """Of arithmetic, in operations: 2 N P_l P_m for two layers, N P_l^2 / 2 within one."""
-    sizes = {}
-    for p in made.manifest.layout:
-        sizes[p.name.split(".")[0]] = sizes.get(p.name.split(".")[0], 0) + p.size
-    total, squares = sum(sizes.values()), sum(size**2 for size in sizes.values())
-    return made.manifest.fingerprint.samples * (total**2 - squares + squares / 2)
+def cost(tiling, tile):
+    """Two operations for each sample and entry at or right of the diagonal; half of that within a layer."""
+    rows, cols = tiling.span(tile.rows), tiling.span(tile.cols)
+    flops = sum(2 * SAMPLES * work("factored", some, cols, p.span) for p, some in LAYOUT.segments(rows))
+    return TileCost(flops / MEASURED_FLOPS, 0.0, flops, len(tiling.chunks(tile)) * tiling.chunk**2 * 4)
 
 
-def on_cpus(made):
-    """Tiles of workers like those measured, whose chunks then go to a bucket while the next tile is computed."""
-    costs = {tile: made.tile_cost(tile) for tile in made.dearest_first()}
-    return {
-        tile: TileSeconds(cost.compute_seconds + cost.write_seconds, cost.bytes / CPU_STORE_BYTES, cost.bytes)
-        for tile, cost in costs.items()
-    }
+def on_cpus(found):
+    """On a CPU like those measured; chunks go to a bucket while the next tile is computed."""
+    return TileSeconds(found.compute_seconds, found.bytes / CPU_STORE_BYTES, found.bytes)
 
 
-def scaled(made, settings, name, start_seconds, costs_of):
+def scaled(name, start_seconds, seconds):
     """One kind of worker, by their number."""
     rows = []
     for workers in WORKERS:
-        layout, engines = made.manifest.layout, made.manifest.engines
-        tiling = choose_tiling(layout, engines, settings, 4, made.allowed_bytes, workers)
-        costs = costs_of(replace(made, tiling=tiling))
+        found = {tile: seconds(each) for tile, each in tilings(workers).items()}
+        costs = dict(sorted(found.items(), key=lambda item: -(item[1].compute + item[1].write)))
         for trouble in (Circumstances(), TROUBLE):
             found = simulate(costs, workers, replace(trouble, start_seconds=start_seconds))
             rows.append(
@@ -80,7 +75,6 @@ def scaled(made, settings, name, start_seconds, costs_of):
                 | {
                     "profile": name,
                     "trouble": trouble is TROUBLE,
-                    "tile": tiling.tile_shape,
                     "makespan_over_bound": 1 / found.efficiency,
                     "after_start_over_bound": (found.makespan_seconds - start_seconds) / found.bound_seconds,
                     "largest_tile_over_bound": max(c.compute + c.write for c in costs.values()) / found.bound_seconds,
@@ -94,9 +88,9 @@ def scaled(made, settings, name, start_seconds, costs_of):
     return rows
 
 
-def driver_alone(made):
+def driver_alone():
     """The driver with a tile for each chunk, on 1,024 workers; once for its seconds and once for its memory."""
-    tiling = replace(made.tiling, tile_shape=(1, 1))
+    tiling = plan_tiles(LAYOUT, "all", CHUNK, (1, 1))
     costs = {tile: TileSeconds(30.0, 5.0, 2**24) for tile in tiling.tiles()}
     found = simulate(costs, 1024, replace(TROUBLE, start_seconds=30.0))
     tracemalloc.start()
@@ -145,33 +139,26 @@ def main():
     parser.add_argument("--profiles", nargs="*", default=["h100", "l4"], help="beside that measured")
     parser.add_argument("--results", type=Path, default=RESULTS / "simulate.json")
     options = parser.parse_args()
-    settings = Settings(dtype="float32", symmetry="upper", workers=PLANNED_FOR, memory=MEMORY)
-    probe.clock = time.process_time  # what else the machine does is no part of a tile
-    start = time.process_time()
-    made = make_plan(network(), settings)
-    planning_seconds = time.process_time() - start
-    costs = [made.tile_cost(tile) for tile in made.tiling.tiles()]
-    flops, computing = lower_bound(made), sum(c.compute_seconds for c in costs)
+    costs = tilings(PLANNED_FOR).values()
     assumptions = {
-        "measured": f"one CPU like this machine's: {flops / computing / 1e9:.1f} GFLOP/s of the lower bound, "
-        f"{CPU_STORE_BYTES / 1e6:.0f} MB/s to the store beside them, {CPU_START_SECONDS:.0f} s to start",
+        "measured": f"one CPU, calibrated by jobs/mnist_mlp.yaml: {MEASURED_FLOPS / 1e9:.0f} GFLOP/s of the bound, "
+        f"{CPU_STORE_BYTES / 1e6:.0f} MB/s to the store beside it (assumed), {CPU_START_SECONDS:.0f} s to start",
         **{name: find_profile(name).describe() for name in options.profiles},
         "failures": str(TROUBLE),
     }
     for name, text in assumptions.items():
         print(f"{name}: {text}")
-    rows = scaled(made, settings, "measured", CPU_START_SECONDS, on_cpus)
+    rows = scaled("measured", CPU_START_SECONDS, on_cpus)
     for name in options.profiles:
         profile = find_profile(name)
-        rows += scaled(made, settings, name, profile.start_seconds, lambda plan, p=profile: tile_seconds(plan, p))
-    alone = driver_alone(made)
+        rows += scaled(name, profile.start_seconds, lambda c, p=profile: TileSeconds(*p.seconds(c, "float32"), c.bytes))
+    alone = driver_alone()
     print(alone)
-    environment = {"torch": torch.__version__, "machine": platform.machine(), "planning_cpu_seconds": planning_seconds}
     found = {
-        "environment": environment,
-        "P": made.tiling.size,
-        "samples": made.manifest.fingerprint.samples,
-        "lower_bound_flops": flops,
+        "environment": {"python": platform.python_version(), "machine": platform.machine()},
+        "P": LAYOUT.size,
+        "samples": SAMPLES,
+        "lower_bound_flops": sum(c.flops for c in costs),
         "bytes": sum(c.bytes for c in costs),
         "assumptions": assumptions,
         "driver_alone": alone,
