@@ -6,28 +6,29 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 READERS = 4  # threads that read and decode
-AHEAD = 6  # results made before they are asked for
+MORE = 2  # results than these, made before they are asked for
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], readers: int = READERS) -> Iterator[Result]:
     """Call a function with each of many items, on several threads.
 
     Args:
         function: what to call; it waits for a store, as a rule.
         items: taken as they are needed.
+        readers: threads.
 
     Yields:
         What it returned for each, in the order of the items.
     """
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(READERS, thread_name_prefix="hessian-reader") as pool:
+    with ThreadPoolExecutor(readers, thread_name_prefix="hessian-reader") as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > AHEAD:
+                if len(waiting) > readers + MORE:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

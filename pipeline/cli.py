@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.planner import JobPlan
+    from pipeline.jobplan import JobPlan
+    from pipeline.profiles import Profile
     from pipeline.run import Outcome
 
 _set_option = click.option(
@@ -39,16 +40,33 @@ def cli() -> None:
 @cli.command("plan")
 @_job_argument
 @click.option("--preflight", is_flag=True, help="Show what preflight found: the errors seen and the engines tried.")
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Plan for so many workers, here or elsewhere.")
+@click.option("--profile", "device", metavar="DEVICE", help="Their kind: h100, a100, l4, cpu ...; else this machine's.")
+@click.option("--receipts", metavar="URL", help="Calibrate by the tiles of a run of the same network.")
 @_set_option
-def plan_command(job: Path, overrides: tuple[str, ...], *, preflight: bool) -> None:
+def plan_command(
+    job: Path,
+    overrides: tuple[str, ...],
+    workers: int | None,
+    device: str | None,
+    receipts: str | None,
+    *,
+    preflight: bool,
+) -> None:
     """Say what running JOB would do, and whether it would fit; starts nothing."""
+    if device is not None and receipts is not None:
+        raise click.UsageError("--receipts say how fast their workers are: leave out --profile")
+    from pipeline.profiles import find_profile
     from pipeline.run import plan
     from pipeline.spec import load_job
 
-    made = plan(load_job(job, overrides), job.parent)
+    profile = find_profile(device) if device else None
+    made = plan(load_job(job, overrides), job.parent, workers, profile)
     if preflight:
         _show_preflight(made)
     _show_plan(made)
+    if workers or profile or receipts:
+        _show_forecast(made, profile, receipts)
 
 
 @cli.command("run")
@@ -347,6 +365,28 @@ def _show_plan(made: "JobPlan") -> None:
             ]
         )
     )
+
+
+def _show_forecast(made: "JobPlan", profile: "Profile | None", receipts: str | None) -> None:
+    """Print what becomes of a plan on so many workers, half and twice as many."""
+    from rich.table import Table
+
+    from pipeline.output import Output
+    from pipeline.profiles import at_hand
+    from pipeline.simulator import forecast, measured_in
+
+    if receipts:
+        profile = measured_in(made, Output(receipts))
+    profile = profile or at_hand(overlaps=made.overlaps)
+    table = Table("workers", "seconds", "of the bound", "balance", "MB/s", "last of them idle, s")
+    for workers in sorted({max(made.workers // 2, 1), made.workers, 2 * made.workers}):
+        found = forecast(made, profile, workers)
+        speed = f"{found.bytes_per_second / 1e6:,.0f}"
+        row = (f"{found.makespan_seconds:,.1f}", f"{found.efficiency:.1%}", f"{found.balance:.1%}", speed)
+        table.add_row(f"{workers:,}", *row, f"{found.tail_seconds:,.1f}")
+    console = _console()
+    console.print(table)
+    console.print(profile.describe(), highlight=False, soft_wrap=True)
 
 
 def _show_outcome(outcome: "Outcome") -> None:

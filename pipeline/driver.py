@@ -126,7 +126,8 @@ class Driver:
         self._losses: Counter[tuple[str, Loss]] = Counter()
         self._failures: list[BaseException] = []  # one for each tile set aside
         self._seconds: deque[float] = deque(maxlen=MEDIAN_OF)
-        self._failed_starts = 0
+        self._failed_starts = self._up = 0
+        self._staff_changed = True
         self._looked = self._staffed = pool.now()
 
     def receipts(self) -> Iterator[Receipt]:
@@ -147,7 +148,10 @@ class Driver:
                 yield from self._take(answer)
             if self._pool.now() - self._looked >= LOOK_SECONDS:
                 self._look()
-            self._staff()
+            if self._staff_changed:  # looking at all workers after each answer takes longer than all else
+                self._staff()
+            self._require_workers()
+            self._tally.staffed(self._up, len(self._queue))
         self._report_failures()
 
     def _take(self, answer: Answer) -> Iterator[Receipt]:
@@ -161,6 +165,7 @@ class Driver:
         member.calls.popleft()
         member.since = self._pool.now()
         member.node = answer.node or member.node
+        self._up += not member.started
         member.started, self._failed_starts = True, 0
         for receipt in answer.receipts:
             del member.owed[receipt.tile]
@@ -190,10 +195,13 @@ class Driver:
 
     def _release(self, member: _Member) -> None:
         del self._members[member.number]
+        self._up -= member.started
+        self._staff_changed = True
         self._pool.end(member.number)
 
     def _staff(self) -> None:
         """Start the workers that are missing, no more than there are tiles waiting; let go of those not needed."""
+        self._staff_changed = False
         staying = [member for member in self._members.values() if not member.leaving]
         pending = [member for member in staying if not member.started]
         for member in pending[len(self._queue) :]:
@@ -201,13 +209,10 @@ class Driver:
         for _ in range(min(self._workers - len(staying), len(self._queue) - len(pending))):
             number = self._pool.start()
             self._members[number] = _Member(number, self._pool.now(), calls=deque([None]))
-        up = sum(member.started for member in self._members.values())
-        self._tally.staffed(up, len(self._queue))
-        self._require_workers(up)
 
-    def _require_workers(self, up: int) -> None:
+    def _require_workers(self) -> None:
         """Give up where no worker comes up."""
-        if up or not self._members:
+        if self._up or not self._members:
             self._staffed = self._pool.now()
         elif self._pool.now() - self._staffed > START_SECONDS:
             raise WorkerError(
@@ -218,6 +223,7 @@ class Driver:
     def _look(self) -> None:
         """Find workers that will not answer: on nodes that are gone or going, or past their deadline."""
         self._check()
+        self._staff_changed = True
         self._looked = now = self._pool.now()
         draining, alive = self._pool.look()
         limit = self._limit()

@@ -4,9 +4,10 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipeline.jobplan import JobPlan
 from pipeline.manifest import Manifest
 from pipeline.output import Output
-from pipeline.planner import JobPlan, make_plan
+from pipeline.planner import make_plan
 from pipeline.problem import Problem
 from pipeline.receipts import Receipt
 from pipeline.spec import Settings

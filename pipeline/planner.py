@@ -1,112 +1,52 @@
 """From a problem and settings to a frozen plan: everything is decided, measured and refused here, before the run."""
 
-import math
 import os
 import platform
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 
 import torch
 
 from pipeline.contest import take_faster
 from pipeline.contexts import exact_kernels, unchanged
-from pipeline.engines import ENGINES, applications
+from pipeline.data import microbatches
+from pipeline.devices import allowed_device_bytes, device_name, device_of, local_staff, require_device
+from pipeline.engines import ENGINES, add_batch, applications
 from pipeline.engines.stages import Application
-from pipeline.errors import BlockError, ProblemError, SpecError
-from pipeline.layout import ParameterLayout
+from pipeline.errors import BlockError
+from pipeline.jobplan import Finishing, JobPlan
 from pipeline.manifest import Fingerprint, Manifest
 from pipeline.memory import (
-    BUFFERED_TILES,
-    PROCESS_BYTES,
     SCRATCH,
-    SHARE_OF_FREE,
     WorkerMemory,
     allowed_bytes,
     engine_budget_bytes,
     writer_bytes,
 )
-from pipeline.parquet import require_room_in_lists
-from pipeline.placement import Staff, workers_on_gpu
+from pipeline.output import Output
+from pipeline.placement import Staff
 from pipeline.preflight import preflight
-from pipeline.probe import PROBE_SAMPLES, Measured, Segment, choose_sizes, torch_threads
-from pipeline.problem import Problem
+from pipeline.probe import (
+    PROBE_SAMPLES,
+    Segment,
+    choose_sizes,
+    rivals,
+    seconds_of,
+    time_calls,
+    torch_threads,
+)
+from pipeline.problem import PlacedProblem, Problem
 from pipeline.reference import LossAndGradient, loss_and_gradient
+from pipeline.shapes import choose_tiling
 from pipeline.spec import Settings
-from pipeline.tiling import MAX_CHUNK, Tile, TilingPlan, default_chunk, plan_tiles
+from pipeline.store import MatrixStore
+from pipeline.tiling import MAX_CHUNK, Tile, TilingPlan, plan_tiles
 
 REFERENCE_MICROBATCH = 1024  # samples at a time of the float64 loss and gradient
-TILES_SHARE = 0.5  # of the memory allowed, for tile buffers
-TILES_PER_WORKER = 4  # at least: the last ones are shared out well, and one that is lost costs little
-UNITS_A_SIDE = 14  # of a factored tile, even if there are fewer tiles: with 6, of 784 inputs, products ran at a third
-LONE_TILE_BYTES = 2**28  # of a tile, where one worker has all of them
-
-
-@dataclass(frozen=True)
-class JobPlan:
-    """A run, decided.
-
-    Attributes:
-        manifest: its identity.
-        tiling: its tiles.
-        at: loss and gradient in float64.
-        memory: projected, of the worst tile's worker.
-        allowed_bytes: for one worker.
-        allowed_device_bytes: on its GPU; None where it has none.
-        workers: how many.
-        costs: measured, by row parameter.
-        left_out: parameters of the model that are frozen or not selected.
-        place: the machine and device it was measured on.
-    """
-
-    manifest: Manifest
-    tiling: TilingPlan
-    at: LossAndGradient
-    memory: WorkerMemory
-    allowed_bytes: int
-    allowed_device_bytes: int | None
-    workers: int
-    costs: dict[str, Measured]
-    left_out: tuple[str, ...]
-    place: str
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of all chunks in all formats, before compression."""
-        return len(self.manifest.formats) * self.manifest.matrix_bytes
-
-    def tile_seconds(self, tile: Tile) -> float:
-        """Predict the seconds of a tile on one worker."""
-        return sum(rows * cost.seconds_per_row for rows, cost in self._work(tile))
-
-    def flops(self) -> float:
-        """Predict the FLOPs of all tiles."""
-        return sum(rows * cost.flops_per_row for tile in self.tiling.tiles() for rows, cost in self._work(tile))
-
-    def _work(self, tile: Tile) -> Iterator[tuple[float, Measured]]:
-        """Give a tile's rows times samples, in terms of those measured."""
-        cols, samples = self.tiling.span(tile.cols), self.manifest.fingerprint.samples
-        for p, rows in self.manifest.layout.segments(self.tiling.span(tile.rows)):
-            right = cols.stop - max(cols.start, rows.start)
-            if right <= 0:
-                continue
-            cost, count = self.costs[p.name], len(rows)
-            if self.manifest.engines[p.name] == "factored":  # works by entry; the others pull back all columns anyway
-                below = range(max(cols.start, rows.start), min(cols.stop, rows.stop))
-                yield samples * count * (right - len(below) / 2) / cost.cols, cost
-            else:
-                yield samples * count, cost
-
-    def dearest_first(self) -> list[Tile]:
-        """Give all tiles, those that take longest first."""
-        return sorted(self.tiling.tiles(), key=self.tile_seconds, reverse=True)
-
-    def makespan_seconds(self) -> float:
-        """Predict the wall time of all tiles, each given to the worker that is free first."""
-        loads = [0.0] * self.workers
-        for tile in self.dearest_first():
-            loads[loads.index(min(loads))] += self.tile_seconds(tile)
-        return max(loads)
+FEW_SAMPLES = 64  # from which a chunk is computed that is like those of the run
 
 
 def evaluate(problem: Problem) -> LossAndGradient:
@@ -167,17 +107,10 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None, sta
     with torch_threads(threads), exact_kernels(problem.model), unchanged(problem.model):
         known = applications(placed, PROBE_SAMPLES)
         verdict = take_faster(placed, verdict, known)
-    chunk = settings.chunk or default_chunk(layout.size, _unit(layout, verdict.engines))
-    if "parquet" in settings.formats:
-        require_room_in_lists(chunk, layout.size)
-    chunk_bytes = chunk**2 * dtype.itemsize
-    tiling = plan_tiles(layout, settings.blocks, chunk, (1, 1))
-    writer = writer_bytes(settings.concurrent_puts * chunk_bytes, settings.formats)
-    room = _tile_room(chunk_bytes, allowed - PROCESS_BYTES - writer)
-    if on_gpu is not None:
-        room = min(room, max(1, int(TILES_SHARE * (on_gpu - problem.byte_count) / chunk_bytes)))
-    tile_shape = settings.tile or _tile_shape(tiling, verdict.engines, layout, chunk_bytes, room, staff.workers)
-    tiling = TilingPlan(layout.size, chunk, tile_shape, tiling.selected)
+    most = None if on_gpu is None else max(on_gpu - problem.byte_count, 0)
+    tiling = choose_tiling(layout, verdict.engines, settings, dtype.itemsize, allowed, staff.workers, most)
+    chunk, tile_shape = tiling.chunk, tiling.tile_shape
+    writer = writer_bytes(settings.concurrent_puts * chunk**2 * dtype.itemsize, settings.formats)
     tiles = tiling.tiles()
     largest = max(tiles, key=lambda t: tiling.shape(t)[0] * tiling.shape(t)[1])
     rows, cols = tiling.shape(largest)
@@ -193,10 +126,11 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None, sta
     free = engine_budget_bytes(allowed - held.total_bytes)
     budget = free if on_gpu is None else int((on_gpu - held.device_bytes) / SCRATCH)
 
+    segments = _segments(tiling, tiles, problem, verdict.engines, known)
     with torch_threads(threads), unchanged(problem.model):
         probed = choose_sizes(
             placed,
-            _segments(tiling, tiles, problem, verdict.engines, known),
+            segments,
             budget,
             settings.microbatch,
             settings.row_group,
@@ -223,100 +157,56 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None, sta
         }
     )
     left_out = tuple(name for name, _ in problem.model.named_parameters() if name not in set(layout.names))
+    measure = partial(time_calls, placed, segments, probed.sizes, probed.costs)
+    beside = _beside(settings, staff)
+    with torch_threads(threads), unchanged(problem.model), rivals(beside, measure):
+        timings = measure()
+        finishing = _finishing(manifest, tiling, placed, at)
+    symmetric = frozenset(segment.parameter.name for segment in segments if segment.is_symmetric)
     place = f"{platform.node()}, {device_name(device)}"
-    return JobPlan(manifest, tiling, at, memory, allowed, on_gpu, staff.workers, probed.costs, left_out, place)
+    return JobPlan(
+        manifest, tiling, at, memory, allowed, on_gpu, staff.workers, probed.costs, timings, finishing, symmetric,
+        placed.device.type, left_out, place,
+    )  # fmt: skip
 
 
-def common_plan(plans: Sequence[JobPlan]) -> JobPlan:
-    """Choose among plans that were made on different kinds of machines the one that all can carry out.
-
-    Args:
-        plans: of one problem, at least one.
-
-    Returns:
-        The one made with the least memory.
-
-    Raises:
-        ProblemError: one of its engines was not found right on all of them.
-        MemoryRefusedError: it does not fit into another's memory all the same.
-    """
-    least = min(plans, key=lambda plan: (plan.allowed_device_bytes or 0, plan.allowed_bytes))
-    for other in plans:
-        least.memory.require(other.allowed_bytes, other.allowed_device_bytes)
-        for name, found in least.manifest.preflight.parameters.items():
-            there = other.manifest.preflight.parameters[name]
-            if found.engine not in {there.engine, there.rival}:
-                raise ProblemError(
-                    f"`{name}`: engine {found.engine} is right on {least.place}, but on {other.place} "
-                    f"{there.engine} was chosen; set `engine`, or take one kind of node by `label_selector`"
-                )
-    return least
+def _beside(settings: Settings, staff: Staff) -> int:
+    """Count the workers that are at work on the same machine as any one, where they share its CPUs."""
+    if settings.executor == "serial" or device_of(settings) != "cpu":
+        return 0
+    return min(staff.beside, len(os.sched_getaffinity(0)) // settings.cpus_per_worker) - 1
 
 
-def local_staff(settings: Settings) -> Staff:
-    """Give the workers of a run on this machine."""
-    count = worker_count(settings)
-    return Staff(count, count)
-
-
-def worker_count(settings: Settings) -> int:
-    """Give the number of workers: as set, or this machine's CPUs and GPUs shared out."""
-    if settings.executor == "serial":
-        if settings.resources or settings.label_selector:
-            raise SpecError(
-                "`resources` and `label_selector` choose nodes of a cluster, but executor=serial computes in this "
-                "process: use executor=ray"
-            )
-        if settings.workers not in {None, 1}:
-            raise SpecError(
-                f"`workers` got {settings.workers} with executor=serial, which computes in this process: "
-                "use executor=ray"
-            )
-        return 1
-    if settings.workers is not None:
-        return settings.workers
-    by_cpu = len(os.sched_getaffinity(0)) // settings.cpus_per_worker
-    if settings.gpus_per_worker > 0:
-        return max(1, min(by_cpu, int(torch.cuda.device_count() / settings.gpus_per_worker)))
-    return max(1, by_cpu)
+def _finishing(manifest: Manifest, tiling: TilingPlan, placed: PlacedProblem, at: LossAndGradient) -> Finishing:
+    """Compute a chunk from a few samples, and time what a worker does with it."""
+    tile = tiling.tiles()[len(tiling.tiles()) // 2]
+    i, j = tiling.chunks(tile)[-1]
+    rows, cols = (tiling.span(range(k, k + 1)) for k in (i, j))
+    out = torch.zeros(len(rows), len(cols), dtype=placed.dtype, device=placed.device)
+    batch = placed.cast(
+        next(microbatches(placed.problem.batches, None if not placed.problem.separable else FEW_SAMPLES))
+    )
+    with exact_kernels(placed.problem.model):
+        for p, segment in manifest.layout.segments(rows):
+            right = range(max(cols.start, segment.start), cols.stop)
+            if right:
+                engine = manifest.engines[p.name]
+                part = out[segment.start - rows.start : segment.stop - rows.start, right.start - cols.start :]
+                add_batch(engine, placed, manifest.sizes[engine].row_group, batch, segment, right, part)
+    values = out.cpu().numpy().astype(manifest.store_dtype)
+    with tempfile.TemporaryDirectory(prefix="hessian-") as folder:
+        MatrixStore.create(Output(folder), manifest, at.gradient)
+        store = MatrixStore(Output(folder), manifest, write=True)
+        writing = seconds_of(partial(store.write_chunk, i, j, values))
+    passes = seconds_of(lambda: bool(out.zero_().div_(2).sum().isfinite()))
+    objects = 2 if manifest.symmetry == "mirrored" and i != j else 1
+    return Finishing(passes / out.numel(), writing / objects)
 
 
 def versions() -> dict[str, str]:
     """Give the versions that numbers may depend on."""
     names = ("hessian-pipeline", "torch", "zarr", "pyarrow", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def _tile_room(chunk_bytes: int, free_bytes: int) -> int:
-    """Give the chunks of the largest tile that memory has room for."""
-    return max(1, int(TILES_SHARE * free_bytes / (BUFFERED_TILES * chunk_bytes)))
-
-
-def _unit(layout: ParameterLayout, engines: dict[str, str]) -> int:
-    """Give the rows of one output of the largest factored layer; 1 where there is none."""
-    weights = [p for p in layout if engines[p.name] == "factored" and len(p.shape) > 1 and p.size]
-    largest = max(weights, key=lambda p: p.size, default=None)
-    return largest.size // largest.shape[0] if largest else 1
-
-
-def _tile_shape(
-    tiling: TilingPlan, engines: dict[str, str], layout: ParameterLayout, chunk_bytes: int, room: int, workers: int
-) -> tuple[int, int]:
-    """Give the chunk rows and columns of a tile; `room` is for how many chunks."""
-    factored = sum(p.size for p in layout if engines[p.name] == "factored")
-    whole = int(tiling.selected.sum()) == tiling.side * (tiling.side + 1) // 2
-    if factored < layout.size / 2 or not whole:
-        # Other engines pull a row back through the whole network whatever its columns: as wide as memory allows. Where
-        # only some blocks are wanted, a higher tile would hold others.
-        return 1, min(tiling.side, room)
-    # Here what is pulled back, and the operands of products, are made anew for each tile: large squares.
-    chunks = int(tiling.selected.sum())
-    tiles = TILES_PER_WORKER * workers if workers > 1 else math.ceil(chunks * chunk_bytes / LONE_TILE_BYTES)
-    wanted = tiling.side if tiles == 1 else int(tiling.side / math.sqrt(2 * tiles))  # half of the squares are empty
-    enough = math.ceil(UNITS_A_SIDE * _unit(layout, engines) / tiling.chunk)
-    wanted = max(wanted, min(enough, int(tiling.side / math.sqrt(2 * workers))))
-    side = max(1, min(wanted, math.isqrt(room)))
-    return side, side
 
 
 def _segments(
@@ -335,51 +225,3 @@ def _segments(
             if right and (p.name not in widest or len(right) > len(widest[p.name].cols)):
                 widest[p.name] = Segment.of(p, right, engines[p.name], known)
     return list(widest.values())
-
-
-def device_of(settings: Settings) -> str:
-    """Give the device that engines run on.
-
-    Args:
-        settings: how to compute.
-
-    Returns:
-        "cuda" or "cpu".
-
-    Raises:
-        SpecError: Ray workers are to compute on GPUs that they do not ask for.
-    """
-    if settings.device == "cuda" and settings.executor == "ray" and not settings.gpus_per_worker:
-        raise SpecError("`device` got cuda, but workers have no GPU: give `gpus_per_worker`, 1 or a fraction")
-    if settings.device == "auto":
-        return "cuda" if settings.gpus_per_worker > 0 else "cpu"
-    return settings.device
-
-
-def require_device(device: str) -> None:
-    """Refuse to compute on a device that is not here.
-
-    Args:
-        device: "cuda" or "cpu".
-
-    Raises:
-        SpecError: a GPU is wanted where torch finds none.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SpecError(
-            f"`device` is cuda, but torch {torch.__version__} finds no CUDA device on {platform.node()}: compute where "
-            "there is one (`address` names a cluster), or give device=cpu"
-        )
-
-
-def device_name(device: str) -> str:
-    """Name a device for people."""
-    return torch.cuda.get_device_name() if device == "cuda" else "CPU"
-
-
-def allowed_device_bytes(settings: Settings) -> int | None:
-    """Give what one worker may hold on its GPU: of the whole, shared with the others on it; None on a CPU."""
-    if device_of(settings) == "cpu":
-        return None
-    _, total = torch.cuda.mem_get_info()
-    return int(SHARE_OF_FREE * total / workers_on_gpu(settings.gpus_per_worker or 1))

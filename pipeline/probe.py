@@ -1,10 +1,13 @@
 """What an engine costs, measured on the real model: seconds, FLOPs and bytes of one row group of one micro-batch."""
 
 import math
+import os
+import signal
 import time
+import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +30,13 @@ from pipeline.verdict import EngineSizes
 PROBE_SECONDS = 5.0
 PROBE_SAMPLES = 1024  # at most, of what is timed
 PROBE_BYTES = 2**30  # of the rows that are computed
+TIMED_SECONDS = 1.5  # of a call that is timed, about
+FEWER = 8  # times, rows of the other call that is timed
+REPEATED = 3  # since the first finds the memory it needs
+LEAST_UNITS = 8  # at a time: products of few run slower
+TIMINGS_SECONDS = 4.0  # of all that are timed
+
+clock = time.perf_counter  # what all is timed by; a benchmark on a machine that is not its own may count CPU seconds
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class Measured:
 
     Attributes:
         rows: rows computed.
-        cols: against so many columns.
+        work: that is; see `work`.
         samples: in the micro-batch.
         seconds: wall time.
         flops: as torch counts them: matrix products and convolutions.
@@ -66,7 +76,7 @@ class Measured:
     """
 
     rows: int
-    cols: int
+    work: float
     samples: int
     seconds: float
     flops: int
@@ -78,9 +88,27 @@ class Measured:
         return self.seconds / self.rows / self.samples
 
     @property
-    def flops_per_row(self) -> float:
-        """FLOPs per row and sample."""
-        return self.flops / self.rows / self.samples
+    def seconds_per_work(self) -> float:
+        """Seconds per sample and what `work` counts."""
+        return self.seconds / self.work / self.samples
+
+    @property
+    def flops_per_work(self) -> float:
+        """FLOPs likewise."""
+        return self.flops / self.work / self.samples
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Calls of an engine as workers make them: warm, a micro-batch each, with as many at work beside it.
+
+    Attributes:
+        call_seconds: of a call, whatever its rows and columns.
+        work_seconds: of what `work` counts.
+    """
+
+    call_seconds: float
+    work_seconds: float
 
 
 class Meter(TorchDispatchMode):
@@ -129,6 +157,8 @@ class Segment:
         engine: that computes them.
         units: that the engine counts in its groups: single rows, or outputs of a layer for the factored engine.
         unit_rows: of each; where units share rows, all.
+        is_symmetric: whether half of the parameter's entries with itself are computed, the rest being mirror images.
+        leader: the parameter that a bias is computed with.
     """
 
     parameter: Parameter
@@ -136,6 +166,8 @@ class Segment:
     engine: str
     units: int
     unit_rows: int
+    is_symmetric: bool = False
+    leader: str | None = None
 
     @classmethod
     def of(cls, parameter: Parameter, cols: range, engine: str, known: Mapping[str, Application]) -> "Segment":
@@ -151,12 +183,38 @@ class Segment:
             The segment.
         """
         if engine == "factored":
-            return cls(parameter, cols, engine, known[parameter.name].units, known[parameter.name].unit_rows)
+            found = known[parameter.name]
+            return cls(parameter, cols, engine, found.units, found.unit_rows, found.positions == 1, found.weight)
         return cls(parameter, cols, engine, parameter.size, 1)
 
     def rows(self, row_group: int) -> int:
         """Give the rows that are treated at a time."""
         return min(row_group * self.unit_rows, self.parameter.size)
+
+    def work(self, rows: range) -> float:
+        """Count what is done for some of the rows; see `work`."""
+        return work(self.engine, rows, self.cols, self.parameter.span if self.is_symmetric else range(0))
+
+
+def work(engine: str, rows: range, cols: range, symmetric: range) -> float:
+    """Count what an engine does, in terms that its seconds are in proportion to.
+
+    Args:
+        engine: its name.
+        rows: of one parameter.
+        cols: of the tile, those below the diagonal too.
+        symmetric: columns with which half of the entries are computed.
+
+    Returns:
+        For the factored engine entries at or right of the diagonal; for the others rows, as each is pulled back through
+        the whole network whatever the columns.
+    """
+    right = range(max(cols.start, rows.start), cols.stop)
+    if engine != "factored" or not right:
+        return float(len(rows) * bool(right))
+    below = max(min(rows.stop, right.stop) - right.start, 0) / 2
+    twice = max(min(symmetric.stop, right.stop) - max(symmetric.start, right.start) - below, 0) / 2
+    return len(rows) * (len(right) - below - twice)
 
 
 def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_group: int) -> Measured:
@@ -171,19 +229,97 @@ def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_gr
     Returns:
         What it took.
     """
-    largest = max(placed.problem.batches, key=sample_count)
-    batch = placed.cast(next(microbatches((largest,), samples)))
-    most = max(1, PROBE_BYTES // (len(segment.cols) * placed.dtype.itemsize))
-    most -= most % segment.unit_rows if most > segment.unit_rows else 0  # whole units
-    rows = segment.parameter.span[: min(segment.rows(row_group), most)]
+    batch, rows = _batch(placed, samples), _rows(placed, segment, row_group)
     out = torch.zeros(len(rows), len(segment.cols), dtype=placed.dtype, device=placed.device)
-    _synchronize(placed.device)
-    start = time.perf_counter()
     with exact_kernels(placed.problem.model), Meter(out) as meter:
-        _add(placed, row_group, batch, rows, segment, out)
-        _synchronize(placed.device)
-    seconds = time.perf_counter() - start
-    return Measured(len(rows), len(segment.cols), sample_count(batch), seconds, meter.flops, meter.peak)
+        start = clock()
+        _call(placed, row_group, batch, rows, segment, out)
+        seconds = clock() - start
+    return Measured(len(rows), segment.work(rows), sample_count(batch), seconds, meter.flops, meter.peak)
+
+
+def time_calls(
+    placed: PlacedProblem,
+    segments: Sequence[Segment],
+    sizes: Mapping[str, EngineSizes],
+    costs: Mapping[str, Measured],
+) -> dict[str, Timing]:
+    """Time engines as workers are going to call them, those first that take most of the run.
+
+    Args:
+        placed: the problem in the run's type, on its device.
+        segments: one for each row parameter, as wide as the plan's tiles.
+        sizes: by engine.
+        costs: by row parameter.
+
+    Returns:
+        By row parameter, as far as a few seconds suffice; a bias has its weight's, whose calls do for both.
+    """
+    timings: dict[str, Timing] = {}
+    begun = clock()
+    dearest = sorted(segments, key=lambda s: -s.parameter.size * costs[s.parameter.name].seconds_per_row)
+    for segment in dearest:
+        if clock() - begun > TIMINGS_SECONDS:
+            break
+        if segment.leader in timings:
+            timings[segment.parameter.name] = timings[segment.leader]
+            continue
+        size, cost = sizes[segment.engine], costs[segment.parameter.name]
+        with suppress(torch.OutOfMemoryError):  # a worker will take a smaller group; what was measured has to do
+            timings[segment.parameter.name] = _timing(placed, segment, size, cost)
+    return timings
+
+
+def _timing(placed: PlacedProblem, segment: Segment, size: EngineSizes, cost: Measured) -> Timing:
+    """Time a call with few rows, and one with as many as a second or two allow."""
+    affordable = int(TIMED_SECONDS / (cost.seconds_per_row * size.microbatch)) // segment.unit_rows
+    most = max(affordable, LEAST_UNITS) * segment.unit_rows
+    rows = _rows(placed, segment, size.row_group)[:most]
+    few = rows[: max(1, len(rows) // FEWER // segment.unit_rows) * segment.unit_rows]
+    batch = _batch(placed, size.microbatch)
+    out = torch.zeros(len(rows), len(segment.cols), dtype=placed.dtype, device=placed.device)
+
+    def seconds(span: range) -> float:
+        start = clock()
+        _call(placed, size.row_group, batch, span, segment, out[: len(span)])
+        return clock() - start
+
+    with exact_kernels(placed.problem.model):
+        some = min(seconds(few) for _ in range(REPEATED))
+        if len(few) == len(rows):
+            return Timing(0.0, some / segment.work(rows))
+        each = max(seconds(rows) - some, 0.0) / (segment.work(rows) - segment.work(few))
+        return Timing(max(some - each * segment.work(few), 0.0), each)
+
+
+def _batch(placed: PlacedProblem, samples: int | None) -> Batch:
+    """Give so many samples of the largest batch."""
+    return placed.cast(next(microbatches((max(placed.problem.batches, key=sample_count),), samples)))
+
+
+def _rows(placed: PlacedProblem, segment: Segment, row_group: int) -> range:
+    """Give the rows of a group, as many as memory for a probe has room for, in whole units."""
+    most = max(1, PROBE_BYTES // (len(segment.cols) * placed.dtype.itemsize))
+    most -= most % segment.unit_rows if most > segment.unit_rows else 0
+    return segment.parameter.span[: min(segment.rows(row_group), most)]
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Time a call, the faster of two: the first finds the memory it needs."""
+
+    def once() -> float:
+        start = clock()
+        call()
+        return clock() - start
+
+    return min(once(), once())
+
+
+def _call(placed: PlacedProblem, row_group: int, batch: Batch, rows: range, segment: Segment, out: Tensor) -> None:
+    """Run an engine, and wait for it."""
+    _synchronize(placed.device)
+    _add(placed, row_group, batch, rows, segment, out)
+    _synchronize(placed.device)
 
 
 def _add(placed: PlacedProblem, row_group: int, batch: Batch, rows: range, segment: Segment, out: Tensor) -> None:
@@ -306,13 +442,16 @@ class _Chooser:
         for segment in sorted(self._segments, key=lambda s: (s is not self._widest, -s.parameter.size)):
             if spent > PROBE_SECONDS:
                 break
+            if segment.leader in costs:  # a bias, whose weight's calls do for both
+                costs[segment.parameter.name] = costs[segment.leader]
+                continue
             cost = measure(self._placed, segment, min(samples, PROBE_SAMPLES), row_group)
             costs[segment.parameter.name] = cost
             spent += cost.seconds
         known = list(costs.values())
         mean = Measured(
             sum(c.rows for c in known),
-            round(sum(c.rows * c.cols for c in known) / sum(c.rows for c in known)),
+            sum(c.work for c in known),
             known[0].samples,
             sum(c.seconds for c in known),
             sum(c.flops for c in known),
@@ -363,6 +502,37 @@ def torch_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def rivals(count: int, work: Callable[[], object]) -> Iterator[None]:
+    """Have processes do some work, again and again, while something is timed that will not be alone in the run either.
+
+    Args:
+        count: of them, forks of this process; none where there is no fork.
+        work: on a CPU.
+    """
+    parent = os.getpid()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads that a fork does not have: it needs none
+        children = [_rival(parent, work) for _ in range(count if hasattr(os, "fork") else 0)]
+    try:
+        yield
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def _rival(parent: int, work: Callable[[], object]) -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            while os.getppid() == parent:
+                work()
+        finally:
+            os._exit(1)  # whatever it is: the parent does the same, and will say
+    return child
 
 
 def _synchronize(device: torch.device) -> None:

@@ -30,9 +30,11 @@ from ray.exceptions import (
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util import metrics
 
+from pipeline.devices import device_of, require_device, worker_count
 from pipeline.driver import LOOK_SECONDS, MOST_FAILED_STARTS, START_SECONDS, Answer, Driver, Loss
 from pipeline.errors import SpecError, WorkerError
 from pipeline.executors import Work
+from pipeline.jobplan import JobPlan, common_plan
 from pipeline.manifest import Manifest
 from pipeline.output import Output
 from pipeline.placement import (
@@ -46,7 +48,7 @@ from pipeline.placement import (
     staff_of,
     workers_on_gpu,
 )
-from pipeline.planner import JobPlan, common_plan, device_of, make_plan, require_device, worker_count
+from pipeline.planner import make_plan
 from pipeline.problem import Problem
 from pipeline.receipts import Receipt
 from pipeline.spec import Settings

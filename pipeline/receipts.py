@@ -16,6 +16,8 @@ from pipeline.parquet import file_key
 from pipeline.store import StoredObject, stored_sizes, tile_keys
 from pipeline.tiling import Tile
 
+RECEIPT_READERS = 32  # at a time: a run of 1e5 tiles has as many of these small objects
+
 
 @dataclass(frozen=True)
 class Receipt:
@@ -99,7 +101,7 @@ def missing_tiles(output: Output, manifest: Manifest) -> list[Tile]:
         The tiles to compute, largest first.
     """
     present, begun = object_sizes(output), begun_tiles(output, manifest)
-    receipts = zip(begun, ahead(partial(own_receipt, output, manifest), begun), strict=True)
+    receipts = zip(begun, ahead(partial(own_receipt, output, manifest), begun, RECEIPT_READERS), strict=True)
     done = {tile.id for tile, receipt in receipts if receipt and _is_whole(manifest, tile, receipt, present)}
     return largest_first(manifest, [tile for tile in manifest.plan.tiles() if tile.id not in done])
 

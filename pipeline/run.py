@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.audit import REMEDY, audit, listed_faults
 from pipeline.checkpoint import load_checkpoint
 from pipeline.contexts import unchanged
+from pipeline.devices import device_of, worker_count
 from pipeline.errors import OutputError, SpecError, StoppedError, VerificationError
 from pipeline.executors import Executor, Serial, Work
 from pipeline.factory import build_problem
 from pipeline.handle import Hessian
 from pipeline.identity import require_same, require_same_settings, save_weights
+from pipeline.jobplan import JobPlan
 from pipeline.lease import Lease
 from pipeline.manifest import Manifest
+from pipeline.memory import allowed_bytes
 from pipeline.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output
 from pipeline.placement import names_cluster
-from pipeline.planner import JobPlan, device_of, make_plan
+from pipeline.planner import make_plan
 from pipeline.problem import Problem
+from pipeline.profiles import Profile
 from pipeline.progress import Reporter
 from pipeline.receipts import begun_tiles, largest_first, missing_tiles, receipt_name
 from pipeline.remote import endpoint_for, explained
@@ -223,10 +227,25 @@ def run(
         return outcome if url is not None else _kept_in_memory(outcome, output)
 
 
-def plan(spec: JobSpec, folder: Path) -> JobPlan:
-    """Plan a job without running it, on the cluster where it names one; an output that is given is checked for room."""
+def plan(spec: JobSpec, folder: Path, workers: int | None = None, profile: Profile | None = None) -> JobPlan:
+    """Plan a job without running it, on the cluster where it names one; an output that is given is checked for room.
+
+    Args:
+        spec: the job.
+        folder: where the spec lies.
+        workers: how many, in place of the spec's; as many as a cluster has, whatever this machine is.
+        profile: of the machines that they are on; None for ones like this.
+
+    Returns:
+        The plan.
+    """
+    elsewhere = workers is not None or profile is not None
+    if elsewhere:
+        memory = profile.memory_bytes if profile else allowed_bytes(None, worker_count(spec))
+        changes = {"executor": "ray", "workers": workers or worker_count(spec), "memory": spec.memory or memory}
+        spec = spec.model_copy(update=changes)
     problem = load_problem(spec, folder)
-    if spec.executor == "ray" and names_cluster(spec):
+    if spec.executor == "ray" and names_cluster(spec) and not elsewhere:
         from pipeline.ray_executor import Cluster
 
         with Cluster(spec) as cluster:

@@ -15,6 +15,7 @@ from pipeline.spec import BlockSelection
 
 MAX_CHUNK = 2048  # 16 MiB in float32: large enough for one request, small enough to lose
 MIN_CHUNK = 64
+SMALL_CHUNK = 512  # of a large matrix, for many workers: 1 MiB in float32, of which a store takes as many as it must
 CHUNKS_PER_SIDE = 16  # of a small matrix: some sixteen row bands to share among workers
 
 
@@ -112,18 +113,21 @@ def plan_tiles(layout: ParameterLayout, blocks: BlockSelection, chunk: int, tile
     return TilingPlan(layout.size, chunk, tile_shape, np.triu(selected | selected.T))
 
 
-def default_chunk(size: int, unit: int = 1) -> int:
+def default_chunk(size: int, unit: int = 1, bands: int = 1) -> int:
     """Choose B: near `MAX_CHUNK`, or for a small P the power of two that gives some `CHUNKS_PER_SIDE` row bands.
 
     Args:
         size: P.
         unit: rows that the factored engine computes together; B is a multiple of it, unless it is longer.
+        bands: wanted for a large P, as far as `SMALL_CHUNK` gives them.
 
     Returns:
         B.
     """
     wanted = max(size / CHUNKS_PER_SIDE, 1)
     chunk = min(MAX_CHUNK, max(MIN_CHUNK, 1 << math.ceil(math.log2(wanted))))
+    while chunk > SMALL_CHUNK and size < bands * chunk:
+        chunk //= 2
     return round(chunk / unit) * unit if unit <= chunk else chunk
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.func import grad
 
 from pipeline.contexts import exact_kernels
 from pipeline.engines import add_batch
@@ -47,6 +48,7 @@ class Worker:
     ) -> None:
         if problem.weights_digest() != manifest.fingerprint.weights:
             raise FingerprintError("a worker received weights that are not those of the run")
+        grad(torch.sum)(torch.zeros(1))  # torch imports 800 modules at the first transform, which is no tile's fault
         self.manifest, self.plan, self.layout = manifest, manifest.plan, manifest.layout
         self._placed = problem.place(getattr(torch, manifest.dtype), device)
         self._l2, self._weight = problem.l2, manifest.fingerprint.weight

@@ -16,9 +16,10 @@ from ray.experimental import get_object_locations
 from torch import nn
 
 from pipeline import Problem, ProblemError, SpecError
+from pipeline.jobplan import common_plan
 from pipeline.memory import MemoryRefusedError, WorkerMemory
 from pipeline.placement import ACCELERATOR, Node, Share, Staff, one_of_each_kind, staff_of
-from pipeline.planner import common_plan, make_plan
+from pipeline.planner import make_plan
 from pipeline.progress import Reporter
 from pipeline.run import plan, run
 from pipeline.spec import Settings, load_job

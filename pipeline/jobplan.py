@@ -1,0 +1,151 @@
+"""A run, decided: its identity, its tiles, and what they are going to cost."""
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from pipeline.errors import ProblemError
+from pipeline.manifest import Manifest
+from pipeline.memory import WorkerMemory
+from pipeline.probe import Measured, Timing, work
+from pipeline.profiles import TileCost
+from pipeline.reference import LossAndGradient
+from pipeline.tiling import Tile, TilingPlan
+
+
+@dataclass(frozen=True)
+class Finishing:
+    """Seconds of what comes after the engines: for each entry of a tile, and for each object that is put."""
+
+    entry_seconds: float
+    chunk_seconds: float
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """A run, decided.
+
+    Attributes:
+        manifest: its identity.
+        tiling: its tiles.
+        at: loss and gradient in float64.
+        memory: projected, of the worst tile's worker.
+        allowed_bytes: for one worker.
+        allowed_device_bytes: on its GPU; None where it has none.
+        workers: how many.
+        costs: measured, by row parameter.
+        timings: of calls as the run makes them, for the row parameters that take most of it.
+        finishing: seconds of what comes after the engines.
+        symmetric: parameters within which half of the entries are computed.
+        device: that it was measured on.
+        left_out: parameters of the model that are frozen or not selected.
+        place: the machine and device it was measured on.
+    """
+
+    manifest: Manifest
+    tiling: TilingPlan
+    at: LossAndGradient
+    memory: WorkerMemory
+    allowed_bytes: int
+    allowed_device_bytes: int | None
+    workers: int
+    costs: dict[str, Measured]
+    timings: dict[str, Timing]
+    finishing: Finishing
+    symmetric: frozenset[str]
+    device: str
+    left_out: tuple[str, ...]
+    place: str
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all chunks in all formats, before compression."""
+        return len(self.manifest.formats) * self.manifest.matrix_bytes
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether writing costs no computing: not so where a worker's CPU does both."""
+        return self.device != "cpu"
+
+    def tile_seconds(self, tile: Tile) -> float:
+        """Predict the seconds of a tile on one worker, of computing and writing."""
+        cost = self.tile_cost(tile)
+        both = cost.compute_seconds, cost.write_seconds
+        return max(both) if self.overlaps else sum(both)
+
+    def tile_cost(self, tile: Tile) -> TileCost:
+        """Predict what a tile costs on one worker."""
+        cols, samples = self.tiling.span(tile.cols), self.manifest.fingerprint.samples
+        seconds, flops = math.prod(self.tiling.shape(tile)) * self.finishing.entry_seconds, 0.0
+        before = None
+        for p, rows in self.manifest.layout.segments(self.tiling.span(tile.rows)):
+            engine, cost = self._engines[p.name], self.costs[p.name]
+            amount = work(engine, rows, cols, p.span if p.name in self.symmetric else range(0))
+            flops += amount * samples * cost.flops_per_work
+            if timing := self.timings.get(p.name):
+                calls = 0 if timing is before or not amount else 1  # a bias goes with its weight
+                batches = samples / self.manifest.sizes[engine].microbatch
+                seconds += batches * (calls * timing.call_seconds + amount * timing.work_seconds)
+                before = timing
+            else:
+                seconds += amount * samples * cost.seconds_per_work
+        chunks = sum(1 if i == j else self._copies for i, j in self.tiling.chunks(tile))
+        return TileCost(seconds, chunks * self.finishing.chunk_seconds, flops, chunks * self._chunk_bytes)
+
+    @cached_property
+    def _engines(self) -> dict[str, str]:
+        return self.manifest.engines
+
+    @property
+    def _copies(self) -> int:
+        return 2 if self.manifest.symmetry == "mirrored" else 1
+
+    @cached_property
+    def _chunk_bytes(self) -> int:
+        entries, formats = self.tiling.chunk**2, len(self.manifest.formats)
+        return entries * np.dtype(self.manifest.store_dtype).itemsize * formats
+
+    def flops(self) -> float:
+        """Predict the FLOPs of all tiles."""
+        return sum(self.tile_cost(tile).flops for tile in self.tiling.tiles())
+
+    def dearest_first(self) -> list[Tile]:
+        """Give all tiles, those that take longest first."""
+        return sorted(self.tiling.tiles(), key=self.tile_seconds, reverse=True)
+
+    def makespan_seconds(self) -> float:
+        """Predict the wall time of all tiles, each given to the worker that is free first."""
+        loads = [0.0] * self.workers
+        for seconds in sorted(map(self.tile_seconds, self.tiling.tiles()), reverse=True):
+            heapq.heapreplace(loads, loads[0] + seconds)
+        return max(loads)
+
+
+def common_plan(plans: Sequence[JobPlan]) -> JobPlan:
+    """Choose among plans that were made on different kinds of machines the one that all can carry out.
+
+    Args:
+        plans: of one problem, at least one.
+
+    Returns:
+        The one made with the least memory.
+
+    Raises:
+        ProblemError: one of its engines was not found right on all of them.
+        MemoryRefusedError: it does not fit into another's memory all the same.
+    """
+    least = min(plans, key=lambda plan: (plan.allowed_device_bytes or 0, plan.allowed_bytes))
+    for other in plans:
+        least.memory.require(other.allowed_bytes, other.allowed_device_bytes)
+        for name, found in least.manifest.preflight.parameters.items():
+            there = other.manifest.preflight.parameters[name]
+            if found.engine not in {there.engine, there.rival}:
+                raise ProblemError(
+                    f"`{name}`: engine {found.engine} is right on {least.place}, but on {other.place} "
+                    f"{there.engine} was chosen; set `engine`, or take one kind of node by `label_selector`"
+                )
+    return least

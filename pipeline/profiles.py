@@ -1,0 +1,145 @@
+"""Kinds of workers: what a plan, or a simulation, takes for the speed of machines, at hand or not."""
+
+from dataclasses import dataclass
+
+from pipeline.errors import SpecError, nearest
+from pipeline.spec import FloatName
+
+GIB = 2**30
+SHARE = (
+    0.5  # of a data sheet's FLOP/s that tiles are assumed to reach; on CPUs 0.3 to 0.8 of the product's were measured
+)
+GPU_STORE_BYTES = 250e6  # a second to a bucket: four puts at a time at 60 to 90 MB/s each, as clouds' own guides say
+CPU_STORE_BYTES = 150e6  # the same, where encoding takes the worker's only CPU
+GPU_START_SECONDS = 30.0  # a process, torch, a CUDA context, weights and data; on a node that is up
+CPU_START_SECONDS = 10.0  # 6 to 10 s were measured on two cores
+
+
+@dataclass(frozen=True)
+class TileCost:
+    """What a tile costs.
+
+    Attributes:
+        compute_seconds: on the machine that the plan was measured on.
+        write_seconds: of encoding and putting it there.
+        flops: of its matrix products and convolutions.
+        bytes: of its chunks in all formats, mirror images included, before compression.
+    """
+
+    compute_seconds: float
+    write_seconds: float
+    flops: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A kind of worker.
+
+    Attributes:
+        name: of the device.
+        float32: FLOP/s of its float32 matrix product, TF32 off, by its data sheet.
+        float64: likewise.
+        store_bytes: that it encodes and puts in a second.
+        start_seconds: until it computes its first tile.
+        memory_bytes: of its host that it may hold.
+        overlaps: whether writing costs no computing; not so where both need the same CPU.
+        measured: seconds of computing and of writing a tile, over those that the plan measured; None where nothing was:
+            then the data sheet and the assumptions above stand.
+    """
+
+    name: str
+    float32: float
+    float64: float
+    store_bytes: float
+    start_seconds: float
+    memory_bytes: int
+    overlaps: bool = True
+    measured: tuple[float, float] | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether its speed is that of measured tiles."""
+        return self.measured is not None
+
+    def seconds(self, cost: TileCost, dtype: FloatName) -> tuple[float, float]:
+        """Predict the seconds of a tile.
+
+        Args:
+            cost: of the tile.
+            dtype: that it is computed in.
+
+        Returns:
+            Of computing, and of writing.
+        """
+        if self.measured is not None:
+            return self.measured[0] * cost.compute_seconds, self.measured[1] * cost.write_seconds
+        peak = self.float32 if dtype == "float32" else self.float64
+        return cost.flops / (SHARE * peak), cost.bytes / self.store_bytes
+
+    def describe(self) -> str:
+        """Say in a line what is taken for its speed."""
+        start = f"{self.start_seconds:.0f} s to start"
+        if self.measured is not None:
+            return f"{self.name}, calibrated by measured tiles, {start}"
+        return (
+            f"{self.name}, NOT calibrated: {SHARE:.0%} of {self.float32 / 1e12:.3g} TFLOP/s in float32 and "
+            f"{self.float64 / 1e12:.3g} in float64, {self.store_bytes / 1e6:.0f} MB/s to the store, {start}"
+        )
+
+
+def _gpu(name: str, float32: float, float64: float, memory: int) -> Profile:
+    return Profile(name, float32 * 1e12, float64 * 1e12, GPU_STORE_BYTES, GPU_START_SECONDS, memory * GIB)
+
+
+# TFLOP/s by NVIDIA's data sheets, outside tensor cores for float32, with them for float64 where they do it; a share of
+# the host's memory as clouds sell it with the device. A CPU core: 2.6 GHz x 32 operations (float64: 16), as with AVX2.
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        _gpu("h200", 67, 67, 128),
+        _gpu("h100", 67, 67, 128),
+        _gpu("a100", 19.5, 19.5, 64),
+        _gpu("v100", 15.7, 7.8, 32),
+        _gpu("l40s", 91.6, 1.4, 32),
+        _gpu("l4", 30.3, 0.47, 16),
+        _gpu("a10g", 31.2, 0.49, 16),
+        _gpu("t4", 8.1, 0.25, 16),
+        Profile("cpu", 83e9, 42e9, CPU_STORE_BYTES, CPU_START_SECONDS, 4 * GIB, overlaps=False),
+    )
+}
+
+
+def find_profile(name: str) -> Profile:
+    """Give the profile of a device.
+
+    Args:
+        name: as in `PROFILES`.
+
+    Returns:
+        The profile.
+
+    Raises:
+        SpecError: it is not known.
+    """
+    try:
+        return PROFILES[name]
+    except KeyError:
+        raise SpecError(f"no profile `{name}`{nearest(name, PROFILES)}; there are {', '.join(PROFILES)}") from None
+
+
+def at_hand(
+    *, overlaps: bool, name: str = "workers like this machine's", measured: tuple[float, float] = (1.0, 1.0)
+) -> Profile:
+    """Give the profile of machines on which tiles were measured.
+
+    Args:
+        overlaps: whether writing costs no computing.
+        name: for people.
+        measured: seconds of computing and of writing a tile, over those of the plan.
+
+    Returns:
+        The profile.
+    """
+    start = GPU_START_SECONDS if overlaps else CPU_START_SECONDS
+    return Profile(name, 0, 0, 0, start, 0, overlaps, measured)

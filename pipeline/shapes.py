@@ -1,0 +1,90 @@
+"""How a matrix is cut: the side of chunks, and the shape of tiles, from engines, memory and the number of workers."""
+
+import math
+from dataclasses import replace
+
+from pipeline.layout import ParameterLayout
+from pipeline.memory import BUFFERED_TILES, PROCESS_BYTES, writer_bytes
+from pipeline.parquet import require_room_in_lists
+from pipeline.spec import Settings
+from pipeline.tiling import TilingPlan, default_chunk, plan_tiles
+
+TILES_SHARE = 0.5  # of the memory allowed, for tile buffers
+TILES_PER_WORKER = 4  # at least: the last ones are shared out well, and one that is lost costs little
+MANY_WORKERS = 8  # from which on a few tiles each leave too many idle at the end:
+TILES_OF_MANY = 24  # each then, as long as tiles have enough units
+UNITS_A_SIDE = 14  # of a factored tile, even if there are fewer tiles: with 6, of 784 inputs, products ran at a third
+LONE_TILE_BYTES = 2**28  # of a tile, where one worker has all of them
+
+
+def choose_tiling(
+    layout: ParameterLayout,
+    engines: dict[str, str],
+    settings: Settings,
+    itemsize: int,
+    allowed: int,
+    workers: int,
+    allowed_device_bytes: int | None = None,
+) -> TilingPlan:
+    """Choose chunks and tiles.
+
+    Args:
+        layout: the parameters.
+        engines: by parameter.
+        settings: how to compute.
+        itemsize: bytes of an entry as it is computed.
+        allowed: bytes of a worker.
+        workers: how many.
+        allowed_device_bytes: of its GPU, beside weights and data; None where it has none.
+
+    Returns:
+        The tiling.
+
+    Raises:
+        SpecError: a chunk is too large for a list of Parquet.
+    """
+    unit, factored = _unit(layout, engines), _is_factored(layout, engines)
+    # Tiles of other engines are bands of one chunk row: there are no more of them than that.
+    chunk = settings.chunk or default_chunk(layout.size, unit, 1 if factored else TILES_PER_WORKER * workers)
+    if "parquet" in settings.formats:
+        require_room_in_lists(chunk, layout.size)
+    chunk_bytes = chunk**2 * itemsize
+    tiling = plan_tiles(layout, settings.blocks, chunk, (1, 1))
+    free = allowed - PROCESS_BYTES - writer_bytes(settings.concurrent_puts * chunk_bytes, settings.formats)
+    room = max(1, int(TILES_SHARE * free / (BUFFERED_TILES * chunk_bytes)))
+    if allowed_device_bytes is not None:
+        room = min(room, max(1, int(TILES_SHARE * allowed_device_bytes / chunk_bytes)))
+    shape = settings.tile or _tile_shape(tiling, unit if factored else None, chunk_bytes, room, workers)
+    return replace(tiling, tile_shape=shape)
+
+
+def _is_factored(layout: ParameterLayout, engines: dict[str, str]) -> bool:
+    """Say whether most rows are of the factored engine."""
+    return sum(p.size for p in layout if engines[p.name] == "factored") >= layout.size / 2
+
+
+def _unit(layout: ParameterLayout, engines: dict[str, str]) -> int:
+    """Give the rows of one output of the largest factored layer; 1 where there is none."""
+    weights = [p for p in layout if engines[p.name] == "factored" and len(p.shape) > 1 and p.size]
+    largest = max(weights, key=lambda p: p.size, default=None)
+    return largest.size // largest.shape[0] if largest else 1
+
+
+def _tile_shape(tiling: TilingPlan, unit: int | None, chunk_bytes: int, room: int, workers: int) -> tuple[int, int]:
+    """Give the chunk rows and columns of a tile; `room` is for how many chunks, `unit` for the factored engine."""
+    whole = int(tiling.selected.sum()) == tiling.side * (tiling.side + 1) // 2
+    if unit is None or not whole:
+        # Other engines pull a row back through the whole network whatever its columns: as wide as memory allows. Where
+        # only some blocks are wanted, a higher tile would hold others.
+        return 1, min(tiling.side, room)
+    # Here what is pulled back, and the operands of products, are made anew for each tile: large squares.
+    chunks = int(tiling.selected.sum())
+    tiles = TILES_PER_WORKER * workers if workers > 1 else math.ceil(chunks * chunk_bytes / LONE_TILE_BYTES)
+    wanted = tiling.side if tiles == 1 else int(tiling.side / math.sqrt(2 * tiles))  # half of the squares are empty
+    enough = math.ceil(UNITS_A_SIDE * unit / tiling.chunk)
+    if workers >= MANY_WORKERS:
+        finer = int(tiling.side / math.sqrt(2 * TILES_OF_MANY * workers))
+        wanted = max(finer, min(enough, wanted))
+    wanted = max(wanted, min(enough, int(tiling.side / math.sqrt(2 * workers))))
+    side = max(1, min(wanted, math.isqrt(room)))
+    return side, side
