@@ -27,7 +27,7 @@ JOB = [
     str(ROOT / "jobs" / "digits_mlp.yaml"),
     *("--set", "problem_args.hidden=8", "--set", "problem_args.steps=5", "--set", "chunk=64", "--set", "dtype=float64"),
 ]
-ON_MACHINES = ("--set", "workers=2", "--set", "cpus_per_worker=4")  # of a machine all that it has
+ON_MACHINES = ("--set", "workers=2", "--set", "gpus_per_worker=1", "--set", "device=cpu")
 
 
 def on_this_machine(folder, address, sold_out):
