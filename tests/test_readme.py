@@ -1,6 +1,7 @@
 """The README's code, and the page on the question that started it, run."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import torch
 import yaml
 
+from pipeline import cli
+from pipeline.schedule import ScheduleSpec
 from pipeline.spec import JobSpec, parse
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +40,33 @@ def test_python(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("text", blocks("yaml"), ids=range(len(blocks("yaml"))))
 def test_specs(text):
     assert parse(JobSpec, yaml.safe_load(text), "README").symmetry == "upper"
+
+
+def test_schedules():
+    (text,) = blocks("text")
+    assert parse(ScheduleSpec, yaml.safe_load(text), "README").keep == 5
+
+
+COMMANDS = [
+    line.split(" # ")[0]
+    for block in blocks("bash")
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("hessian ")
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_are_understood(line):
+    """Their names, arguments and options; the tests of each run it."""
+    words = shlex.split(line)[1:]
+    context = cli.cli.make_context("hessian", words)
+    name, command, left = cli.cli.resolve_command(context, words)
+    assert command.make_context(name, left, parent=context).params
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
 def test_why_none():

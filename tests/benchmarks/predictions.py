@@ -1,4 +1,4 @@
-"""Prediction against measurement: a plan's seconds, as made before the run, and the run's.
+"""Prediction against measurement: what `hessian plan` says, and the run that follows.
 
     python tests/benchmarks/predictions.py [JOB ...] [--results FILE]
 
@@ -29,23 +29,13 @@ WITHIN = 0.2
 
 def compare(job):
     """Run one job, without its proof, and hold its plan against its receipts."""
-    made, seconds = [], {}
-
-    def make_plan(*arguments):
-        start = time.monotonic()
-        made.append(planned(*arguments))
-        seconds["planning"] = time.monotonic() - start
-        return made[0]
-
-    planned, run.make_plan = run.make_plan, make_plan
-    path = JOBS / f"{job}.yaml"
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            outcome = run.run_job(load_job(path, ["verify=false"], folder), JOBS, Reporter())
-            output, plan = outcome.hessian.output, made[0]
-            receipts = [read_receipt(output, tile) for tile in plan.tiling.tiles()]
-    finally:
-        run.make_plan = planned
+    spec, start = load_job(JOBS / f"{job}.yaml", ["verify=false"]), time.monotonic()
+    plan = run.plan(spec, JOBS)
+    planning = time.monotonic() - start
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = run.run_job(spec.model_copy(update={"output": folder}), JOBS, Reporter())
+        output, tiles = outcome.hessian.output, outcome.hessian.manifest.plan.tiles()
+        receipts = [read_receipt(output, tile) for tile in tiles]
     start = min(r.finished - r.write_seconds - r.compute_seconds for r in receipts)
     span, predicted = max(r.finished for r in receipts) - start, plan.makespan_seconds()
     costs = [plan.tile_cost(tile) for tile in plan.tiling.tiles()]
@@ -62,7 +52,7 @@ def compare(job):
         "compute_predicted_over_measured": sum(c.compute_seconds for c in costs)
         / sum(r.compute_seconds for r in receipts),
         "write_predicted_over_measured": sum(c.write_seconds for c in costs) / sum(r.write_seconds for r in receipts),
-        "planning_seconds": seconds["planning"],
+        "planning_seconds": planning,
         "load_average_before": psutil.getloadavg()[0],
     }
 
