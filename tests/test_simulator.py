@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from pipeline import SpecError, TileError
 from pipeline.cli import cli
 from pipeline.driver import Driver
-from pipeline.probe import rivals, work
+from pipeline.probe import work
 from pipeline.profiles import PROFILES, TileCost, at_hand, find_profile
-from pipeline.simulator import Circumstances, TileSeconds, VirtualPool, simulate
+from pipeline.simulator import simulate
 from pipeline.tally import Tally
 from pipeline.tiling import Tile, default_chunk
+from pipeline.timing import rivals
+from pipeline.virtual import Circumstances, TileSeconds, VirtualPool
 
 TROUBLE = Circumstances(
     start_seconds=20.0, spread=0.1, deaths=3.0, preemptions=6.0, workers_per_node=4, node_seconds=90.0, seed=1
