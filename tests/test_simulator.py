@@ -88,7 +88,7 @@ def test_a_notice_saves_what_is_being_computed():
     untold = simulate(costs(600), 8, replace(around, notice_seconds=0.0))
     assert not told.lost
     assert told.started > 8
-    assert untold.lost["preempted"] > 0
+    assert untold.lost["node"] > 0
 
 
 def test_a_tile_that_always_kills_is_set_aside():
