@@ -4,19 +4,11 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import click
 
 from pipeline.errors import RESUMABLE, HessianError, Terminated
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from pipeline.jobplan import JobPlan
-    from pipeline.profiles import Profile
-    from pipeline.run import Outcome
 
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a key of the job spec; may be repeated."
@@ -54,6 +46,8 @@ def plan_command(
     preflight: bool,
 ) -> None:
     """Say what running JOB would do, and whether it would fit; starts nothing."""
+    from pipeline.tables import show_forecast, show_plan, show_preflight
+
     if device is not None and receipts is not None:
         raise click.UsageError("--receipts say how fast their workers are: leave out --profile")
     from pipeline.profiles import find_profile
@@ -63,10 +57,10 @@ def plan_command(
     profile = find_profile(device) if device else None
     made = plan(load_job(job, overrides), job.parent, workers, profile)
     if preflight:
-        _show_preflight(made)
-    _show_plan(made)
+        show_preflight(made)
+    show_plan(made)
     if workers or profile or receipts:
-        _show_forecast(made, profile, receipts)
+        show_forecast(made, profile, receipts)
 
 
 @cli.command("run")
@@ -81,10 +75,11 @@ def run_command(job: Path, output: str | None, log: Path | None, overrides: tupl
     from pipeline.progress import ConsoleReporter
     from pipeline.run import run_job
     from pipeline.spec import load_job
+    from pipeline.tables import open_console, show_outcome
 
-    spec, console = load_job(job, overrides, output), _console(stderr=True)
+    spec, console = load_job(job, overrides, output), open_console(stderr=True)
     with log_to(console, log):
-        _show_outcome(run_job(spec, job.parent, ConsoleReporter(console), check=check))
+        show_outcome(run_job(spec, job.parent, ConsoleReporter(console), check=check))
 
 
 @cli.command("verify")
@@ -130,8 +125,9 @@ def export_command(url: str, dest: str | None, kind: Literal["parquet", "npy"], 
     """
     from pipeline.export import export_hessian
     from pipeline.progress import ConsoleReporter
+    from pipeline.tables import open_console
 
-    reporter = ConsoleReporter(_console(stderr=True))
+    reporter = ConsoleReporter(open_console(stderr=True))
     click.echo(export_hessian(url, kind, dest, endpoint_url=endpoint_url, report=reporter))
 
 
@@ -151,8 +147,9 @@ def report_command(url: str, endpoint_url: str | None) -> None:
 def status_command(url: str, endpoint_url: str | None) -> None:
     """Say how far the run at URL is."""
     from pipeline.status import status
+    from pipeline.tables import named_values, open_console
 
-    _console().print(_table(status(url, endpoint_url).items()))
+    open_console().print(named_values(status(url, endpoint_url).items()))
 
 
 @cli.command("drain-on-notice")
@@ -167,8 +164,9 @@ def drain_command(
     """Wait for the notice that the cloud takes this machine away; then have Ray drain its node."""
     from pipeline.logs import log_to
     from pipeline.spot import drain_on_notice
+    from pipeline.tables import open_console
 
-    with log_to(_console(stderr=True), None):
+    with log_to(open_console(stderr=True), None):
         left = drain_on_notice(cloud, metadata_url, address, node_id, interval)
     click.echo(f"the node is drained, {left:.0f} s before its end")
 
@@ -209,10 +207,11 @@ def run_due_command(schedule: Path, log: Path | None) -> None:
     from pipeline.due import run_due
     from pipeline.logs import log_to
     from pipeline.progress import ConsoleReporter
+    from pipeline.tables import named_values, open_console
 
-    console = _console(stderr=True)
+    console = open_console(stderr=True)
     with log_to(console, log):
-        _console().print(_table(vars(run_due(schedule, ConsoleReporter(console))).items()))
+        open_console().print(named_values(vars(run_due(schedule, ConsoleReporter(console))).items()))
 
 
 @cli.command("cancel")
@@ -264,148 +263,3 @@ def _verify_chunks(url: str, endpoint_url: str | None) -> None:
             f"output {url}: {faults:,} faults in {objects:,} objects of {len(found):,} tiles; {REMEDY}"
         )
     click.echo(f"{objects:,} objects of {len(found):,} tiles are what their receipts say")
-
-
-def _console(*, stderr: bool = False) -> "Console":
-    from rich.console import Console
-
-    return Console(stderr=stderr)
-
-
-def _table(rows: Any) -> "Table":
-    """Lay out names and values."""
-    from rich.table import Table
-
-    table = Table(show_header=False)
-    for name, value in rows:
-        table.add_row(str(name), f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
-    return table
-
-
-def _show_preflight(made: "JobPlan") -> None:
-    """Print what preflight found."""
-    from rich.table import Table
-
-    verdict = made.manifest.preflight
-    table = Table("parameter", "engine", "gradient", "double backward", "engines tried", title="preflight")
-    for name, found in verdict.parameters.items():
-        tried = "\n".join(f"{engine} {did}" for engine, did in found.tried.items())
-        table.add_row(name, found.engine, f"{found.gradient:.0e}", f"{found.differences:.0e}", tried)
-    console = _console()
-    console.print(table)
-    console.print(
-        _table(
-            [
-                ("gradient", "its error against differences of the loss"),
-                ("double backward", "its error against differences of the gradient"),
-                ("block (a, b) against (b, a)", f"{verdict.asymmetry:.0e}"),
-                ("samples", verdict.samples),
-                ("set for the run", ", ".join(verdict.contexts)),
-                ("seconds", f"{verdict.seconds:.1f}"),
-            ]
-        )
-    )
-
-
-def _show_plan(made: "JobPlan") -> None:
-    """Print a plan."""
-    from rich.table import Table
-
-    from pipeline.memory import BUFFERED_TILES, PROCESS_BYTES, mebibytes
-
-    manifest, tiling, memory = made.manifest, made.tiling, made.memory
-    parameters = Table("parameter", "shape", "rows", "engine", "ms per row")
-    for p in manifest.layout:
-        cost = made.costs.get(p.name)
-        seconds = "" if cost is None else f"{1e3 * cost.seconds_per_row * manifest.fingerprint.samples:.2f}"
-        shape = " x ".join(map(str, p.shape)) or "scalar"
-        parameters.add_row(p.name, shape, f"{p.offset:,} to {p.span.stop:,}", manifest.engines[p.name], seconds)
-    rows, cols = max(map(tiling.shape, tiling.tiles()))
-    console = _console()
-    console.print(parameters)
-    console.print(
-        _table(
-            [
-                ("P", tiling.size),
-                ("loss", f"{made.at.loss:.6g} over {manifest.fingerprint.samples:,} samples"),
-                (
-                    "chunks",
-                    f"{tiling.side} x {tiling.side} of side {manifest.chunk}, {int(tiling.selected.sum()):,} computed",
-                ),
-                ("tiles", f"{len(tiling.tiles()):,}, the largest {rows:,} x {cols:,}"),
-                *(
-                    (f"engine {name}", f"micro-batch {sizes.microbatch}, row group {sizes.row_group}")
-                    for name, sizes in sorted(manifest.sizes.items())
-                ),
-                ("FLOPs", f"{made.flops():.3g}"),
-                (
-                    "bytes out",
-                    f"{mebibytes(made.stored_bytes)} before compression "
-                    f"({manifest.symmetry}, {manifest.store_dtype}, {' and '.join(manifest.formats)})",
-                ),
-                (
-                    "memory per worker",
-                    f"{mebibytes(memory.total_bytes)} projected (process {mebibytes(PROCESS_BYTES)}, "
-                    f"tiles {mebibytes(BUFFERED_TILES * memory.tile_bytes)}, engine {mebibytes(memory.engine_bytes)}), "
-                    f"{mebibytes(made.allowed_bytes)} allowed",
-                ),
-                *(
-                    [
-                        (
-                            "memory of its GPU",
-                            f"{mebibytes(memory.device_bytes)} projected, "
-                            f"{mebibytes(made.allowed_device_bytes)} allowed",
-                        )
-                    ]
-                    if made.allowed_device_bytes is not None
-                    else []
-                ),
-                ("measured on", made.place),
-                ("time", f"{made.makespan_seconds():.1f} s predicted for the tiles on {made.workers} workers"),
-            ]
-        )
-    )
-
-
-def _show_forecast(made: "JobPlan", profile: "Profile | None", receipts: str | None) -> None:
-    """Print what becomes of a plan on so many workers, half and twice as many."""
-    from rich.table import Table
-
-    from pipeline.output import Output
-    from pipeline.profiles import at_hand
-    from pipeline.simulator import forecast, measured_in
-
-    if receipts:
-        profile = measured_in(made, Output(receipts))
-    profile = profile or at_hand(overlaps=made.overlaps)
-    table = Table("workers", "seconds", "of the bound", "balance", "MB/s", "last of them idle, s")
-    for workers in sorted({max(made.workers // 2, 1), made.workers, 2 * made.workers}):
-        found = forecast(made, profile, workers)
-        speed = f"{found.bytes_per_second / 1e6:,.0f}"
-        row = (f"{found.makespan_seconds:,.1f}", f"{found.efficiency:.1%}", f"{found.balance:.1%}", speed)
-        table.add_row(f"{workers:,}", *row, f"{found.tail_seconds:,.1f}")
-    console = _console()
-    console.print(table)
-    console.print(profile.describe(), highlight=False, soft_wrap=True)
-
-
-def _show_outcome(outcome: "Outcome") -> None:
-    """Print what a run did."""
-    hessian = outcome.hessian
-    proof = "before, or switched off" if outcome.verification is None else outcome.verification.summary()
-    rows: list[tuple[str, Any]] = [
-        ("Hessian", f"{hessian.shape[0]:,} x {hessian.shape[1]:,}, {hessian.dtype}, {hessian.manifest.symmetry}"),
-        ("of", f"{len(hessian.parameters)} parameters over {hessian.manifest.fingerprint.samples:,} samples"),
-        ("loss", f"{hessian.loss:.9g}"),
-        ("tiles", f"{outcome.computed} computed now, {outcome.tiles} in all"),
-        (
-            "seconds",
-            f"{outcome.plan_seconds:.1f} planning, {outcome.tile_seconds:.1f} tiles, "
-            f"{outcome.verify_seconds:.1f} verifying",
-        ),
-        ("verified", proof),
-        ("at", hessian.url),
-    ]
-    if outcome.lost:
-        rows.insert(4, ("repeated", ", ".join(f"{count} tiles ({loss})" for loss, count in outcome.lost.items())))
-    _console().print(_table(rows))

@@ -11,10 +11,11 @@ import numpy as np
 from pipeline.errors import ProblemError
 from pipeline.manifest import Manifest
 from pipeline.memory import WorkerMemory
-from pipeline.probe import Measured, Timing, work
+from pipeline.probe import Measured, work
 from pipeline.profiles import TileCost
 from pipeline.reference import LossAndGradient
 from pipeline.tiling import Tile, TilingPlan
+from pipeline.timing import Timing
 
 
 @dataclass(frozen=True)

@@ -29,21 +29,15 @@ from pipeline.memory import (
 from pipeline.output import Output
 from pipeline.placement import Staff
 from pipeline.preflight import preflight
-from pipeline.probe import (
-    PROBE_SAMPLES,
-    Segment,
-    choose_sizes,
-    rivals,
-    seconds_of,
-    time_calls,
-    torch_threads,
-)
+from pipeline.probe import PROBE_SAMPLES, Segment, torch_threads
 from pipeline.problem import PlacedProblem, Problem
 from pipeline.reference import LossAndGradient, loss_and_gradient
 from pipeline.shapes import choose_tiling
+from pipeline.sizes import choose_sizes
 from pipeline.spec import Settings
 from pipeline.store import MatrixStore
 from pipeline.tiling import MAX_CHUNK, Tile, TilingPlan, plan_tiles
+from pipeline.timing import rivals, seconds_of, time_calls
 
 REFERENCE_MICROBATCH = 1024  # samples at a time of the float64 loss and gradient
 FEW_SAMPLES = 64  # from which a chunk is computed that is like those of the run

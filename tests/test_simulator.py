@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from pipeline import SpecError, TileError
 from pipeline.cli import cli
 from pipeline.driver import Driver
-from pipeline.probe import rivals, work
+from pipeline.probe import work
 from pipeline.profiles import PROFILES, TileCost, at_hand, find_profile
-from pipeline.simulator import Circumstances, TileSeconds, VirtualPool, simulate
+from pipeline.simulator import simulate
 from pipeline.tally import Tally
 from pipeline.tiling import Tile, default_chunk
+from pipeline.timing import rivals
+from pipeline.virtual import Circumstances, TileSeconds, VirtualPool
 
 TROUBLE = Circumstances(
     start_seconds=20.0, spread=0.1, deaths=3.0, preemptions=6.0, workers_per_node=4, node_seconds=90.0, seed=1
@@ -86,7 +88,7 @@ def test_a_notice_saves_what_is_being_computed():
     untold = simulate(costs(600), 8, replace(around, notice_seconds=0.0))
     assert not told.lost
     assert told.started > 8
-    assert untold.lost["preempted"] > 0
+    assert untold.lost["node"] > 0
 
 
 def test_a_tile_that_always_kills_is_set_aside():

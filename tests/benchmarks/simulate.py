@@ -23,9 +23,10 @@ from pipeline.layout import ParameterLayout
 from pipeline.probe import work
 from pipeline.profiles import CPU_START_SECONDS, CPU_STORE_BYTES, TileCost, find_profile
 from pipeline.shapes import choose_tiling
-from pipeline.simulator import Circumstances, TileSeconds, simulate
+from pipeline.simulator import simulate
 from pipeline.spec import Settings
 from pipeline.tiling import plan_tiles
+from pipeline.virtual import Circumstances, TileSeconds
 
 RESULTS = Path(__file__).parent / "results"
 LAYOUT = ParameterLayout.of(

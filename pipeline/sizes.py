@@ -1,0 +1,173 @@
+"""Micro-batch and row group of each engine, chosen by measuring what they hold."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.data import sample_count
+from pipeline.errors import MemoryRefusedError
+from pipeline.memory import mebibytes
+from pipeline.probe import HABITS, PROBE_SAMPLES, Habit, Measured, Segment, measure
+from pipeline.problem import PlacedProblem
+from pipeline.verdict import EngineSizes
+
+PROBE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Working sizes and what was measured with them.
+
+    Attributes:
+        sizes: by engine.
+        costs: by row parameter.
+        engine_bytes: the largest peak.
+    """
+
+    sizes: dict[str, EngineSizes]
+    costs: dict[str, Measured]
+    engine_bytes: int
+
+
+def choose_sizes(
+    placed: PlacedProblem,
+    segments: Sequence[Segment],
+    budget_bytes: int,
+    microbatch: int | None,
+    row_group: int | None,
+) -> Probed:
+    """Choose micro-batch and row group of every engine by measuring.
+
+    Args:
+        placed: the problem in the run's type, on its device.
+        segments: one for each row parameter.
+        budget_bytes: what an engine may hold.
+        microbatch: taken as it is when given.
+        row_group: taken as it is when given.
+
+    Returns:
+        The sizes.
+
+    Raises:
+        MemoryRefusedError: not even one row of the smallest micro-batch fits.
+    """
+    by_engine: dict[str, list[Segment]] = {}
+    for segment in segments:
+        by_engine.setdefault(segment.engine, []).append(segment)
+    sizes: dict[str, EngineSizes] = {}
+    costs: dict[str, Measured] = {}
+    peak = 0
+    for name, own in by_engine.items():
+        sizes[name], found, bytes_ = _Chooser(placed, own, budget_bytes).choose(microbatch, row_group)
+        costs |= found
+        peak = max(peak, bytes_)
+    return Probed(sizes, costs, peak)
+
+
+class _Chooser:
+    """Chooses the sizes of one engine.
+
+    Args:
+        placed: the problem.
+        segments: one for each row parameter of the engine.
+        budget_bytes: what it may hold.
+    """
+
+    def __init__(self, placed: PlacedProblem, segments: Sequence[Segment], budget_bytes: int) -> None:
+        self._placed, self._segments, self._budget = placed, segments, budget_bytes
+        self._engine = segments[0].engine
+        # The one with the most columns, and of these with the longest unit, needs the most memory.
+        self._widest = max(segments, key=lambda s: (len(s.cols), s.unit_rows))
+        self._largest = max(sample_count(batch) for batch in placed.problem.batches)
+
+    def choose(self, microbatch: int | None, row_group: int | None) -> tuple[EngineSizes, dict[str, Measured], int]:
+        """Choose; see `choose_sizes`."""
+        habit, separable = HABITS[self._engine], self._placed.problem.separable
+        fixed = min(microbatch or self._largest, self._largest) if separable else self._largest
+        may_cut = separable and microbatch is None
+        target = min(self._budget, habit.bytes[self._placed.device.type])
+        model = _BytesModel.fit(self._placed, self._widest, self._largest if may_cut else fixed, habit)
+        rows = row_group or habit.most_rows
+        while row_group is None and rows > 1 and model.most_samples(rows, target) < min(fixed, habit.enough_samples):
+            rows //= 2
+        samples = max(1, min(fixed, model.most_samples(rows, target))) if may_cut else fixed
+        samples = math.ceil(fixed / math.ceil(fixed / samples))  # as few micro-batches, of one size
+        while True:
+            try:
+                costs = self._costs(samples, rows)
+                peak = max(cost.peak_bytes for cost in costs.values())
+                if samples > PROBE_SAMPLES or costs[self._widest.parameter.name].rows < self._widest.rows(rows):
+                    peak = max(peak, model.bytes(rows, samples))  # less was measured than is going to be asked for
+                if peak <= self._budget:
+                    return EngineSizes(samples, rows), costs, peak
+            except torch.OutOfMemoryError:
+                peak = self._budget
+            if row_group is None and rows > 1:
+                rows //= 2
+            elif may_cut and samples > 1:
+                samples //= 2
+            else:
+                raise MemoryRefusedError(
+                    f"{rows} rows of {samples} samples need {mebibytes(peak)} in the {self._engine} engine, "
+                    f"{mebibytes(max(self._budget, 0))} are left for it: raise `memory`, or lower `workers`, `chunk`, "
+                    "`tile`, `row_group` or `microbatch`"
+                )
+
+    def _costs(self, samples: int, row_group: int) -> dict[str, Measured]:
+        """Measure the row parameters for a few seconds, the rest is taken as their mean."""
+        # The widest is always measured: it needs the most memory. Then those with the most rows.
+        costs: dict[str, Measured] = {}
+        spent = 0.0
+        for segment in sorted(self._segments, key=lambda s: (s is not self._widest, -s.parameter.size)):
+            if spent > PROBE_SECONDS:
+                break
+            if segment.leader in costs:  # a bias, whose weight's calls do for both
+                costs[segment.parameter.name] = costs[segment.leader]
+                continue
+            cost = measure(self._placed, segment, min(samples, PROBE_SAMPLES), row_group)
+            costs[segment.parameter.name] = cost
+            spent += cost.seconds
+        known = list(costs.values())
+        mean = Measured(
+            sum(c.rows for c in known),
+            sum(c.work for c in known),
+            known[0].samples,
+            sum(c.seconds for c in known),
+            sum(c.flops for c in known),
+            max(c.peak_bytes for c in known),
+        )
+        return {s.parameter.name: costs.get(s.parameter.name, mean) for s in self._segments}
+
+
+@dataclass(frozen=True)
+class _BytesModel:
+    """Bytes of an engine's call: fixed + rows x per_row + samples x (per_sample + rows x slope)."""
+
+    fixed: float
+    per_row: float
+    per_sample: float
+    slope: float
+
+    @classmethod
+    def fit(cls, placed: PlacedProblem, segment: Segment, largest: int, habit: Habit) -> "_BytesModel":
+        """Measure with few rows and samples, and twice as many of either."""
+        few, rows = max(1, min(habit.first_samples, largest // 2)), habit.first_rows
+        samples = few, min(2 * few, largest)
+        (a, b), (c, d) = ([measure(placed, segment, some, group) for some in samples] for group in (rows, 2 * rows))
+        first = min(rows, segment.units)  # there may be but one
+        more, step = max(min(2 * rows, segment.units) - first, 1), max(samples[1] - few, 1)
+        slope = max((d.peak_bytes - c.peak_bytes - b.peak_bytes + a.peak_bytes) / more / step, 0.0)
+        per_row = max((c.peak_bytes - a.peak_bytes) / more - few * slope, 0.0)
+        per_sample = max((b.peak_bytes - a.peak_bytes) / step - first * slope, 0.0)
+        fixed = max(a.peak_bytes - first * per_row - few * (per_sample + first * slope), 0.0)
+        return cls(fixed, per_row, per_sample, slope)
+
+    def bytes(self, rows: int, samples: int) -> int:
+        """Give the bytes of a call."""
+        return int(self.fixed + rows * self.per_row + samples * (self.per_sample + rows * self.slope))
+
+    def most_samples(self, rows: int, target_bytes: int) -> int:
+        """Give the samples that fit beside so many rows."""
+        return int((target_bytes - self.fixed - rows * self.per_row) / max(self.per_sample + rows * self.slope, 1.0))

@@ -1,0 +1,131 @@
+"""Seconds of engines as workers are going to call them: warm, whole micro-batches, with others at work beside them."""
+
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.contexts import exact_kernels
+from pipeline.probe import Measured, Segment, batch_of, call_engine, rows_of
+from pipeline.problem import PlacedProblem
+from pipeline.verdict import EngineSizes
+
+TIMED_SECONDS = 1.5  # of a call that is timed, about
+FEWER = 8  # times, rows of the other call that is timed
+REPEATED = 3  # since the first finds the memory it needs
+LEAST_UNITS = 8  # at a time: products of few run slower
+TIMINGS_SECONDS = 4.0  # of all that are timed
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Calls of an engine as workers make them: warm, a micro-batch each, with as many at work beside it.
+
+    Attributes:
+        call_seconds: of a call, whatever its rows and columns.
+        work_seconds: of what `work` counts.
+    """
+
+    call_seconds: float
+    work_seconds: float
+
+
+def time_calls(
+    placed: PlacedProblem,
+    segments: Sequence[Segment],
+    sizes: Mapping[str, EngineSizes],
+    costs: Mapping[str, Measured],
+) -> dict[str, Timing]:
+    """Time engines as workers are going to call them, those first that take most of the run.
+
+    Args:
+        placed: the problem in the run's type, on its device.
+        segments: one for each row parameter, as wide as the plan's tiles.
+        sizes: by engine.
+        costs: by row parameter.
+
+    Returns:
+        By row parameter, as far as a few seconds suffice; a bias has its weight's, whose calls do for both.
+    """
+    timings: dict[str, Timing] = {}
+    begun = time.perf_counter()
+    dearest = sorted(segments, key=lambda s: -s.parameter.size * costs[s.parameter.name].seconds_per_row)
+    for segment in dearest:
+        if time.perf_counter() - begun > TIMINGS_SECONDS:
+            break
+        if segment.leader in timings:
+            timings[segment.parameter.name] = timings[segment.leader]
+            continue
+        size, cost = sizes[segment.engine], costs[segment.parameter.name]
+        with suppress(torch.OutOfMemoryError):  # a worker will take a smaller group; what was measured has to do
+            timings[segment.parameter.name] = _timing(placed, segment, size, cost)
+    return timings
+
+
+def _timing(placed: PlacedProblem, segment: Segment, size: EngineSizes, cost: Measured) -> Timing:
+    """Time a call with few rows, and one with as many as a second or two allow."""
+    affordable = int(TIMED_SECONDS / (cost.seconds_per_row * size.microbatch)) // segment.unit_rows
+    most = max(affordable, LEAST_UNITS) * segment.unit_rows
+    rows = rows_of(placed, segment, size.row_group)[:most]
+    few = rows[: max(1, len(rows) // FEWER // segment.unit_rows) * segment.unit_rows]
+    batch = batch_of(placed, size.microbatch)
+    out = torch.zeros(len(rows), len(segment.cols), dtype=placed.dtype, device=placed.device)
+
+    def seconds(span: range) -> float:
+        start = time.perf_counter()
+        call_engine(placed, size.row_group, batch, span, segment, out[: len(span)])
+        return time.perf_counter() - start
+
+    with exact_kernels(placed.problem.model):
+        some = min(seconds(few) for _ in range(REPEATED))
+        if len(few) == len(rows):
+            return Timing(0.0, some / segment.work(rows))
+        each = max(seconds(rows) - some, 0.0) / (segment.work(rows) - segment.work(few))
+        return Timing(max(some - each * segment.work(few), 0.0), each)
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Time a call, the faster of two: the first finds the memory it needs."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    return min(once(), once())
+
+
+@contextmanager
+def rivals(count: int, work: Callable[[], object]) -> Iterator[None]:
+    """Have processes do some work, again and again, while something is timed that will not be alone in the run either.
+
+    Args:
+        count: of them, forks of this process; none where there is no fork.
+        work: on a CPU.
+    """
+    parent = os.getpid()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads that a fork does not have: it needs none
+        children = [_rival(parent, work) for _ in range(count if hasattr(os, "fork") else 0)]
+    try:
+        yield
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def _rival(parent: int, work: Callable[[], object]) -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            while os.getppid() == parent:
+                work()
+        finally:
+            os._exit(1)  # whatever it is: the parent does the same, and will say
+    return child
