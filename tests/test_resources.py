@@ -28,11 +28,13 @@ def measured():
     ray.shutdown()
 
 
+@pytest.mark.long
 def test_workers_stay_under_the_plan(measured):
     for case in measured:
         assert case["peak_bytes"] <= case["planned_bytes"], case
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_matrix(measured):
     """With chunks as tiles, sixty-four times the matrix takes a few buffers more; with bands, the band more."""
     small, *_, large = [case for case in measured if case["tile"] == (1, 1) and case["formats"] == ("zarr",)]

@@ -181,7 +181,8 @@ def test_one_put_per_chunk_and_no_get(monkeypatch, tmp_path):
     put, get = LocalStore.set, LocalStore.get
 
     async def counted_set(self, key, value, *rest):
-        puts.append(key)
+        if self.root.is_relative_to(tmp_path):  # planning times a chunk elsewhere
+            puts.append(key)
         await put(self, key, value, *rest)
 
     async def counted_get(self, key, *rest, **options):

@@ -20,8 +20,6 @@ from pipeline.run import run
 from pipeline.spec import Settings
 from pipeline.spot import CLOUDS, MetadataService
 
-SOON = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=120)
-EVENTS = {"EventType": "Preempt", "Resources": ["vm_3"], "NotBefore": format_datetime(SOON, usegmt=True)}
 TOKEN = "AQAEALongToken"
 
 
@@ -44,11 +42,13 @@ class Machine:
 
     def give_notice(self, other=False):
         """Announce this machine's end, or another's where a cloud tells everybody."""
-        name = "vm_4" if other else "vm_3"
-        events = {"Events": [EVENTS | {"Resources": [name]}, {"EventType": "Reboot", "Resources": ["vm_3"]}]}
+        self.end = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=120)
+        taken = {"EventType": "Preempt", "Resources": ["vm_4" if other else "vm_3"]}
+        taken["NotBefore"] = format_datetime(self.end, usegmt=True)
+        events = {"Events": [taken, {"EventType": "Reboot", "Resources": ["vm_3"]}]}
         self.pages["GET /metadata/scheduledevents?api-version=2020-07-01"] = json.dumps(events)
         if not other:
-            notice = {"action": "terminate", "time": SOON.strftime("%Y-%m-%dT%H:%M:%SZ")}
+            notice = {"action": "terminate", "time": self.end.strftime("%Y-%m-%dT%H:%M:%SZ")}
             self.pages["GET /latest/meta-data/spot/instance-action"] = json.dumps(notice)
             self.pages["GET /computeMetadata/v1/instance/preempted"] = "TRUE"
 
@@ -112,7 +112,7 @@ def test_what_each_cloud_says(cloud, seconds):
     if cloud == "gcp":
         assert now + seconds <= end <= time.time() + seconds
     else:
-        assert end == SOON.timestamp()
+        assert end == machine.end.timestamp()
 
 
 def test_a_machine_of_no_cloud():
@@ -159,7 +159,7 @@ def test_a_run_survives_a_spot_notice(tmp_path):
             outcome = run(problem, settings, str(tmp_path / "out"), report=At(6, take))
         assert watcher.returncode == 0, drained["errors"]
         assert "the node is drained" in drained["said"]
-        assert drained[taken] / 1000 == pytest.approx(SOON.timestamp(), abs=3)  # milliseconds
+        assert drained[taken] / 1000 == pytest.approx(machine.end.timestamp(), abs=3)  # milliseconds
         assert not outcome.lost
         assert min(places(tmp_path / "out").values()) <= 12  # 45 in all; those begun there were finished
         np.testing.assert_array_equal(outcome.hessian.to_numpy(), known.hessian.to_numpy())
