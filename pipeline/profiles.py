@@ -12,7 +12,7 @@ SHARE = (
 GPU_STORE_BYTES = 250e6  # a second to a bucket: four puts at a time at 60 to 90 MB/s each, as clouds' own guides say
 CPU_STORE_BYTES = 150e6  # the same, where encoding takes the worker's only CPU
 GPU_START_SECONDS = 30.0  # a process, torch, a CUDA context, weights and data; on a node that is up
-CPU_START_SECONDS = 10.0  # 6 to 10 s were measured on two cores
+CPU_START_SECONDS = 10.0  # 7.6 s were measured with two cores to themselves, 15 and more beside others
 
 
 @dataclass(frozen=True)
