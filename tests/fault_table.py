@@ -76,7 +76,7 @@ def markdown(rows: Sequence[Row]) -> str:
         lines.append("|---|---|---|---|---|---|")
         for fault, same in groupby(group, lambda row: str(row.get("fault"))):
             trials = list(same)
-            places = ", ".join(dict.fromkeys(str(row.get("where")) for row in trials))
+            places = ", ".join(sorted({str(row.get("where")) for row in trials}))
             lines.append(f"{_line(fault, trials)} {places} |")
         lines.append("")
     return "\n".join(lines[:-1]) + "\n"
