@@ -176,8 +176,7 @@ class Driver:
 
     def _feed(self, member: _Member) -> None:
         """Give a worker its next tiles; when there are none, have it finish what it is writing, then let it go."""
-        most = IN_FLIGHT if len(self._queue) > len(self._members) else 1  # at the tail each takes one
-        while self._queue and not member.leaving and len(member.calls) < most:
+        while self._queue and not member.leaving and len(member.calls) < self._most_calls():
             tile = self._queue.popleft()
             self._attempts[tile.id] += 1
             member.owed[tile.id] = tile
@@ -186,6 +185,10 @@ class Driver:
             self._call(member, None)
         elif not member.calls:
             self._release(member)
+
+    def _most_calls(self) -> int:
+        """Give the calls that a worker may have: one each at the tail, and one is left for each that still starts."""
+        return IN_FLIGHT if len(self._queue) > len(self._members) else 1
 
     def _call(self, member: _Member, tile: Tile | None) -> None:
         if not member.calls:

@@ -90,7 +90,8 @@ class JobPlan:
             if timing := self.timings.get(p.name):
                 calls = 0 if timing is before or not amount else 1  # a bias goes with its weight
                 batches = samples / self.manifest.sizes[engine].microbatch
-                seconds += batches * (calls * timing.call_seconds + amount * timing.work_seconds)
+                each = timing.seconds(amount, max(cols.start, rows.start))
+                seconds += batches * (calls * timing.call_seconds + each)
                 before = timing
             else:
                 seconds += amount * samples * cost.seconds_per_work

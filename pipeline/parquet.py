@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.chunks import Matrix
 from pipeline.errors import IncompleteError, SpecError, in_words
 from pipeline.manifest import Manifest
 from pipeline.output import PARQUET, Output
-from pipeline.store import Matrix, StoredObject
+from pipeline.store import StoredObject
 
 MOST_ENTRIES = 2**31 - 1  # of a chunk: where its lists begin is counted in 32 bits
 

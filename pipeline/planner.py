@@ -4,6 +4,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -151,7 +152,8 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None, sta
         }
     )
     left_out = tuple(name for name, _ in problem.model.named_parameters() if name not in set(layout.names))
-    measure = partial(time_calls, placed, segments, probed.sizes, probed.costs)
+    spans = sorted({tiling.span(tile.cols) for tile in tiles}, key=lambda span: span.start)
+    measure = partial(time_calls, placed, segments, probed.sizes, probed.costs, spans)
     beside = _beside(settings, staff)
     with torch_threads(threads), unchanged(problem.model), rivals(beside, measure):
         timings = measure()
@@ -190,8 +192,10 @@ def _finishing(manifest: Manifest, tiling: TilingPlan, placed: PlacedProblem, at
     values = out.cpu().numpy().astype(manifest.store_dtype)
     with tempfile.TemporaryDirectory(prefix="hessian-") as folder:
         MatrixStore.create(Output(folder), manifest, at.gradient)
-        store = MatrixStore(Output(folder), manifest, write=True)
-        writing = seconds_of(partial(store.write_chunk, i, j, values))
+        put = partial(MatrixStore(Output(folder), manifest).write_chunk, i, j, values)
+        # On a thread, as a worker does: on the main one Blosc takes all CPUs.
+        with ThreadPoolExecutor(1) as putter:
+            writing = seconds_of(lambda: putter.submit(put).result())
     passes = seconds_of(lambda: bool(out.zero_().div_(2).sum().isfinite()))
     objects = 2 if manifest.symmetry == "mirrored" and i != j else 1
     return Finishing(passes / out.numel(), writing / objects)

@@ -180,7 +180,7 @@ def work(engine: str, rows: range, cols: range, symmetric: range) -> float:
 
     Returns:
         For the factored engine entries at or right of the diagonal; for the others rows, as each is pulled back through
-        the whole network whatever the columns.
+        the network, or less of it, as a whole.
     """
     right = range(max(cols.start, rows.start), cols.stop)
     if engine != "factored" or not right:

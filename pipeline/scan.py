@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.chunks import Matrix
 from pipeline.errors import IncompleteError
 from pipeline.handle import Hessian
 from pipeline.output import PARQUET
 from pipeline.parquet import ParquetFiles, file_key
 from pipeline.receipts import read_receipt
-from pipeline.store import Matrix, chunk_key, tile_keys
+from pipeline.store import chunk_key, tile_keys
 
 Vector = npt.NDArray[np.float64]
 

@@ -3,28 +3,21 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.abc.codec import BytesBytesCodec
-from zarr.abc.store import ByteRequest, Store
-from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.abc.store import Store
 from zarr.errors import ZarrUserWarning
-from zarr.storage import WrapperStore
 
 from pipeline.ahead import ahead
+from pipeline.chunks import ChunkCodec, Matrix, crc32c, zarr_codecs
 from pipeline.errors import IncompleteError, OutputError, in_words
 from pipeline.manifest import Manifest
 from pipeline.output import GRADIENT, MATRIX, Output
 from pipeline.patience import patient
-from pipeline.remote import explained
 from pipeline.tiling import Tile
-
-Matrix = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -46,38 +39,6 @@ class StoredObject:
         return "does not match the checksum in its receipt"
 
 
-class _RecordingStore(WrapperStore[Store]):
-    """Notes what was put under each key, and holds what is read against what is expected there."""
-
-    def __init__(self, store: Store, url: str) -> None:
-        super().__init__(store)
-        self._url = url
-        self.puts: dict[str, StoredObject] = {}
-        self.expected: dict[str, StoredObject] = {}
-
-    def _with_store(self, store: Store) -> "_RecordingStore":
-        other = type(self)(store, self._url)
-        other.puts, other.expected = self.puts, self.expected
-        return other
-
-    async def set(self, key: str, value: Buffer) -> None:
-        with explained(self._url, f"cannot write {key}"):
-            await super().set(key, value)
-        self.puts[key] = _described(key, value)
-
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        value = await super().get(key, prototype, byte_range)
-        expected = self.expected.pop(key, None)
-        if value is not None and expected is not None and _described(key, value) != expected:
-            raise IncompleteError(f"chunk {key} {_described(key, value).differs_from(expected)}")
-        return value
-
-
-def _described(key: str, value: Buffer) -> StoredObject:
-    tail = value[max(len(value) - 4, 0) :].to_bytes()
-    return StoredObject(key, len(value), int.from_bytes(tail, "little"))
-
-
 def chunk_key(i: int, j: int) -> str:
     """Give the key of a chunk below the array."""
     return f"c/{i}/{j}"
@@ -89,18 +50,16 @@ class MatrixStore:
     Args:
         output: where.
         manifest: chunk grid, types and symmetry.
-        write: whether chunks are going to be written.
     """
 
-    def __init__(self, output: Output, manifest: Manifest, *, write: bool = False) -> None:
+    def __init__(self, output: Output, manifest: Manifest) -> None:
         self.manifest, self.chunk = manifest, manifest.chunk
-        self._output, self._write = output, write
-        self._store = _RecordingStore(output.zarr_store(MATRIX), output.url)
-        self._array = _open(self._store, output, MATRIX, write=write)
+        self._output, self._codec = output, ChunkCodec(manifest.codec, manifest.chunk, manifest.store_dtype)
+        self._array = _open(output.zarr_store(MATRIX), output, MATRIX)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel by name, as the output does: what is open belongs to the process that opened it."""
-        return partial(type(self), write=self._write), (self._output, self.manifest)
+        return type(self), (self._output, self.manifest)
 
     @staticmethod
     @patient
@@ -123,7 +82,7 @@ class MatrixStore:
             shape=(size, size),
             chunks=(manifest.chunk, manifest.chunk),
             dtype=manifest.store_dtype,
-            compressors=_codecs(manifest.codec),
+            compressors=zarr_codecs(manifest.codec),
             fill_value=float("nan"),
             dimension_names=("row", "col"),
             attributes=about,
@@ -134,7 +93,7 @@ class MatrixStore:
             shape=(size,),
             chunks=(max(size, 1),),
             dtype="float64",
-            compressors=_codecs("none"),
+            compressors=zarr_codecs("none"),
             fill_value=float("nan"),
             dimension_names=("row",),
             attributes={"loss": manifest.fingerprint.loss},
@@ -197,17 +156,20 @@ class MatrixStore:
         Raises:
             IncompleteError: it is missing, is not what was expected, does not match its checksum, or cannot be decoded.
         """
-        if expected is not None:
-            self._store.expected[chunk_key(i, j)] = expected
-        rows, cols = (slice(k * self.chunk, (k + 1) * self.chunk) for k in (i, j))
+        key = chunk_key(i, j)
+        data = self._output.get(f"{MATRIX}/{key}")
+        if data is None:
+            raise IncompleteError(f"chunk {key} is missing")
+        if expected is not None and (found := _described(key, data)) != expected:
+            raise IncompleteError(f"chunk {key} {found.differs_from(expected)}")
         try:
-            values = self._read(rows, cols)
-        except OutputError:
-            raise  # the store does not answer: no fault of the chunk
-        except (ValueError, RuntimeError, OSError) as error:
-            raise IncompleteError(f"chunk {chunk_key(i, j)} cannot be decoded: {error}") from None
+            values = self._codec.decode(data)
+        except ValueError as error:
+            raise IncompleteError(f"chunk {key} cannot be decoded: {error}") from None
+        rows, cols = (len(self.manifest.plan.span(range(k, k + 1))) for k in (i, j))
+        values = values[:rows, :cols]
         if np.isnan(values).any():
-            raise IncompleteError(f"chunk {chunk_key(i, j)} is missing")
+            raise IncompleteError(f"chunk {key} holds entries that are not numbers")
         return values
 
     def read_chunks(self, keys: Iterable[tuple[int, int]]) -> Iterator[Matrix | IncompleteError]:
@@ -237,18 +199,19 @@ class MatrixStore:
         Returns:
             The entries.  # shape: (rows, cols)
         """
-        return self._read(rows, cols)
-
-    def _read(self, rows: Any, cols: Any) -> Matrix:
         if isinstance(rows, slice) and isinstance(cols, slice):
             return np.asarray(self._array[rows, cols])  # the same as below, with less to compute
         return np.asarray(self._array.oindex[rows, cols])
 
     def _put(self, i: int, j: int, values: Matrix) -> StoredObject:
         """Encode and put one object."""
-        rows, cols = (slice(k * self.chunk, k * self.chunk + n) for k, n in zip((i, j), values.shape, strict=True))
-        self._array[rows, cols] = values
-        return self._store.puts.pop(chunk_key(i, j))
+        key, data = chunk_key(i, j), self._codec.encode(values)
+        self._output.put(f"{MATRIX}/{key}", data)
+        return _described(key, data)
+
+
+def _described(key: str, data: bytes) -> StoredObject:
+    return StoredObject(key, len(data), crc32c(data))
 
 
 def stored_sizes(output: Output) -> dict[str, int]:
@@ -263,17 +226,10 @@ def tile_keys(manifest: Manifest, tile: Tile, key: Callable[[int, int], str] = c
     return keys | {key(j, i) for i, j in chunks} if manifest.symmetry == "mirrored" else keys
 
 
-def _codecs(name: Literal["none", "lz4", "zstd"]) -> list[BytesBytesCodec]:
-    """Give the codecs of a chunk; the checksum comes last, so that it covers what lies in the store."""
-    if name == "none":
-        return [Crc32cCodec()]
-    return [BloscCodec(cname=name, clevel=5 if name == "lz4" else 3, shuffle="shuffle"), Crc32cCodec()]
-
-
-def _open(store: Store, output: Output, name: str, *, write: bool = False) -> "zarr.Array[Any]":
-    """Open an array that is there; empty chunks are written, so that a missing object is always a fault."""
+def _open(store: Store, output: Output, name: str) -> "zarr.Array[Any]":
+    """Open an array that is there."""
     try:
-        return zarr.open_array(store, mode="r+" if write else "r", config={"write_empty_chunks": True})
+        return zarr.open_array(store, mode="r")
     except FileNotFoundError:
         raise OutputError(f"output {output.url}: has no {name}") from None
     except ValueError as error:

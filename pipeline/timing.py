@@ -6,8 +6,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from pipeline.contexts import exact_kernels
@@ -28,11 +29,25 @@ class Timing:
 
     Attributes:
         call_seconds: of a call, whatever its rows and columns.
-        work_seconds: of what `work` counts.
+        first_cols: of calls that were timed, ascending.
+        work_seconds: of what `work` counts, from each of these columns on.
     """
 
     call_seconds: float
-    work_seconds: float
+    first_cols: tuple[int, ...]
+    work_seconds: tuple[float, ...]
+
+    def seconds(self, amount: float, first_col: int) -> float:
+        """Predict what comes to the seconds of a call.
+
+        Args:
+            amount: of work, as `work` counts it.
+            first_col: of the columns.
+
+        Returns:
+            Seconds; between columns that were timed they are taken to go straight.
+        """
+        return amount * float(np.interp(first_col, self.first_cols, self.work_seconds))
 
 
 def time_calls(
@@ -40,6 +55,7 @@ def time_calls(
     segments: Sequence[Segment],
     sizes: Mapping[str, EngineSizes],
     costs: Mapping[str, Measured],
+    spans: Sequence[range],
 ) -> dict[str, Timing]:
     """Time engines as workers are going to call them, those first that take most of the run.
 
@@ -48,6 +64,7 @@ def time_calls(
         segments: one for each row parameter, as wide as the plan's tiles.
         sizes: by engine.
         costs: by row parameter.
+        spans: columns of tiles, from left to right.
 
     Returns:
         By row parameter, as far as a few seconds suffice; a bias has its weight's, whose calls do for both.
@@ -63,30 +80,52 @@ def time_calls(
             continue
         size, cost = sizes[segment.engine], costs[segment.parameter.name]
         with suppress(torch.OutOfMemoryError):  # a worker will take a smaller group; what was measured has to do
-            timings[segment.parameter.name] = _timing(placed, segment, size, cost)
+            timings[segment.parameter.name] = _timing(placed, segment, size, cost, spans)
     return timings
 
 
-def _timing(placed: PlacedProblem, segment: Segment, size: EngineSizes, cost: Measured) -> Timing:
-    """Time a call with few rows, and one with as many as a second or two allow."""
+def _timing(
+    placed: PlacedProblem, segment: Segment, size: EngineSizes, cost: Measured, spans: Sequence[range]
+) -> Timing:
+    """Time a call with few rows, one with as many as a second or two allow, and few rows against other columns."""
     affordable = int(TIMED_SECONDS / (cost.seconds_per_row * size.microbatch)) // segment.unit_rows
     most = max(affordable, LEAST_UNITS) * segment.unit_rows
     rows = rows_of(placed, segment, size.row_group)[:most]
     few = rows[: max(1, len(rows) // FEWER // segment.unit_rows) * segment.unit_rows]
     batch = batch_of(placed, size.microbatch)
-    out = torch.zeros(len(rows), len(segment.cols), dtype=placed.dtype, device=placed.device)
+    others = _against_others(segment, spans)
+    widest = max(len(each.cols) for each in (segment, *others))
+    out = torch.zeros(len(rows), widest, dtype=placed.dtype, device=placed.device)
 
-    def seconds(span: range) -> float:
+    def seconds(span: range, against: Segment = segment) -> float:
         start = time.perf_counter()
-        call_engine(placed, size.row_group, batch, span, segment, out[: len(span)])
+        call_engine(placed, size.row_group, batch, span, against, out[: len(span), : len(against.cols)])
         return time.perf_counter() - start
 
     with exact_kernels(placed.problem.model):
         some = min(seconds(few) for _ in range(REPEATED))
         if len(few) == len(rows):
-            return Timing(0.0, some / segment.work(rows))
-        each = max(seconds(rows) - some, 0.0) / (segment.work(rows) - segment.work(few))
-        return Timing(max(some - each * segment.work(few), 0.0), each)
+            call, each = 0.0, some / segment.work(rows)
+        else:
+            each = max(seconds(rows) - some, 0.0) / (segment.work(rows) - segment.work(few))
+            call = max(some - each * segment.work(few), 0.0)
+        found = {segment.cols.start: each}
+        for other in others:
+            some = min(seconds(few, other) for _ in range(REPEATED))
+            found[other.cols.start] = max(some - call, 0.0) / other.work(few)
+    return Timing(call, *zip(*sorted(found.items()), strict=True))
+
+
+def _against_others(segment: Segment, spans: Sequence[range]) -> list[Segment]:
+    """Give the rows against the first and the last columns that they meet in tiles."""
+    # To the factored engine columns are alike, and are counted. The others pull back through less of the network the
+    # later in it the columns' parameters are: by half, in a small convolutional one.
+    if segment.engine == "factored":
+        return []
+    first = segment.parameter.span.start
+    met = [range(max(span.start, first), span.stop) for span in spans if span.stop > first]
+    ends = {cols.start: cols for cols in (met[0], met[-1])}
+    return [replace(segment, cols=cols) for start, cols in ends.items() if start != segment.cols.start]
 
 
 def seconds_of(call: Callable[[], object]) -> float:

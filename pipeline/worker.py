@@ -54,7 +54,7 @@ class Worker:
         self._l2, self._weight = problem.l2, manifest.fingerprint.weight
         self._sizes, self._halvings = dict(manifest.sizes), 0
         self._buffers = _Buffers(self._placed.dtype, self._placed.device)
-        self._output, self._store = output, MatrixStore(output, manifest, write=True)
+        self._output, self._store = output, MatrixStore(output, manifest)
         self._files = ParquetFiles(output, manifest) if "parquet" in manifest.formats else None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hessian-writer")
         self._putters = ThreadPoolExecutor(concurrent_puts, thread_name_prefix="hessian-putter")

@@ -36,7 +36,7 @@ from pipeline.executors import Work
 from pipeline.identity import save_weights
 from pipeline.output import Output
 from pipeline.planner import make_plan
-from pipeline.ray_executor import _pickle
+from pipeline.ray_pool import pickled
 from pipeline.spec import Settings
 from pipeline.store import MatrixStore
 
@@ -58,11 +58,11 @@ class Timed:
 
     def __init__(self, *arguments):
         self.times = {"process": time.time()}
-        from pipeline.ray_executor import _Actor
+        from pipeline.ray_pool import Actor
 
         self.times["imports"] = time.time()
         self.resident = {"arrived": psutil.Process().memory_info().rss}
-        self.arguments, self.actor = arguments, _Actor(*arguments)
+        self.arguments, self.actor = arguments, Actor(*arguments)
 
     def first_tiles(self, tiles):
         """Do as a worker does, and give the moments at which each part was done."""
@@ -106,7 +106,7 @@ def measure(ballast):
     settings, problem = Settings(**SETTINGS), network(ballast)
     with tempfile.TemporaryDirectory() as folder:
         work, tiles = prepared(problem, settings, f"{folder}/out")
-        sent = ray.put(_pickle(problem))
+        sent = ray.put(pickled(problem))
         found = [start_one(work, settings, sent, tiles[:2]) for _ in range(REPEATS + 1)]
     kept_ready, others = found[0], found[1:]
     medians = {name: round(statistics.median(each[name] for each in others), 3) for name in kept_ready}

@@ -98,7 +98,7 @@ def _workers(raylet):
             title = " ".join(process.cmdline())
         except psutil.NoSuchProcess:
             continue
-        if title.startswith("ray::_Actor"):
+        if title.startswith("ray::Actor"):
             yield process, title.partition(".")[2].strip() or "nothing"
 
 
