@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.engines import products
-from pipeline.engines.products import add_product, add_symmetric, tangents
+from pipeline.engines.products import Workspace, add_product, add_symmetric, tangents
 
 sizes = st.integers(1, 12)
 
@@ -37,7 +37,7 @@ def matrix(units, inputs, cols, others, *, mirrored):
 def test_product(units, inputs, cols, others, samples, mirrored):
     a, b, X = random(samples, inputs), random(samples, others), random(units, samples, cols)
     out = matrix(units, inputs, cols, others, mirrored=mirrored)
-    add_product(out, a, b, X)
+    add_product(out, a, b, X, Workspace())
     np.testing.assert_allclose(out, 1 + torch.einsum("nj,nk,inp->ijpk", a, b, X), atol=1e-12)
 
 
@@ -48,11 +48,11 @@ def test_symmetric(first, rows, left, cols, inputs, samples, group):
     rows, cols = range(first, first + rows), range(left, left + cols)
     a, S = random(samples, inputs), random(samples, 10, 10)
     S = S + S.transpose(1, 2)
-    out = matrix(len(rows), inputs, len(cols), inputs, mirrored=False)
+    out, space = matrix(len(rows), inputs, len(cols), inputs, mirrored=False), Workspace()  # one for calls of all sizes
     for start in range(rows.start, rows.stop, group):
         units = range(start, min(start + group, rows.stop))
         X = S[:, units.start : units.stop, cols.start : cols.stop].transpose(0, 1)
-        add_symmetric(out, a, X, units, rows, cols)
+        add_symmetric(out, a, X, units, rows, cols, space)
     X = S[:, rows.start : rows.stop, cols.start : cols.stop]
     np.testing.assert_allclose(out, 1 + torch.einsum("nj,nk,nip->ijpk", a, a, X), atol=1e-12)
 
@@ -63,5 +63,5 @@ def test_tangents(directions, samples, positions, outputs, inputs, has_second):
     b, dz = random(samples, positions, inputs), random(directions, samples, positions, outputs)
     delta, db = random(samples, positions, outputs), random(directions, samples, positions, inputs) * has_second
     known = torch.einsum("nsk,tnsp->ntpk", b, dz) + torch.einsum("nsp,tnsk->ntpk", delta, db)
-    found = tangents(b, dz, delta, db if has_second else None)
+    found = tangents(b, dz, delta, db if has_second else None, Workspace())
     np.testing.assert_allclose(found, known.reshape(samples * directions, outputs * inputs), atol=1e-12)

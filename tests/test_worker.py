@@ -96,6 +96,6 @@ def test_nothing_is_computed_on_where_a_tile_cannot_be_kept(tmp_path):
     chunks.write_text("a file where a folder is needed")
     calls.clear()
     slow.append(True)
-    with pytest.raises(OutputError, match=r"cannot write c/\d/\d .* run the same command again to go on"):
+    with pytest.raises(OutputError, match=r"cannot write hessian.zarr/c/\d/\d .* run the same command again to go on"):
         compute_hessian(problem, str(tmp_path), **options)
     assert len(calls) < undisturbed - 35

@@ -13,13 +13,13 @@ It is second-order back-propagation by stages (Mizutani, Dreyfus and Demmel, 200
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from pipeline.data import Batch
 from pipeline.engines.jacrev import Jacrev
-from pipeline.engines.products import add_product, add_symmetric, tangents, tangents_at
+from pipeline.engines.products import Workspace, add_product, add_symmetric, tangents, tangents_at
 from pipeline.engines.stages import ByPlace, NotFactoredError, Piece, Stage, Stages
 from pipeline.layout import Parameter
 from pipeline.problem import PlacedProblem
@@ -91,7 +91,8 @@ class Factored:
             for column in cols:
                 if rows[0].positions == column.positions == 1 and not (rows[0].is_embedding or column.is_embedding):
                     for row, piece in pieces:
-                        _add_pair(row, piece, column, found, matrix.part(row.span, column.span)[piece.entries])
+                        part = matrix.part(row.span, column.span)[piece.entries]
+                        _add_pair(row, piece, column, found, part, matrix.space)
                 else:
                     _add_positions(pieces, column, found, matrix)
 
@@ -108,11 +109,12 @@ def _worthwhile(stages: Stages, parameter: Parameter, span: range, rows: list[St
 
 @dataclass(frozen=True)
 class _Matrix:
-    """Entries of H with the flat indices of their rows and columns."""
+    """Entries of H with the flat indices of their rows and columns, and memory to compute them in."""
 
     rows: range
     cols: range
     values: Tensor
+    space: Workspace = field(default_factory=Workspace)
 
     def part(self, rows: range, cols: range) -> Tensor:
         """Give the entries at some rows and columns."""
@@ -121,7 +123,7 @@ class _Matrix:
 
     def mirrored(self) -> "_Matrix":
         """Give the transpose."""
-        return _Matrix(self.cols, self.rows, self.values.T)
+        return _Matrix(self.cols, self.rows, self.values.T, self.space)
 
 
 class _Derivatives:
@@ -140,7 +142,7 @@ class _Derivatives:
         self.active = {place: (values != 0).flatten(1, 3).any(1) for place, values in da.items()}
 
 
-def _add_pair(row: Stage, piece: Piece, column: Stage, found: _Derivatives, out: Tensor) -> None:
+def _add_pair(row: Stage, piece: Piece, column: Stage, found: _Derivatives, out: Tensor, space: Workspace) -> None:
     """Add a piece of the rows, as far as its units are pulled back, against the columns of one stage.
 
     Args:
@@ -149,6 +151,7 @@ def _add_pair(row: Stage, piece: Piece, column: Stage, found: _Derivatives, out:
         column: applied once to each sample.
         found: of some units.
         out: changed in place.  # shape: (piece, columns)
+        space: to work in.
     """
     units = range(max(found.units.start, piece.units.start), min(found.units.stop, piece.units.stop))
     if not units:
@@ -160,28 +163,28 @@ def _add_pair(row: Stage, piece: Piece, column: Stage, found: _Derivatives, out:
         part = out[:, other.entries].unflatten(0, (len(piece.units), -1)).unflatten(2, (len(other.units), -1))
         outputs = slice(other.units.start, other.units.stop)
         if row.name == column.name and row.place == column.place and part.shape[1] == part.shape[3] == left.shape[1]:
-            add_symmetric(part, left, dz[:, :, outputs], units, piece.units, other.units)
+            add_symmetric(part, left, dz[:, :, outputs], units, piece.units, other.units, space)
             continue
         a, b = left[:, _slice(piece.inputs)], right[:, _slice(other.inputs)]
-        add_product(part[of_piece], a, b, dz[:, :, outputs])
+        add_product(part[of_piece], a, b, dz[:, :, outputs], space)
         if column.is_weight and column.place in found.da:
             da = found.da[column.place][of_group, 0, :, 0, _slice(other.inputs)]
             active = found.active[column.place][of_group, _slice(other.inputs)]
-            _add_second(part[of_piece], a, found.delta[column.place][:, 0, outputs], da, active)
+            _add_second(part[of_piece], a, found.delta[column.place][:, 0, outputs], da, active, space)
 
 
 def _add_positions(pieces: list[tuple[Stage, Piece]], column: Stage, found: _Derivatives, matrix: _Matrix) -> None:
     """Add pieces of rows of one place, as far as their units are pulled back, where either is applied at positions."""
     for other in column.pieces():
         for unit in found.units:
-            Y = _tangents(column, other, found, unit)
+            Y = _tangents(column, other, found, unit, matrix.space)
             for row, piece in pieces:
                 if unit in piece.units:
                     rows = matrix.part(row.span, column.span)[piece.entries, other.entries]
                     _contract(row, piece, unit, Y, rows)
 
 
-def _tangents(column: Stage, piece: Piece, found: _Derivatives, unit: int) -> Tensor:
+def _tangents(column: Stage, piece: Piece, found: _Derivatives, unit: int, space: Workspace) -> Tensor:
     """Differentiate each sample's gradient of a piece of the columns in a unit's directions, one for each position.
 
     Returns:
@@ -193,7 +196,7 @@ def _tangents(column: Stage, piece: Piece, found: _Derivatives, unit: int) -> Te
         return tangents_at(column.input, piece.inputs, dz)
     da = found.da.get(column.place) if column.is_weight else None
     delta = found.delta[column.place][..., outputs]
-    return tangents(column.input[..., inputs], dz, delta, None if da is None else da[k, ..., inputs])
+    return tangents(column.input[..., inputs], dz, delta, None if da is None else da[k, ..., inputs], space)
 
 
 def _contract(row: Stage, piece: Piece, unit: int, Y: Tensor, rows: Tensor) -> None:
@@ -216,7 +219,7 @@ def _contract(row: Stage, piece: Piece, unit: int, Y: Tensor, rows: Tensor) -> N
         rows[k * a.shape[1] : (k + 1) * a.shape[1]] += a.T @ Y
 
 
-def _add_second(out: Tensor, a: Tensor, delta: Tensor, da: Tensor, active: Tensor) -> None:
+def _add_second(out: Tensor, a: Tensor, delta: Tensor, da: Tensor, active: Tensor, space: Workspace) -> None:
     """Add out[i, j, p, k] += sum_n a[n, j] delta[n, p] da[i, n, k].
 
     Args:
@@ -225,16 +228,17 @@ def _add_second(out: Tensor, a: Tensor, delta: Tensor, da: Tensor, active: Tenso
         delta: of the columns.  # shape: (samples, units')
         da: of the columns in the directions of units.  # shape: (units, samples, inputs')
         active: where da is not all zero.  # shape: (units, inputs')
+        space: to work in.
     """
     most = int(active.sum(1).max())
     if most * SPARSE > len(active[0]):
-        add_product(out.transpose(2, 3), a, delta, da)
+        add_product(out.transpose(2, 3), a, delta, da, space)
     elif most:
         # An activation makes each input of the next layer depend on one unit: all others would add zeros.
         chosen = active.float().topk(most).indices  # shape: (units, most)
         few = da.gather(2, chosen[:, None].expand(-1, da.shape[1], -1))
         added = out.new_zeros(*out.shape[:2], most, out.shape[2])
-        add_product(added, a, delta, few)
+        add_product(added, a, delta, few, space)
         for unit, inputs, values in zip(out, chosen, added.transpose(2, 3), strict=True):
             unit.index_add_(2, inputs, values)
 

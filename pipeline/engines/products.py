@@ -5,6 +5,7 @@ Blocks of two layers are made of sums_n a[n, j] b[n, k] X[i, n, p]. As a matrix 
 cache, and the result is added to the matrix, whose order of indices is (i, j, p, k).
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -18,7 +19,31 @@ ALIGNED = 8  # inputs of a strip: others lose up to a quarter of the speed
 SYMMETRIC_STRIP = 32  # inputs at most, of a strip whose square on the diagonal is computed in full
 
 
-def add_product(out: Tensor, a: Tensor, b: Tensor, X: Tensor) -> None:
+class Workspace:
+    """Memory for operands and results, taken again and again: on a CPU fresh pages cost more than what fills them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, like: Tensor, *shape: int) -> Tensor:
+        """Give a tensor of any content; what was taken under that name before is given up.
+
+        Args:
+            name: of the use.
+            like: its type and device.
+            shape: its own.
+
+        Returns:
+            The tensor.
+        """
+        size = math.prod(shape)
+        if name not in self._kept or self._kept[name].numel() < size:
+            self._kept.pop(name, None)  # first, so that both are not held at once
+            self._kept[name] = like.new_empty(size)
+        return self._kept[name][:size].view(shape)
+
+
+def add_product(out: Tensor, a: Tensor, b: Tensor, X: Tensor, space: Workspace) -> None:
     """Add out[i, j, p, k] += sum_n a[n, j] b[n, k] X[i, n, p].
 
     Args:
@@ -26,15 +51,16 @@ def add_product(out: Tensor, a: Tensor, b: Tensor, X: Tensor) -> None:
         a: one factor.  # shape: (N, J)
         b: another.  # shape: (N, K)
         X: the third.  # shape: (I, N, P)
+        space: to work in.
     """
     units, J, P, K = out.shape
-    strips = _Strips(X.transpose(1, 2).reshape(units * P, -1), a, b)
+    strips = _Strips(X.transpose(1, 2).reshape(units * P, -1), a, b, space)
     for strip in strips.cut(J, J):
         G = strips.product(strip, slice(0, K))
         out[:, strip] += G.view(units, P, -1, K).transpose(1, 2)
 
 
-def add_symmetric(out: Tensor, a: Tensor, X: Tensor, units: range, rows: range, cols: range) -> None:
+def add_symmetric(out: Tensor, a: Tensor, X: Tensor, units: range, rows: range, cols: range, space: Workspace) -> None:
     """Add out[i, j, p, k] += sum_n a[n, j] a[n, k] X[i, n, p] where X is symmetric in its units i and p.
 
     The sum is symmetric under j <-> k and under i <-> p separately: a quarter of it is computed. Entries of out are
@@ -47,11 +73,12 @@ def add_symmetric(out: Tensor, a: Tensor, X: Tensor, units: range, rows: range, 
         units: of `rows`, those computed.
         rows: units of out's rows.
         cols: units of out's columns.
+        space: to work in.
     """
     square = range(max(rows.start, cols.start), min(rows.stop, cols.stop))
     spans = [(k, unit, span) for k, unit in enumerate(units) for span in _computed(unit, square, cols)]
     pairs = torch.cat([X[k, :, _within(span, cols)].T for k, _, span in spans])
-    strips, J = _Strips(pairs, a, a), a.shape[1]
+    strips, J = _Strips(pairs, a, a, space), a.shape[1]
     for strip in strips.cut(J, SYMMETRIC_STRIP):
         G = strips.product(strip, slice(strip.start, J)).view(len(pairs), -1, J - strip.start)
         done = 0
@@ -65,7 +92,7 @@ def add_symmetric(out: Tensor, a: Tensor, X: Tensor, units: range, rows: range, 
                 _add_twice(out[_within(mirrored, rows), :, unit - cols.start], later, strip)
 
 
-def tangents(b: Tensor, dz: Tensor, delta: Tensor, db: Tensor | None) -> Tensor:
+def tangents(b: Tensor, dz: Tensor, delta: Tensor, db: Tensor | None, space: Workspace) -> Tensor:
     """Differentiate each sample's gradient of a weight in some directions.
 
         sum_t' b[n, t', k] dz[t, n, t', p] + delta[n, t', p] db[t, n, t', k]
@@ -75,15 +102,18 @@ def tangents(b: Tensor, dz: Tensor, delta: Tensor, db: Tensor | None) -> Tensor:
         dz: derivatives of delta in directions t.  # shape: (T, N, T', P)
         delta: dL / dz of the layer.  # shape: (N, T', P)
         db: derivatives of the input, None where they are zero.  # shape: (T, N, T', K)
+        space: to work in.
 
     Returns:
-        The derivatives.  # shape: (N * T, P * K)
+        The derivatives, in that space.  # shape: (N * T, P * K)
     """
     T, N, positions, P = dz.shape
     K = b.shape[2]
-    Y = torch.bmm(dz.permute(1, 0, 3, 2).reshape(N, T * P, positions), b)
+    Y = space.take("tangents", b, N, T * P, K)
+    torch.bmm(dz.permute(1, 0, 3, 2).reshape(N, T * P, positions), b, out=Y)
     if db is not None:
-        second = torch.bmm(delta.transpose(1, 2), db.permute(1, 2, 0, 3).reshape(N, positions, T * K))
+        second = space.take("second", b, N, P, T * K)
+        torch.bmm(delta.transpose(1, 2), db.permute(1, 2, 0, 3).reshape(N, positions, T * K), out=second)
         Y.view(N, T, P, K).add_(second.view(N, P, T, K).transpose(1, 2))
     return Y.view(N * T, P * K)
 
@@ -113,10 +143,11 @@ class _Strips:
         pairs: X of pairs (i, p).  # shape: (pairs, N)
         a: one factor.  # shape: (N, J)
         b: the other.  # shape: (N, K)
+        space: to work in.
     """
 
-    def __init__(self, pairs: Tensor, a: Tensor, b: Tensor) -> None:
-        self._pairs, self._a, self._b = pairs, a, b
+    def __init__(self, pairs: Tensor, a: Tensor, b: Tensor, space: Workspace) -> None:
+        self._pairs, self._a, self._b, self._space = pairs, a, b, space
 
     def cut(self, inputs: int, most: int) -> Iterator[slice]:
         """Cut inputs j into strips."""
@@ -129,13 +160,14 @@ class _Strips:
             yield slice(start, min(start + size, inputs))
 
     def product(self, j: slice, k: slice) -> Tensor:
-        """Sum over samples.  # shape: (pairs, len(j) * len(k))."""
-        a, b = self._a[:, j], self._b[:, k]
-        width = a.shape[1] * b.shape[1]
-        G = self._pairs.new_empty(len(self._pairs), width)
-        for number, panel in enumerate(_panels(len(a), width, a)):
-            Z = (a[panel, :, None] * b[panel, None, :]).view(-1, width)
-            torch.addmm(G, self._pairs[:, panel], Z, beta=min(number, 1), out=G)
+        """Sum over samples, until the next call.  # shape: (pairs, len(j) * len(k))."""
+        a, b = self._a[:, j, None], self._b[:, None, k]
+        J, K = a.shape[1], b.shape[2]
+        G = self._space.take("result", a, len(self._pairs), J * K)
+        for number, panel in enumerate(_panels(len(a), J * K, a)):
+            pairs = self._pairs[:, panel]
+            Z = torch.mul(a[panel], b[panel], out=self._space.take("operand", a, pairs.shape[1], J, K))
+            torch.addmm(G, pairs, Z.view(-1, J * K), beta=min(number, 1), out=G)
         return G
 
 
