@@ -1,7 +1,7 @@
 """Bytes of a chunk of the matrix, as Zarr encodes it.
 
-Zarr writes through an event loop and several copies: two to three times the CPU time of what is done here, by the same
-codecs (README, "Formats and codecs"). Whole chunks pass here; all else of the array is Zarr's.
+Zarr writes through an event loop and several copies, in up to twice the CPU time of what is done here by the same
+codecs (DESIGN.md has the figures). Whole chunks pass here; all else of the array is Zarr's.
 """
 
 from typing import Any, Literal

@@ -88,6 +88,7 @@ class Cluster:
         """
         on_cpu = device_of(self._settings) == "cpu"
         if on_cpu and _starts_here() and _is_plain(self._settings):
+            pickled(problem)  # one that cannot be sent is refused before anything is computed
             return make_plan(problem, self._settings, name)  # on this machine, before Ray is started on it
         for _ in range(MOST_FAILED_STARTS):
             try:
@@ -102,12 +103,12 @@ class Cluster:
         staff, kinds = staff_of(nodes, self._settings), one_of_each_kind(nodes, self._settings)
         room = Share.of(self._settings).room
         staffs = [Staff(staff.workers, min(staff.workers, room(node))) for node in kinds]
+        sent = self._send(problem)
         if on_cpu and [node.id for node in kinds] == [ray.get_runtime_context().get_node_id()]:
             return make_plan(problem, self._settings, name, staffs[0])
         why = f"nodes are busy: {'; '.join(map(str, kinds))}" if kinds else no_room(nodes, self._settings)
         planner: Any = ray.remote(_Planner)
         places: list[Node | None] = [*kinds] or [None]  # where a node comes for it
-        sent = self._send(problem)
         actors = [planner.options(**options_of(self._settings, node)).remote(sent) for node in places]
         try:
             if not _ended([actor.__ray_ready__.remote() for actor in actors], kinds, check, START_SECONDS):

@@ -18,7 +18,7 @@ from ray.util import metrics
 
 from pipeline.devices import device_of, require_device
 from pipeline.driver import Answer, Loss
-from pipeline.errors import WorkerError
+from pipeline.errors import ProblemError, WorkerError
 from pipeline.executors import Work
 from pipeline.manifest import Manifest
 from pipeline.output import Output
@@ -210,7 +210,7 @@ def pickled(problem: Problem) -> bytes:
     try:
         blob: bytes = ray.cloudpickle.dumps(problem)
     except (TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise WorkerError(
+        raise ProblemError(
             f"the problem cannot be sent to Ray workers ({error}): define model and loss so that they can be pickled, "
             "or use executor=serial"
         ) from error

@@ -35,11 +35,12 @@ def prose_loss(model, batch):
 
 JOB = {
     "digits_mlp": ("digits.py:mlp", digits_loss),
+    "digits_cnn": ("digits.py:cnn", digits_loss),
     "char_transformer": ("char_transformer.py:transformer", prose_loss),
 }
 
 
-@pytest.fixture(scope="module", params=JOB)
+@pytest.fixture(scope="module", params=["digits_mlp", pytest.param("char_transformer", marks=pytest.mark.long)])
 def job(request):
     factory, loss = JOB[request.param]
     problem = build_problem(factory, {}, JOBS)
@@ -61,12 +62,14 @@ def test_every_entry(job, dtype, tmp_path):
     assert relative < 1e-5
 
 
-def test_cnn(tmp_path):
-    """In full; some rows, spread over all layers, are compared: each takes double backward a third of a second."""
-    run("digits_cnn", tmp_path / "out", "--set", "dtype=float64")
-    H, problem = open_hessian(str(tmp_path / "out")), build_problem("digits.py:cnn", {}, JOBS)
-    rows = np.linspace(0, problem.layout.size - 1, 40).astype(int)
-    truth = dense_hessian(problem.model, digits_loss, problem.batches[0], only=rows)
+@pytest.mark.parametrize(("name", "some"), [("digits_cnn", 40), ("char_transformer", 200)])
+def test_some_rows(name, some, tmp_path):
+    """The matrix in full; rows spread over all layers are compared: double backward takes minutes for all."""
+    run(name, tmp_path / "out", "--set", "dtype=float64")
+    factory, loss = JOB[name]
+    H, problem = open_hessian(str(tmp_path / "out")), build_problem(factory, {}, JOBS)
+    rows = np.linspace(0, problem.layout.size - 1, some).astype(int)
+    truth = dense_hessian(problem.model, loss, problem.batches[0], only=rows)
     assert np.abs(H[rows, :] - truth).max() < 1e-14 * np.abs(H.to_numpy()).max()
 
 

@@ -5,14 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import zoo
 
-from pipeline import open_hessian
+from pipeline import ProblemError, compute_hessian, open_hessian, ray_executor
 
 JOB = Path(__file__).parents[1] / "jobs" / "digits_mlp.yaml"
 SMALL = ["--set", "problem_args.hidden=12", "--set", "problem_args.steps=5", "--set", "chunk=64", "--set", "workers=2"]
@@ -81,6 +83,14 @@ def test_killed_worker_is_replaced(tmp_path, undisturbed):
     repeated = [receipt for receipt in receipts(output).values() if receipt["attempt"] > 1]
     assert repeated
     assert all(receipt["pid"] != victim for receipt in repeated)
+
+
+def test_a_problem_that_cannot_be_sent_is_refused_before_it_is_planned(monkeypatch):
+    problem = zoo.mlp().problem
+    problem.model.lock = threading.Lock()
+    monkeypatch.setattr(ray_executor, "make_plan", lambda *_: pytest.fail("planned"))
+    with pytest.raises(ProblemError, match="define model and loss so that they can be pickled"):
+        compute_hessian(problem, workers=1)
 
 
 def test_settings_reach_the_workers(undisturbed):
