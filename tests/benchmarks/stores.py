@@ -176,7 +176,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hidden", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--clouds", nargs="*", default=["seaweed", "google", "azure"])
+    parser.add_argument("--clouds", nargs="*", default=["moto", "google", "azure"])
     options = parser.parse_args()
     hessian = compute_hessian(digits.mlp(hidden=options.hidden), executor="serial", chunk=CHUNK, verify=False)
     found = {
