@@ -72,7 +72,7 @@ def test_who_ends_in_trouble_does_not_wait_for_the_store(proxy, url, monkeypatch
     assert time.monotonic() - begun[0] < 10
 
 
-@pytest.mark.parametrize("executor", ["serial", "ray"])
+@pytest.mark.parametrize("executor", ["serial", pytest.param("ray", marks=pytest.mark.long)])
 @pytest.mark.parametrize("fault", REFUSALS)
 def test_what_stays_stops_the_run_at_once(proxy, url, faults, fault, executor):
     known = undisturbed("zarr").on(executor)
