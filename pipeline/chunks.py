@@ -6,7 +6,7 @@ codecs (DESIGN.md has the figures). Whole chunks pass here; all else of the arra
 
 from typing import Any, Literal
 
-import google_crc32c
+import crc32c as crc
 import numpy as np
 import numpy.typing as npt
 from numcodecs import Blosc
@@ -40,14 +40,14 @@ class ChunkCodec:
         self._blosc = None if name == "none" else Blosc(name, _LEVELS[name], Blosc.SHUFFLE)
         self._shape, self._dtype = (chunk, chunk), np.dtype(dtype).newbyteorder("<")
 
-    def encode(self, values: Matrix) -> bytes:
+    def encode(self, values: Matrix) -> tuple[memoryview, bytes]:
         """Give the bytes of a chunk.
 
         Args:
             values: its entries.  # shape: (B, B), less at the ragged end
 
         Returns:
-            The chunk, filled up with NaN, and its CRC-32C.
+            The chunk, filled up with NaN, and its CRC-32C, apart: what is not compressed is not copied.
         """
         values = np.ascontiguousarray(values, self._dtype)
         if values.shape != self._shape:
@@ -55,7 +55,7 @@ class ChunkCodec:
             whole[: values.shape[0], : values.shape[1]] = values
             values = whole
         data: Any = self._blosc.encode(values) if self._blosc else values.reshape(-1).view(np.uint8)
-        return b"".join((data, google_crc32c.value(data).to_bytes(_CRC_BYTES, "little")))
+        return memoryview(data), crc.crc32c(data).to_bytes(_CRC_BYTES, "little")
 
     def decode(self, data: bytes) -> Matrix:
         """Give the entries of a chunk.
@@ -69,8 +69,8 @@ class ChunkCodec:
         Raises:
             ValueError: the bytes do not match their checksum, or are not those of such a chunk.
         """
-        body = np.frombuffer(data, np.uint8)[:-_CRC_BYTES]
-        if crc32c(data) != google_crc32c.value(body):
+        body = memoryview(data)[:-_CRC_BYTES]
+        if ending_checksum(data) != crc.crc32c(body):
             raise ValueError("does not match its checksum")
         try:
             raw = self._blosc.decode(body) if self._blosc else body
@@ -79,6 +79,6 @@ class ChunkCodec:
         return np.frombuffer(raw, self._dtype).reshape(self._shape)
 
 
-def crc32c(data: bytes) -> int:
+def ending_checksum(data: bytes) -> int:
     """Read the checksum that ends a chunk."""
     return int.from_bytes(data[-_CRC_BYTES:], "little")

@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,21 +81,21 @@ class Output:
         """Give the full path of an object."""
         return f"{self._root}/{name}".rstrip("/")
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, *parts: bytes | memoryview) -> None:
         """Write an object whole or not at all.
 
         Args:
             name: relative to the folder.
-            data: its bytes.
+            parts: its bytes, one after the other.
 
         Raises:
             OutputError: it cannot be written.
         """
         with explained(self.url, f"cannot write {name}"):
             if self.is_local:
-                _replace(Path(self.path(name)), data)
+                _replace(Path(self.path(name)), parts)
             else:
-                self._patient(self._fs.pipe_file)(self.path(name), data)
+                self._patient(self._fs.pipe_file)(self.path(name), b"".join(parts))
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a small object if there is none of that name; of many that try at once, one succeeds.
@@ -275,13 +275,14 @@ class _PrivateMemory(MemoryFileSystem):  # type: ignore[misc]
         self.pseudo_dirs = [""]
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _replace(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Write a local file by a temporary one; a killed process leaves at most a `.partial` file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Hidden: pyarrow would count a whole one that was left behind among the files of a Parquet folder.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
     try:
-        partial.write_bytes(data)
+        with partial.open("wb") as file:
+            file.writelines(parts)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

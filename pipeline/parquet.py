@@ -8,7 +8,7 @@ import io
 import math
 from collections.abc import Mapping
 
-import google_crc32c
+import crc32c as crc
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -151,7 +151,7 @@ class ParquetFiles:
         data = self._output.get(name)
         if data is None:
             raise IncompleteError(f"{name} is missing")
-        if google_crc32c.value(data) != crc32c:
+        if crc.crc32c(data) != crc32c:
             raise IncompleteError(f"{name} does not match its checksum")
         try:
             return decode(self._manifest, i, j, data)
@@ -163,7 +163,7 @@ class ParquetFiles:
         key, data = file_key(i, j), encode(self._manifest, i, j, values)
         if self._keep.get(key) != len(data) or self._output.get(self._name(key)) != data:
             self._output.put(self._name(key), data)
-        return StoredObject(key, len(data), google_crc32c.value(data))
+        return StoredObject(key, len(data), crc.crc32c(data))
 
     def _name(self, key: str) -> str:
         return f"{self._folder}/{key}" if self._folder else key

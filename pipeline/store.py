@@ -12,7 +12,7 @@ from zarr.abc.store import Store
 from zarr.errors import ZarrUserWarning
 
 from pipeline.ahead import ahead
-from pipeline.chunks import ChunkCodec, Matrix, crc32c, zarr_codecs
+from pipeline.chunks import ChunkCodec, Matrix, ending_checksum, zarr_codecs
 from pipeline.errors import IncompleteError, OutputError, in_words
 from pipeline.manifest import Manifest
 from pipeline.output import GRADIENT, MATRIX, Output
@@ -160,7 +160,7 @@ class MatrixStore:
         data = self._output.get(f"{MATRIX}/{key}")
         if data is None:
             raise IncompleteError(f"chunk {key} is missing")
-        if expected is not None and (found := _described(key, data)) != expected:
+        if expected is not None and (found := StoredObject(key, len(data), ending_checksum(data))) != expected:
             raise IncompleteError(f"chunk {key} {found.differs_from(expected)}")
         try:
             values = self._codec.decode(data)
@@ -205,13 +205,9 @@ class MatrixStore:
 
     def _put(self, i: int, j: int, values: Matrix) -> StoredObject:
         """Encode and put one object."""
-        key, data = chunk_key(i, j), self._codec.encode(values)
-        self._output.put(f"{MATRIX}/{key}", data)
-        return _described(key, data)
-
-
-def _described(key: str, data: bytes) -> StoredObject:
-    return StoredObject(key, len(data), crc32c(data))
+        key, (body, checksum) = chunk_key(i, j), self._codec.encode(values)
+        self._output.put(f"{MATRIX}/{key}", body, checksum)
+        return StoredObject(key, len(body) + len(checksum), ending_checksum(checksum))
 
 
 def stored_sizes(output: Output) -> dict[str, int]:

@@ -10,8 +10,8 @@ import tracemalloc
 from collections import namedtuple
 from pathlib import Path
 
+import crc32c as crc
 import duckdb
-import google_crc32c
 import numpy as np
 import polars as pl
 import pyarrow.dataset
@@ -281,7 +281,7 @@ def read_as_put(H, data):
     key = NAME.removeprefix("hessian.parquet/")
     others = [c for c in read_receipt(H.output, tile).chunks if c.key.endswith("parquet") and c.key != key]
     H.output.put(NAME, data)
-    record_files(H.output, tile, [*others, StoredObject(key, len(data), google_crc32c.value(data))])
+    record_files(H.output, tile, [*others, StoredObject(key, len(data), crc.crc32c(data))])
     (fault,) = verify_hessian(H.url).faults
     return fault
 

@@ -182,10 +182,10 @@ def test_one_put_per_chunk_and_no_get(monkeypatch, tmp_path):
     puts, gets = [], []
     put, get = Output.put, Output.get
 
-    def counted_put(self, name, data):
+    def counted_put(self, name, *parts):
         if self.url == str(tmp_path):  # planning times a chunk elsewhere
             puts.append(name)
-        put(self, name, data)
+        put(self, name, *parts)
 
     def counted_get(self, name):
         gets.append(name)
@@ -215,19 +215,19 @@ def test_bytes_are_zarrs_own(name, dtype):
     codec = ChunkCodec(name, chunk, dtype)
     for i, j in product(range(3), repeat=2):
         entries = values[i * chunk : (i + 1) * chunk, j * chunk : (j + 1) * chunk]
-        data = codec.encode(entries)
+        data = b"".join(codec.encode(entries))
         assert data == store._store_dict[chunk_key(i, j)].to_bytes()
         np.testing.assert_array_equal(codec.decode(data)[: entries.shape[0], : entries.shape[1]], entries)
 
 
 def test_foreign_bytes_are_refused():
     """Checksums of their own are right."""
-    data = ChunkCodec("lz4", 16, "float64").encode(np.ones((16, 16)))
+    data = b"".join(ChunkCodec("lz4", 16, "float64").encode(np.ones((16, 16))))
     for other in (ChunkCodec("lz4", 8, "float64"), ChunkCodec("none", 16, "float64")):
         with pytest.raises(ValueError, match=r"reshape|multiple"):
             other.decode(data)
     with pytest.raises(ValueError, match="error"):
-        ChunkCodec("zstd", 16, "float64").decode(ChunkCodec("none", 16, "float64").encode(np.ones((16, 16))))
+        ChunkCodec("zstd", 16, "float64").decode(b"".join(ChunkCodec("none", 16, "float64").encode(np.ones((16, 16)))))
     for cut in (data[:-1], data[:3], b""):
         with pytest.raises(ValueError, match=r"checksum|error"):
             ChunkCodec("lz4", 16, "float64").decode(cut)

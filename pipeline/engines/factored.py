@@ -24,6 +24,8 @@ from pipeline.engines.stages import ByPlace, NotFactoredError, Piece, Stage, Sta
 from pipeline.layout import Parameter
 from pipeline.problem import PlacedProblem
 
+# Of units at all positions, pulled back together: what they leave must stay in a CPU's cache, or fill a GPU.
+DIRECTIONS = {"cpu": 32, "cuda": 1024}
 SPARSE = 4  # times fewer inputs than all that depend on a unit: then only these are multiplied
 
 
@@ -35,7 +37,8 @@ class Factored:
 
     Attributes:
         problem: the problem.
-        row_group: units of a layer whose directions are pulled back, and multiplied, together; rows of `Jacrev`.
+        row_group: units of a layer whose directions are pulled back, and multiplied, together, as long as these are few;
+            rows of `Jacrev`.
     """
 
     problem: PlacedProblem
@@ -85,8 +88,10 @@ class Factored:
         deltas, pull_back = stages.deltas(places), stages.pull_back(place, places)
         pieces = [(row, piece) for row in rows for piece in row.pieces()]
         wanted = _units([piece for _, piece in pieces])
-        for start in range(wanted.start, wanted.stop, self.row_group):
-            group = range(start, min(start + self.row_group, wanted.stop))
+        most = DIRECTIONS[self.problem.device.type] // rows[0].positions
+        together = max(1, min(self.row_group, most))  # units
+        for start in range(wanted.start, wanted.stop, together):
+            group = range(start, min(start + together, wanted.stop))
             found = _Derivatives(group, deltas, *pull_back(group))
             for column in cols:
                 if rows[0].positions == column.positions == 1 and not (rows[0].is_embedding or column.is_embedding):

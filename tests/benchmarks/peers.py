@@ -2,14 +2,16 @@
 
     python tests/benchmarks/peers.py [--only REGEX] [--peers REGEX] [--repeats N] [--results FILE]
 
-Same model, data, type (float32) and threads; in turn, several repeats, medians. Ours is what a worker computes of the
-default plan, with the engines that preflight chose, mirrored into a full matrix in memory. Peers get their best
+Same model, data, type (float32) and threads; in turn, several repeats, medians. Ours is what workers compute of the
+default plan, with the engines that preflight chose, mirrored into a full matrix in memory: one worker with all threads,
+or as a run has them, one for each thread in a process of its own, whichever is faster. Peers get their best
 chunk size of those tried. A peer that takes longer than `PATIENCE` has one repeat; the row loop is timed on some rows
 and scaled. Peak memory is what a call adds to the process, on Linux. Results of problems not run now are kept.
 """
 
 import argparse
 import json
+import os
 import platform
 import re
 import resource
@@ -30,6 +32,7 @@ from pipeline import Problem
 from pipeline.factory import build_problem
 from pipeline.output import Output
 from pipeline.planner import make_plan
+from pipeline.probe import torch_threads
 from pipeline.spec import Settings
 from pipeline.store import MatrixStore
 from pipeline.worker import Worker
@@ -81,27 +84,76 @@ PROBLEMS = {
 def planned(problem):
     """A worker with the plan of a run in this process; not timed."""
     plan = make_plan(problem, Settings(executor="serial", dtype="float32"))
+    return plan, worker_of(problem, plan.manifest, plan.at.gradient)
+
+
+def worker_of(problem, manifest, gradient):
     output = Output.private()
-    MatrixStore.create(output, plan.manifest, plan.at.gradient)
-    return plan, Worker(problem, plan.manifest, output)
+    MatrixStore.create(output, manifest, gradient)
+    return Worker(problem, manifest, output)
+
+
+def place(H, tiling, tile, values):
+    rows, cols = tiling.span(tile.rows), tiling.span(tile.cols)
+    H[rows.start : rows.stop, cols.start : cols.stop] = torch.from_numpy(values)
+
+
+def mirrored(H):
+    for start in range(0, len(H), MIRRORED):
+        stop = start + MIRRORED
+        H[stop:, start:stop] = H[start:stop, stop:].T
+        square = H[start:stop, start:stop]
+        square.copy_(square.triu() + square.triu(1).T)
+    return H
 
 
 def ours(plan, worker):
     """All tiles as a worker computes them, put together and mirrored in memory."""
     tiling = plan.tiling
     if len(tiling.tiles()) == 1:
-        H = torch.from_numpy(worker.values(tiling.tiles()[0]))
-    else:
-        H = torch.from_numpy(np.empty((tiling.size, tiling.size), np.float32))
-        for tile in tiling.tiles():
-            rows, cols = tiling.span(tile.rows), tiling.span(tile.cols)
-            H[rows.start : rows.stop, cols.start : cols.stop] = torch.from_numpy(worker.values(tile))
-    for start in range(0, tiling.size, MIRRORED):
-        stop = start + MIRRORED
-        H[stop:, start:stop] = H[start:stop, stop:].T
-        square = H[start:stop, start:stop]
-        square.copy_(square.triu() + square.triu(1).T)
-    return H
+        return mirrored(torch.from_numpy(worker.values(tiling.tiles()[0])))
+    H = torch.from_numpy(np.empty((tiling.size, tiling.size), np.float32))
+    for tile in tiling.tiles():
+        place(H, tiling, tile, worker.values(tile))
+    return mirrored(H)
+
+
+class Crew:
+    """Workers with one thread each, in processes of their own, that compute tiles into shared memory."""
+
+    def __init__(self, name, manifest, gradient, tiles):
+        context, self.tiles, self.added = torch.multiprocessing.get_context("spawn"), tiles, {}
+        self.H = torch.empty(manifest.plan.size, manifest.plan.size).share_memory_()
+        self.tasks, self.done = context.Queue(), context.Queue()
+        given = name, manifest, gradient, self.H, self.tasks, self.done
+        self.members = [context.Process(target=work, args=given) for _ in range(torch.get_num_threads())]
+        for member in self.members:
+            member.start()
+
+    def __call__(self):
+        """The whole matrix."""
+        for tile in self.tiles:
+            self.tasks.put(tile)
+        for _ in self.tiles:
+            member, added = self.done.get(timeout=600)
+            self.added[member] = added
+        return mirrored(self.H)
+
+    def stop(self):
+        for _ in self.members:
+            self.tasks.put(None)
+        for member in self.members:
+            member.join()
+
+
+def work(name, manifest, gradient, H, tasks, done):
+    """A member of a crew: after each tile it tells what its memory has grown by at most."""
+    worker = worker_of(PROBLEMS[name](), manifest, gradient)
+    torch.set_num_threads(1)
+    before = psutil.Process().memory_info().rss
+    for tile in iter(tasks.get, None):
+        place(H, manifest.plan, tile, worker.values(tile))
+        done.put((os.getpid(), peak_rss() - before))
 
 
 def flat_loss(problem):
@@ -222,9 +274,12 @@ def peak_bytes(function, *arguments):
     before = psutil.Process().memory_info().rss
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     found = function(*arguments)
+    return max(peak_rss() - before, 0), found
+
+
+def peak_rss():
     status = Path("/proc/self/status").read_text()
-    peak = 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
-    return max(peak - before, 0), found
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
 def timed(function, *arguments):
@@ -274,29 +329,44 @@ def lower_bound(problem):
     return float(problem.sample_count * (pairs + sum(a * a for a in sizes) / 2))
 
 
-def compare(name, repeats, peers):
-    problem = PROBLEMS[name]()
-    plan = planned(problem)
-    times, truth, peak = [], None, 0
+def our_ways(name, problem, repeats):
+    """Ours in both ways, one after the other: seconds and peak memory of each, and the matrix."""
+    plan, worker = planned(problem)
+    times, peak, truth = [], 0, None
     for _ in range(WARM_UP + repeats):
         truth = None  # so that its memory serves again: peers' results are dropped as well
-        more, (seconds, truth) = peak_bytes(timed, ours, *plan)
+        more, (seconds, truth) = peak_bytes(timed, ours, plan, worker)
         times.append(seconds)
         peak = max(peak, more)
-    mine, bound = statistics.median(times[WARM_UP:]), lower_bound(problem)
+    ways = [{"workers": 1, "seconds": statistics.median(times[WARM_UP:]), "repeats": repeats, "peak_bytes": peak}]
+    with torch_threads(1):
+        plan = make_plan(problem, Settings(executor="serial", dtype="float32"))
+    crew = Crew(name, plan.manifest, plan.at.gradient, plan.dearest_first())
+    try:
+        times = [timed(crew)[0] for _ in range(WARM_UP + repeats)][WARM_UP:]
+    finally:
+        crew.stop()
+    difference = float((crew.H - truth).abs().max() / truth.abs().max())
+    assert difference < 1e-4, difference
+    ways.append({"workers": len(crew.members), "seconds": statistics.median(times), "repeats": repeats,
+                 "peak_bytes": sum(crew.added.values())})  # fmt: skip
+    return ways, truth, plan.manifest.engines
+
+
+def compare(name, repeats, peers):
+    problem = PROBLEMS[name]()
+    ways, truth, engines = our_ways(name, problem, repeats)
+    best, bound = min(ways, key=lambda way: way["seconds"]), lower_bound(problem)
+    mine = best["seconds"]
     row = {
         "problem": name,
         "P": problem.layout.size,
         "samples": problem.sample_count,
-        "engines": sorted(set(plan[0].manifest.engines.values())),
-        "ours": {
-            "seconds": mine,
-            "repeats": repeats,
-            "lower_bound_flops_per_second": bound and bound / mine,
-            "peak_bytes": peak,
-        },
+        "engines": sorted(set(engines.values())),
+        "ours": best | {"lower_bound_flops_per_second": bound and bound / mine},
+        "ours_in_the_other_way": next(way for way in ways if way is not best),
     }
-    print(name, row["ours"], flush=True)
+    print(name, row["ours"], row["ours_in_the_other_way"], flush=True)
     for peer, (function, chunks) in PEERS.items():
         if not re.search(peers, peer):
             continue

@@ -6,7 +6,8 @@ The Hessian of a network trained on real digits is written chunk by chunk as a w
 vector; beside it the same objects are put and got by the same filesystem with as many threads, and the chunks are
 encoded alone. On a disk the measure is bytes of chunks per second, writes until all is on the disk, reads with the
 objects in the system's cache and without. On the servers that stand in for clouds, which are slower than any client, it
-is this process's CPU seconds per GB. Medians of repeats, in turn. Written to `results/stores.json`.
+is this process's CPU seconds per GB. Medians of repeats, in turn; of ratios, of each turn's. Written to
+`results/stores.json`.
 """
 
 import argparse
@@ -61,33 +62,31 @@ class Trial:
     """One store and one codec, ours and raw, in turn."""
 
     def __init__(self, hessian, url, codec):
-        self.url, self.values = url, hessian.to_numpy()
+        self.url, self.size = url, hessian.shape[0]
         self.manifest = hessian.manifest.model_copy(update={"codec": codec, "symmetry": "upper"})
         side = self.manifest.plan.side
         self.keys = [(i, j) for i in range(side) for j in range(i, side)]
-        self.bytes = sum(self.chunk(*key).nbytes for key in self.keys)
+        self.chunks = {(i, j): hessian.store.read_chunk(i, j) for i, j in self.keys}  # each contiguous, as a worker's
+        self.bytes = sum(chunk.nbytes for chunk in self.chunks.values())
         self.raw = Output(f"{url}/raw")
         self.make()
         self.write()
         stored = Output(f"{url}/ours")
         self.objects = {key: stored.get(f"{MATRIX}/{chunk_key(*key)}") for key in self.keys}
 
-    def chunk(self, i, j):
-        return self.values[i * CHUNK : (i + 1) * CHUNK, j * CHUNK : (j + 1) * CHUNK]
-
     def make(self):
         """An empty array: a file that replaces another takes longer."""
         shutil.rmtree(f"{self.url}/ours", ignore_errors=True)
         self.output = Output(f"{self.url}/ours")
-        MatrixStore.create(self.output, self.manifest, np.zeros(len(self.values)))
+        MatrixStore.create(self.output, self.manifest, np.zeros(self.size))
         self.store = MatrixStore(self.output, self.manifest)
         self.codec = ChunkCodec(self.manifest.codec, CHUNK, self.manifest.store_dtype)
 
     def write(self):
-        each(PUTS, lambda key: self.store.write_chunk(*key, self.chunk(*key)), self.keys)
+        each(PUTS, lambda key: self.store.write_chunk(*key, self.chunks[key]), self.keys)
 
     def encode(self):
-        each(PUTS, lambda key: self.codec.encode(self.chunk(*key)), self.keys)
+        each(PUTS, lambda key: self.codec.encode(self.chunks[key]), self.keys)
 
     def put(self):
         """The same objects, encoded before."""
@@ -95,7 +94,7 @@ class Trial:
 
     def multiply(self):
         hessian = Hessian(self.output, self.manifest)
-        hessian @ np.ones(len(self.values), np.float32)
+        hessian @ np.ones(self.size, np.float32)
 
     def get(self):
         fs, root = self.raw._fs, self.raw.path("raw")
@@ -121,8 +120,8 @@ def out_of_cache(folder):
             os.close(handle)
 
 
-def medians(trial, repeats, folder=None):
-    """Median wall and CPU seconds of each, in turn."""
+def in_turn(trial, repeats, folder=None):
+    """Wall and CPU seconds of each, `repeats` times in turn."""
     found = {}
     for _ in range(repeats):
         if folder is not None:
@@ -135,7 +134,18 @@ def medians(trial, repeats, folder=None):
             if folder is not None and name in {"multiply", "get"}:
                 out_of_cache(folder)
                 found.setdefault(f"{name}, not in cache", []).append(timed(getattr(trial, name), False))
-    return {name: [statistics.median(column) for column in zip(*times, strict=True)] for name, times in found.items()}
+    return found
+
+
+def median_rates(found, size, which):
+    """GB per second by wall (0), or CPU seconds per GB (1)."""
+    rates = {name: statistics.median(time[which] for time in times) / size * 1e9 for name, times in found.items()}
+    return {name: round(1 / rate if which == 0 else rate, 3) for name, rate in rates.items()}
+
+
+def ratio(found, ours, raw):
+    """Speed of ours over raw: the median of what each turn gives, so that a disk's moods fall on both."""
+    return round(statistics.median(b[0] / a[0] for a, b in zip(found[ours], found[raw], strict=True)), 3)
 
 
 def on_disk(hessian, repeats):
@@ -145,13 +155,13 @@ def on_disk(hessian, repeats):
             if shutil.disk_usage(folder).free < 8 * hessian.manifest.layout.size**2 * 4:
                 sys.exit(f"too little room in {folder}")
             trial = Trial(hessian, folder, codec)
-            seconds = medians(trial, repeats, folder=folder)
-            speed = {name: round(trial.bytes / 1e9 / wall, 3) for name, (wall, _) in seconds.items()}
+            found = in_turn(trial, repeats, folder=folder)
             stored = sum(map(len, trial.objects.values()))
-            row = {"codec": codec, "stored_of_raw": round(stored / trial.bytes, 4), "GB_per_second": speed}
-            row["write_of_put"] = round(speed["write"] / speed["put"], 3)
+            row = {"codec": codec, "stored_of_raw": round(stored / trial.bytes, 4)}
+            row["GB_per_second"] = median_rates(found, trial.bytes, 0)
+            row["write_of_put"] = ratio(found, "write", "put")
             for suffix in ("", ", not in cache"):
-                row[f"multiply_of_get{suffix}"] = round(speed[f"multiply{suffix}"] / speed[f"get{suffix}"], 3)
+                row[f"multiply_of_get{suffix}"] = ratio(found, f"multiply{suffix}", f"get{suffix}")
             print(row, flush=True)
             rows.append(row)
     return rows
@@ -163,10 +173,10 @@ def on_clouds(hessian, repeats, names):
         with clouds.CLOUDS[name]() as cloud:
             os.environ.update(cloud.environment)
             trial = Trial(hessian, f"{cloud.url}/bench", "lz4")
-            seconds = medians(trial, repeats)
+            found = in_turn(trial, repeats)
             row = {"server": name, "codec": "lz4"}
-            row["cpu_seconds_per_GB"] = {k: round(cpu / trial.bytes * 1e9, 3) for k, (_, cpu) in seconds.items()}
-            row["GB_per_second"] = {k: round(trial.bytes / 1e9 / wall, 3) for k, (wall, _) in seconds.items()}
+            row["cpu_seconds_per_GB"] = median_rates(found, trial.bytes, 1)
+            row["GB_per_second"] = median_rates(found, trial.bytes, 0)
             print(row, flush=True)
             rows.append(row)
     return rows
@@ -174,7 +184,7 @@ def on_clouds(hessian, repeats, names):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hidden", type=int, default=96)
+    parser.add_argument("--hidden", type=int, default=95)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--clouds", nargs="*", default=["moto", "google", "azure"])
     options = parser.parse_args()
