@@ -37,8 +37,8 @@ class Factored:
 
     Attributes:
         problem: the problem.
-        row_group: units of a layer whose directions are pulled back, and multiplied, together, as long as these are few;
-            rows of `Jacrev`.
+        row_group: units of a layer whose directions are pulled back, and multiplied, together; fewer where each has
+            many positions. Rows of `Jacrev`.
     """
 
     problem: PlacedProblem
