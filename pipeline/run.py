@@ -1,71 +1,32 @@
-"""A run: plan, tiles, proof. The same call starts one, goes on with one that was cut off, or finds it finished."""
+"""Ways into a run, from Python and from a job spec; the same call starts one, goes on with it, or finds it finished."""
 
-import json
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.audit import REMEDY, audit, listed_faults
+from pipeline.attempt import Attempt, Outcome
 from pipeline.checkpoint import load_checkpoint
 from pipeline.contexts import unchanged
-from pipeline.devices import device_of, worker_count
-from pipeline.errors import OutputError, SpecError, StoppedError, VerificationError
-from pipeline.executors import Executor, Serial, Work
+from pipeline.devices import worker_count
+from pipeline.errors import OutputError, SpecError
 from pipeline.factory import build_problem
 from pipeline.handle import Hessian
-from pipeline.identity import require_same, require_same_settings, save_weights
 from pipeline.jobplan import JobPlan
-from pipeline.lease import Lease
-from pipeline.manifest import Manifest
 from pipeline.memory import allowed_bytes
-from pipeline.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output
+from pipeline.output import Output
 from pipeline.placement import names_cluster
 from pipeline.planner import make_plan
 from pipeline.problem import Problem
 from pipeline.profiles import Profile
 from pipeline.progress import Reporter
-from pipeline.receipts import begun_tiles, largest_first, missing_tiles, receipt_name
-from pipeline.remote import endpoint_for, explained
+from pipeline.remote import endpoint_for
 from pipeline.spec import JobSpec, Settings, parse
-from pipeline.store import MatrixStore
-from pipeline.tally import Tally
-from pipeline.tiling import Tile
-from pipeline.verify import Verification, check
 
 if TYPE_CHECKING:
     import torch
-
-_OURS = (LEASE, WEIGHTS, GROUP, MATRIX, GRADIENT, RECEIPTS)  # what a run leaves that was cut off before its manifest
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run did.
-
-    Attributes:
-        hessian: the result.
-        computed: tiles computed by this call.
-        tiles: all of them.
-        verification: what the proof found; None when it was switched off, or done before.
-        plan_seconds: of planning.
-        tile_seconds: of computing and writing tiles, workers' start included.
-        verify_seconds: of the proof.
-        lost: tiles that had to be given to another worker, by what became of the first.
-    """
-
-    hessian: Hessian
-    computed: int
-    tiles: int
-    verification: Verification | None
-    plan_seconds: float = 0.0
-    tile_seconds: float = 0.0
-    verify_seconds: float = 0.0
-    lost: Mapping[str, int] = field(default_factory=dict)
 
 
 def compute_hessian(
@@ -223,7 +184,7 @@ def run(
     report = report or Reporter()
     problem = problem.select(settings.params)
     with unchanged(problem.model), _destination(url, settings) as output:
-        outcome = _Run(problem, settings, output, report, name, check=check).outcome()
+        outcome = Attempt(problem, settings, output, report, name, check=check).outcome()
         return outcome if url is not None else _kept_in_memory(outcome, output)
 
 
@@ -255,173 +216,6 @@ def plan(spec: JobSpec, folder: Path, workers: int | None = None, profile: Profi
     if spec.output is not None:
         Output(spec.output, spec.endpoint_url).check_room(made.stored_bytes)
     return made
-
-
-class _Run:
-    """One call of a run."""
-
-    def __init__(
-        self, problem: Problem, settings: Settings, output: Output, report: Reporter, name: str | None, *, check: bool
-    ) -> None:
-        self.problem, self.settings, self.output, self.report, self.name = problem, settings, output, report, name
-        self.check, self.tally = check, Tally()
-        self.lease = Lease(output, self.tally.to_json)
-        self.joined = ExitStack()
-
-    def outcome(self) -> Outcome:
-        """Do it, while no other driver does."""
-        self.output.check_writable()
-        manifest = Manifest.read(self.output)
-        if manifest and not self.check and self._is_finished() and not self._resume(manifest):
-            return self._nothing_to_do(manifest)
-        with self.lease, self.joined:
-            return self._outcome()
-
-    @cached_property
-    def executor(self) -> Executor:
-        """Where to plan and compute; a finished output needs neither, and starts no Ray."""
-        if self.settings.executor == "serial":
-            return Serial(self.settings)
-        from pipeline.ray_executor import Cluster
-
-        return self.joined.enter_context(Cluster(self.settings))
-
-    def _outcome(self) -> Outcome:
-        """Plan or resume, compute what is missing, verify, and mark as finished."""
-        start = time.monotonic()
-        manifest = Manifest.read(self.output)
-        tiles = self._start() if manifest is None else self._resume(manifest)
-        manifest = manifest or Manifest.read(self.output)
-        if manifest is None:
-            raise OutputError(f"output {self.output.url}: the manifest that was just written cannot be read back")
-        total = len(manifest.plan.tiles())
-        if not tiles and self._is_finished():
-            return self._nothing_to_do(manifest)
-        self.output.delete(SUCCESS)
-        planned = time.monotonic()
-        with self._resumable(total):
-            self._compute(manifest, tiles, total)
-            computed = time.monotonic()
-            hessian = Hessian(self.output, manifest)
-            verification = self._verify(hessian) if self.settings.verify else None
-            verified = time.monotonic()
-            self.output.put(SUCCESS, json.dumps({"tiles": total, "verified": verification is not None}).encode())
-        return Outcome(
-            hessian,
-            len(tiles),
-            total,
-            verification,
-            planned - start,
-            computed - planned,
-            verified - computed,
-            dict(self.tally.lost),
-        )
-
-    def _nothing_to_do(self, manifest: Manifest) -> Outcome:
-        self.report.say(f"{self.output.url} is finished already: nothing to do")
-        return Outcome(Hessian(self.output, manifest), 0, len(manifest.plan.tiles()), None)
-
-    def _is_finished(self) -> bool:
-        """Say whether an earlier run went to its end, its proof included where one is asked for."""
-        try:
-            proven = json.loads(self.output.get(VERIFY) or b"")["ok"] is True
-        except (ValueError, LookupError, TypeError):
-            proven = False
-        return self.output.get(SUCCESS) is not None and (proven or not self.settings.verify)
-
-    def _start(self) -> list[Tile]:
-        """Plan, and set the output up; the manifest comes last, so that there is one only of a complete set-up."""
-        foreign = sorted({name.split("/")[0] for name in self.output.sizes()} - set(_OURS))
-        if foreign:
-            raise OutputError(f"output {self.output.url}: holds something else ({foreign[0]}); take an empty place")
-        self.report.say("planning: preflight and probe")
-        made = self.executor.plan(self.problem, self.name, self.lease.check)
-        self.output.check_room(made.stored_bytes)
-        self.report.say(describe(made))
-        save_weights(self.problem, self.output)
-        with explained(self.output.url, "cannot be set up"):
-            MatrixStore.create(self.output, made.manifest, made.at.gradient)
-        made.manifest.write(self.output)
-        return made.dearest_first()
-
-    def _resume(self, manifest: Manifest) -> list[Tile]:
-        """Check that the output is of this problem, and find the tiles that are missing."""
-        require_same_settings(self.settings, self.problem, manifest, self.output)
-        self.problem = require_same(self.problem, manifest, self.output, retrained=self.name is not None)
-        MatrixStore(self.output, manifest)  # refuses an output without one
-        missing = missing_tiles(self.output, manifest)
-        if self.check:
-            damaged = self._damaged(manifest)
-            missing = largest_first(manifest, damaged + [tile for tile in missing if tile not in damaged])
-        if missing or self.output.get(SUCCESS) is None:
-            total = len(manifest.plan.tiles())
-            self.report.say(f"{self.output.url}: {total - len(missing)} of {total} tiles are there, going on")
-        return missing
-
-    def _damaged(self, manifest: Manifest) -> list[Tile]:
-        """Read back what is there, say what is at fault, and give its tiles."""
-        begun = begun_tiles(self.output, manifest)
-        self.report.say(f"reading back {len(begun)} tiles")
-        found = [audited for audited in audit(self.output, manifest, begun) if audited.faults]
-        for line in listed_faults(found):
-            self.report.say(line)
-        for audited in found:  # or else a run that is cut off before it mends them would leave them for finished
-            self.output.delete(receipt_name(audited.tile.id))
-        return [audited.tile for audited in found]
-
-    @contextmanager
-    def _resumable(self, total: int) -> Iterator[None]:
-        """Add to what an output refuses with, in the middle of a run, what is kept and how to go on."""
-        try:
-            yield
-        except OutputError as error:
-            raise StoppedError(
-                f"{error}; stopped with {self.tally.before + self.tally.done} of {total} tiles done, which are kept as "
-                "long as the output is: run the same command again to go on"
-            ) from error
-
-    def _compute(self, manifest: Manifest, tiles: Sequence[Tile], total: int) -> None:
-        """Have the executor compute tiles."""
-        self.tally.begin(total, total - len(tiles))
-        if not tiles:
-            return
-        work = Work(self.problem, manifest, self.output, device_of(self.settings), self.settings.concurrent_puts)
-        with (
-            self.report.tiles(total, total - len(tiles)) as report,
-            closing(self.executor.execute(work, tiles, self.tally, self.lease.check)) as receipts,
-        ):
-            for receipt in receipts:
-                report.advance(receipt.bytes)
-        self.joined.close()  # the proof is this process's own
-
-    def _verify(self, hessian: Hessian) -> Verification:
-        """Prove the result, and keep the proof beside it."""
-        self.report.say("verifying")
-        # Of the files of an earlier export, which this run may have made stale, `hessian verify` speaks.
-        found = check(hessian, self.problem, parquet="parquet" in hessian.manifest.formats)
-        self.output.put(VERIFY, json.dumps(found.to_json(), indent=1).encode())
-        if not found.ok:
-            remedy = f"; {REMEDY}" if found.faults else ""
-            raise VerificationError(f"output {self.output.url}: {found.summary()}{remedy}")
-        return found
-
-
-def describe(made: JobPlan) -> str:
-    """Say a plan in one line."""
-    manifest = made.manifest
-    engines = ", ".join(
-        f"engine {name} (micro-batch {sizes.microbatch}, row group {sizes.row_group})"
-        for name, sizes in sorted(manifest.sizes.items())
-    )
-    left = made.left_out
-    unused = [p.name for p in manifest.layout if not made.at.gradient[p.place].any()]
-    return (
-        f"P = {made.tiling.size:,}, {made.tiling.side} x {made.tiling.side} chunks of {manifest.chunk}, "
-        f"{len(made.tiling.tiles())} tiles, {engines}, {made.workers} workers, "
-        f"predicted {made.makespan_seconds():.1f} s"
-        + (f"; without effect on the loss: {', '.join(unused)}" if unused else "")
-        + (f"; left out: {', '.join(left)}" if left else "")
-    )
 
 
 @contextmanager

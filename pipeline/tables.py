@@ -6,11 +6,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.attempt import Outcome
 from pipeline.jobplan import JobPlan
 from pipeline.memory import BUFFERED_TILES, PROCESS_BYTES, mebibytes
 from pipeline.output import Output
 from pipeline.profiles import Profile, at_hand
-from pipeline.run import Outcome
 from pipeline.simulator import forecast, measured_in
 
 

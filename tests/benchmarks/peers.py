@@ -2,159 +2,33 @@
 
     python tests/benchmarks/peers.py [--only REGEX] [--peers REGEX] [--repeats N] [--results FILE]
 
-Same model, data, type (float32) and threads; in turn, several repeats, medians. Ours is what workers compute of the
-default plan, with the engines that preflight chose, mirrored into a full matrix in memory: one worker with all threads,
-or as a run has them, one for each thread in a process of its own, whichever is faster. Peers get their best
-chunk size of those tried. A peer that takes longer than `PATIENCE` has one repeat; the row loop is timed on some rows
-and scaled. Peak memory is what a call adds to the process, on Linux. Results of problems not run now are kept.
+Same model, data, type (float32) and threads; in turn, several repeats, medians. Ours is the faster of two ways, see
+`ours.py`; it is called a few times before, as peers are while their best chunk size is looked for. A peer that takes
+longer than `PATIENCE` has one repeat; the row loop is timed on some rows and scaled. Peak memory is what a call adds to
+the process, on Linux. Results of problems not run now are kept.
 """
 
 import argparse
 import json
-import os
 import platform
 import re
 import resource
 import statistics
 import time
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
+from ours import PROBLEMS, our_ways, peak_bytes, timed
 from torch import nn
 from torch.func import jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipeline import Problem
-from pipeline.factory import build_problem
-from pipeline.output import Output
-from pipeline.placement import Staff
-from pipeline.planner import make_plan
-from pipeline.probe import torch_threads
-from pipeline.spec import Settings
-from pipeline.store import MatrixStore
-from pipeline.worker import Worker
-
 CHUNKS = (64, 16, 256)  # columns at a time, of peers that take such
-WARM_UP = 3  # calls of ours, until the system has its memory; peers have theirs while chunks are tried
 ROWS = 64  # of the row loop, timed
-MIRRORED = 512  # rows at a time; twice as fast as 1024
 PATIENCE = 20.0  # seconds
-JOBS = Path(__file__).parents[2] / "jobs"
-
-
-def mlp(*widths, samples):
-    """A tanh network, with cross-entropy on random data."""
-    torch.manual_seed(0)
-    layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.Tanh())]
-    data = torch.randn(samples, widths[0]), torch.randint(0, widths[-1], (samples,))
-    return Problem(nn.Sequential(*layers[:-1]), nn.CrossEntropyLoss(), data)
-
-
-def lenet(samples):
-    """LeNet-5 on 28 x 28 images with narrower dense layers, on random data."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 6, 5), nn.Tanh(), nn.AvgPool2d(2),
-        nn.Conv2d(6, 16, 5), nn.Tanh(), nn.AvgPool2d(2),
-        nn.Flatten(), nn.Linear(256, 32), nn.Tanh(), nn.Linear(32, 16), nn.Tanh(), nn.Linear(16, 10),
-    )  # fmt: skip
-    return Problem(model, nn.CrossEntropyLoss(), (torch.randn(samples, 1, 28, 28), torch.randint(0, 10, (samples,))))
-
-
-def transformer(**sizes):
-    """The char transformer of the jobs, briefly trained."""
-    return build_problem("char_transformer.py:transformer", {"steps": 3, **sizes}, JOBS)
-
-
-PROBLEMS = {
-    "mlp 64-64-64-10, N 500": lambda: mlp(64, 64, 64, 10, samples=500),
-    "mlp 64-64-64-10, N 1797": lambda: mlp(64, 64, 64, 10, samples=1797),
-    "mlp 64-128-64-10, N 500": lambda: mlp(64, 128, 64, 10, samples=500),
-    "mlp 64-128-64-10, N 1797": lambda: mlp(64, 128, 64, 10, samples=1797),
-    "mlp 256-64-64-10, N 500": lambda: mlp(256, 64, 64, 10, samples=500),
-    "lenet, N 32": lambda: lenet(32),
-    "char transformer, width 16, N 64": lambda: transformer(),
-    "char transformer, width 32, N 16": lambda: transformer(width=32, samples=16),
-}
-
-
-def planned(problem):
-    """A worker with the plan of a run in this process; not timed."""
-    plan = make_plan(problem, Settings(executor="serial", dtype="float32"))
-    return plan, worker_of(problem, plan.manifest, plan.at.gradient)
-
-
-def worker_of(problem, manifest, gradient):
-    output = Output.private()
-    MatrixStore.create(output, manifest, gradient)
-    return Worker(problem, manifest, output)
-
-
-def place(H, tiling, tile, values):
-    rows, cols = tiling.span(tile.rows), tiling.span(tile.cols)
-    H[rows.start : rows.stop, cols.start : cols.stop] = torch.from_numpy(values)
-
-
-def mirrored(H):
-    for start in range(0, len(H), MIRRORED):
-        stop = start + MIRRORED
-        H[stop:, start:stop] = H[start:stop, stop:].T
-        square = H[start:stop, start:stop]
-        square.copy_(square.triu() + square.triu(1).T)
-    return H
-
-
-def ours(plan, worker):
-    """All tiles as a worker computes them, put together and mirrored in memory."""
-    tiling = plan.tiling
-    if len(tiling.tiles()) == 1:
-        return mirrored(torch.from_numpy(worker.values(tiling.tiles()[0])))
-    H = torch.from_numpy(np.empty((tiling.size, tiling.size), np.float32))
-    for tile in tiling.tiles():
-        place(H, tiling, tile, worker.values(tile))
-    return mirrored(H)
-
-
-class Crew:
-    """Workers with one thread each, in processes of their own, that compute tiles into shared memory."""
-
-    def __init__(self, name, manifest, gradient, tiles):
-        context, self.tiles, self.added = torch.multiprocessing.get_context("spawn"), tiles, {}
-        self.H = torch.empty(manifest.plan.size, manifest.plan.size).share_memory_()
-        self.tasks, self.done = context.Queue(), context.Queue()
-        given = name, manifest, gradient, self.H, self.tasks, self.done
-        self.members = [context.Process(target=work, args=given) for _ in range(torch.get_num_threads())]
-        for member in self.members:
-            member.start()
-
-    def __call__(self):
-        """The whole matrix."""
-        for tile in self.tiles:
-            self.tasks.put(tile)
-        for _ in self.tiles:
-            member, added = self.done.get(timeout=600)
-            self.added[member] = added
-        return mirrored(self.H)
-
-    def stop(self):
-        for _ in self.members:
-            self.tasks.put(None)
-        for member in self.members:
-            member.join()
-
-
-def work(name, manifest, gradient, H, tasks, done):
-    """A member of a crew: after each tile it tells what its memory has grown by at most."""
-    worker = worker_of(PROBLEMS[name](), manifest, gradient)
-    torch.set_num_threads(1)
-    before = psutil.Process().memory_info().rss
-    for tile in iter(tasks.get, None):
-        place(H, manifest.plan, tile, worker.values(tile))
-        done.put((os.getpid(), peak_rss() - before))
 
 
 def flat_loss(problem):
@@ -270,29 +144,6 @@ def limited_memory():
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def peak_bytes(function, *arguments):
-    """Give what a call adds to this process's memory at most, and what it returns."""
-    before = psutil.Process().memory_info().rss
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    found = function(*arguments)
-    return max(peak_rss() - before, 0), found
-
-
-def peak_rss():
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
-
-
-def timed(function, *arguments):
-    """Give seconds and result; a function that measures by itself gives a number, or (result, seconds)."""
-    start = time.perf_counter()
-    found = function(*arguments)
-    seconds = time.perf_counter() - start
-    if isinstance(found, float):
-        return found, None
-    return (found[1], found[0]) if isinstance(found, tuple) else (seconds, found)
-
-
 def peak_flops():
     """The matrix product at its best: FLOP/s."""
     a = torch.randn(2048, 2048)
@@ -328,31 +179,6 @@ def lower_bound(problem):
     sizes = [sum(p.numel() for p in m.parameters()) for m in problem.model if isinstance(m, nn.Linear)]
     pairs = sum(2 * a * b for k, a in enumerate(sizes) for b in sizes[k + 1 :])
     return float(problem.sample_count * (pairs + sum(a * a for a in sizes) / 2))
-
-
-def our_ways(name, problem, repeats):
-    """Ours in both ways, one after the other: seconds and peak memory of each, and the matrix."""
-    plan, worker = planned(problem)
-    times, peak, truth = [], 0, None
-    for _ in range(WARM_UP + repeats):
-        truth = None  # so that its memory serves again: peers' results are dropped as well
-        more, (seconds, truth) = peak_bytes(timed, ours, plan, worker)
-        times.append(seconds)
-        peak = max(peak, more)
-    ways = [{"workers": 1, "seconds": statistics.median(times[WARM_UP:]), "repeats": repeats, "peak_bytes": peak}]
-    count = torch.get_num_threads()
-    with torch_threads(1):
-        plan = make_plan(problem, Settings(workers=count, dtype="float32"), staff=Staff(count, count))
-    crew = Crew(name, plan.manifest, plan.at.gradient, plan.dearest_first())
-    try:
-        times = [timed(crew)[0] for _ in range(WARM_UP + repeats)][WARM_UP:]
-    finally:
-        crew.stop()
-    difference = float((crew.H - truth).abs().max() / truth.abs().max())
-    assert difference < 1e-4, difference
-    ways.append({"workers": len(crew.members), "seconds": statistics.median(times), "repeats": repeats,
-                 "peak_bytes": sum(crew.added.values())})  # fmt: skip
-    return ways, truth, plan.manifest.engines
 
 
 def compare(name, repeats, peers):

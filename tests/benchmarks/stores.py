@@ -137,10 +137,12 @@ def in_turn(trial, repeats, folder=None):
     return found
 
 
-def median_rates(found, size, which):
-    """GB per second by wall (0), or CPU seconds per GB (1)."""
-    rates = {name: statistics.median(time[which] for time in times) / size * 1e9 for name, times in found.items()}
-    return {name: round(1 / rate if which == 0 else rate, 3) for name, rate in rates.items()}
+def gigabytes_per_second(found, size):
+    return {k: round(size / 1e9 / statistics.median(wall for wall, _ in times), 3) for k, times in found.items()}
+
+
+def cpu_seconds_per_gigabyte(found, size):
+    return {k: round(statistics.median(cpu for _, cpu in times) / size * 1e9, 3) for k, times in found.items()}
 
 
 def ratio(found, ours, raw):
@@ -158,7 +160,7 @@ def on_disk(hessian, repeats):
             found = in_turn(trial, repeats, folder=folder)
             stored = sum(map(len, trial.objects.values()))
             row = {"codec": codec, "stored_of_raw": round(stored / trial.bytes, 4)}
-            row["GB_per_second"] = median_rates(found, trial.bytes, 0)
+            row["GB_per_second"] = gigabytes_per_second(found, trial.bytes)
             row["write_of_put"] = ratio(found, "write", "put")
             for suffix in ("", ", not in cache"):
                 row[f"multiply_of_get{suffix}"] = ratio(found, f"multiply{suffix}", f"get{suffix}")
@@ -175,8 +177,8 @@ def on_clouds(hessian, repeats, names):
             trial = Trial(hessian, f"{cloud.url}/bench", "lz4")
             found = in_turn(trial, repeats)
             row = {"server": name, "codec": "lz4"}
-            row["cpu_seconds_per_GB"] = median_rates(found, trial.bytes, 1)
-            row["GB_per_second"] = median_rates(found, trial.bytes, 0)
+            row["cpu_seconds_per_GB"] = cpu_seconds_per_gigabyte(found, trial.bytes)
+            row["GB_per_second"] = gigabytes_per_second(found, trial.bytes)
             print(row, flush=True)
             rows.append(row)
     return rows

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from ours import worker_of
 
 from pipeline.factory import build_problem
 from pipeline.output import MATRIX, Output
@@ -23,8 +24,6 @@ from pipeline.planner import make_plan
 from pipeline.receipts import read_receipt
 from pipeline.run import run
 from pipeline.spec import Settings
-from pipeline.store import MatrixStore
-from pipeline.worker import Worker
 
 JOBS = Path(__file__).parents[2] / "jobs"
 ROOM_BYTES = 8 * 2**30
@@ -42,9 +41,7 @@ def run_seconds(problem, folder, settings):
 
 def computing_seconds(problem, settings):
     plan = make_plan(problem, settings)
-    output = Output.private()
-    MatrixStore.create(output, plan.manifest, plan.at.gradient)
-    worker = Worker(problem, plan.manifest, output)
+    worker = worker_of(problem, plan.manifest, plan.at.gradient)
     start = time.perf_counter()
     for tile in plan.dearest_first():
         worker.values(tile)

@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import zoo
 
+from pipeline.attempt import Outcome
 from pipeline.manifest import Manifest
 from pipeline.output import SUCCESS, VERIFY, Output
 from pipeline.progress import Reporter
 from pipeline.receipts import read_receipt
-from pipeline.run import Outcome, run
+from pipeline.run import run
 from pipeline.spec import Settings
 
 # Sizes are given, so that every plan is the same; P = 59.
