@@ -4,11 +4,13 @@ Ours is what workers compute of the default plan, with the engines that prefligh
 memory: one worker with all threads, or as a run has them, one for each thread in a process of its own.
 """
 
+import multiprocessing
 import os
 import statistics
 import time
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import psutil
@@ -132,8 +134,15 @@ class Crew:
             member.join()
 
 
+def end_with_parent():
+    """Leave no process behind a benchmark that is killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def work(name, manifest, gradient, H, tasks, done):
     """A member of a crew: after each tile it tells what its memory has grown by at most."""
+    Thread(target=end_with_parent, daemon=True).start()
     worker = worker_of(PROBLEMS[name](), manifest, gradient)
     torch.set_num_threads(1)
     before = psutil.Process().memory_info().rss
