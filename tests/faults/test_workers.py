@@ -4,8 +4,10 @@ import json
 import logging
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from functools import cache
+from typing import Any
 
 import numpy as np
 import psutil
@@ -285,20 +287,26 @@ def test_a_late_writer_changes_nothing(nodes, tmp_path, survived):
 
 def test_metrics_of_the_cluster(nodes, tmp_path):
     """As Ray gives them to Prometheus."""
-    import urllib.request
-
     nodes.at_least(1)
     problem, orders = trouble.problem(tmp_path / "orders")
     computed(problem, tmp_path / "out", At(3, lambda: orders.give("fail")), workers=1)
-    ports = {node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]}
     wanted = {"hessian_tiles", "hessian_bytes", "hessian_tile_seconds", "hessian_retries", "hessian_queue_depth"}
     end = time.monotonic() + 60
     missing = wanted
     while missing and time.monotonic() < end:
-        pages = [urllib.request.urlopen(f"http://127.0.0.1:{port}").read().decode() for port in ports]
+        pages = [_metrics(node) for node in ray.nodes() if node["Alive"]]
         missing = {name for name in wanted if not any(f"ray_{name}" in page for page in pages)}
         time.sleep(1)
     assert not missing
+
+
+def _metrics(node: dict[str, Any]) -> str:
+    """Read a node's page; one that has only just come up may not answer yet, and one that just died no more."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}", timeout=10) as page:
+            return page.read().decode()
+    except OSError:
+        return ""
 
 
 def test_receipts_say_where_and_when(nodes, tmp_path):
