@@ -17,7 +17,10 @@ from pipeline.tally import Tally
 from pipeline.tiling import Tile
 
 IN_FLIGHT = 2  # calls per worker: one running, one waiting, so that it never waits for the driver
-MOST_FAILED_STARTS = 3  # of workers, in a row
+TAIL = 4  # tiles left for each worker, from where on they have one call each: it goes to whoever is done first
+MOST_FAILED_STARTS = 3  # of workers, in a row; then none is started for a while, or the run given up
+MANY_FAILED = 1 / 4  # of all workers, in a row, before any is up: not one bad node among good ones
+PAUSE_SECONDS = 60  # between starts, where a node's fail
 MOST_SET_ASIDE = 20  # tiles; more than that is not the tiles' fault
 START_SECONDS = 1200  # without any worker: a cluster may have to add a machine, which installs torch first
 TICK_SECONDS = 0.5
@@ -128,7 +131,7 @@ class Driver:
         self._seconds: deque[float] = deque(maxlen=MEDIAN_OF)
         self._failed_starts = self._up = 0
         self._staff_changed = True
-        self._looked = self._staffed = pool.now()
+        self._looked = self._staffed = self._paused_until = pool.now()
 
     def receipts(self) -> Iterator[Receipt]:
         """Keep workers up and fed until no tile is left.
@@ -165,8 +168,9 @@ class Driver:
         member.calls.popleft()
         member.since = self._pool.now()
         member.node = answer.node or member.node
-        self._up += not member.started
-        member.started, self._failed_starts = True, 0
+        if not member.started:
+            member.started, self._failed_starts = True, 0
+            self._up += 1
         for receipt in answer.receipts:
             del member.owed[receipt.tile]
             self._seconds.append(receipt.compute_seconds + receipt.write_seconds)
@@ -187,8 +191,8 @@ class Driver:
             self._release(member)
 
     def _most_calls(self) -> int:
-        """Give the calls that a worker may have: one each at the tail, and one is left for each that still starts."""
-        return IN_FLIGHT if len(self._queue) > len(self._members) else 1
+        """Give the calls that a worker may have."""
+        return IN_FLIGHT if len(self._queue) > TAIL * len(self._members) else 1
 
     def _call(self, member: _Member, tile: Tile | None) -> None:
         if not member.calls:
@@ -209,6 +213,8 @@ class Driver:
         pending = [member for member in staying if not member.started]
         for member in pending[len(self._queue) :]:
             self._release(member)
+        if self._members and self._pool.now() < self._paused_until:
+            return
         for _ in range(min(self._workers - len(staying), len(self._queue) - len(pending))):
             number = self._pool.start()
             self._members[number] = _Member(number, self._pool.now(), calls=deque([None]))
@@ -275,9 +281,13 @@ class Driver:
             self._report_failures()
 
     def _count_failed_start(self, text: str) -> None:
+        """Pause starts where too many fail; give up where none is up, and none or too few may still come up."""
         self._failed_starts += 1
-        if self._failed_starts >= MOST_FAILED_STARTS:
-            raise WorkerError(f"{MOST_FAILED_STARTS} workers in a row did not start: {text}")
+        if self._failed_starts < MOST_FAILED_STARTS:
+            return
+        if not self._up and (not self._members or self._failed_starts >= MANY_FAILED * self._workers):
+            raise WorkerError(f"{self._failed_starts} workers in a row did not start: {text}")
+        self._paused_until = self._pool.now() + PAUSE_SECONDS
 
     def _report_failures(self) -> None:
         """Name the tiles that were set aside."""

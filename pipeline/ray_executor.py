@@ -9,11 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    NodeDiedError,
-    RayError,
-    RayTaskError,
-)
+from ray.exceptions import NodeDiedError, RayError, RayTaskError
 from ray.experimental.internal_kv import _internal_kv_get
 
 from pipeline.devices import device_of, require_device, worker_count
@@ -21,15 +17,7 @@ from pipeline.driver import LOOK_SECONDS, MOST_FAILED_STARTS, START_SECONDS, Dri
 from pipeline.errors import SpecError, WorkerError
 from pipeline.executors import Work
 from pipeline.jobplan import JobPlan, common_plan
-from pipeline.placement import (
-    Node,
-    Share,
-    Staff,
-    names_cluster,
-    no_room,
-    one_of_each_kind,
-    staff_of,
-)
+from pipeline.placement import Node, Share, Staff, names_cluster, no_room, one_of_each_kind, staff_of
 from pipeline.planner import make_plan
 from pipeline.problem import Problem
 from pipeline.ray_pool import Metrics, Pool, in_short, options_of, pickled, set_up
@@ -136,7 +124,7 @@ class Cluster:
             A receipt for each tile, once it is written, in the order they finish.
 
         Raises:
-            SpecError: no node can have a worker.
+            SpecError: no node can have a worker, or the output is another place on one.
             WorkerError: actors cannot be started.
             TileError: tiles failed too often.
             HessianError: what a worker raised that no second attempt would mend.

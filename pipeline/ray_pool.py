@@ -4,6 +4,7 @@ The driver owns queue, attempts and actors; an actor owns nothing, and is never 
 """
 
 import itertools
+import platform
 import sys
 import sysconfig
 import time
@@ -18,7 +19,7 @@ from ray.util import metrics
 
 from pipeline.devices import device_of, require_device
 from pipeline.driver import Answer, Loss
-from pipeline.errors import ProblemError, WorkerError
+from pipeline.errors import ProblemError, SpecError, WorkerError
 from pipeline.executors import Work
 from pipeline.manifest import Manifest
 from pipeline.output import Output
@@ -42,6 +43,7 @@ class Actor:
     def start(self) -> str:
         """Make the worker, on the thread that is going to compute; gives the node."""
         device = set_up(self._settings)
+        _require_same_place(self._output, self._manifest)
         problem, self._problem = ray.cloudpickle.loads(self._problem), b""  # held once, not twice
         self._worker = Worker(problem, self._manifest, self._output, device, self._settings.concurrent_puts)
         node: str = ray.get_runtime_context().get_node_id()
@@ -188,6 +190,16 @@ def set_up(settings: Settings) -> str:
     if device == "cuda":
         torch.cuda.set_per_process_memory_fraction(1 / workers_on_gpu(settings.gpus_per_worker))
     return device
+
+
+def _require_same_place(output: Output, manifest: Manifest) -> None:
+    """Refuse a folder that is another one on this node: its tiles would be missing where the run began."""
+    found = Manifest.read(output)
+    if found is None or found.digest != manifest.digest:
+        raise SpecError(
+            f"output {output.url}: is not the same place on node {platform.node()}, where the run's manifest is not "
+            "in it: take a bucket, or a folder that all nodes share"
+        )
 
 
 def options_of(settings: Settings, node: Node | None = None) -> dict[str, Any]:

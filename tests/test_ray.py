@@ -12,9 +12,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 import zoo
 
-from pipeline import ProblemError, compute_hessian, open_hessian, ray_executor
+from pipeline import ProblemError, SpecError, compute_hessian, open_hessian, ray_executor
+from pipeline.output import Output
+from pipeline.ray_pool import Actor
+from pipeline.spec import Settings
 
 JOB = Path(__file__).parents[1] / "jobs" / "digits_mlp.yaml"
 SMALL = ["--set", "problem_args.hidden=12", "--set", "problem_args.steps=5", "--set", "chunk=64", "--set", "workers=2"]
@@ -91,6 +95,16 @@ def test_a_problem_that_cannot_be_sent_is_refused_before_it_is_planned(monkeypat
     monkeypatch.setattr(ray_executor, "make_plan", lambda *_: pytest.fail("planned"))
     with pytest.raises(ProblemError, match="define model and loss so that they can be pickled"):
         compute_hessian(problem, workers=1)
+
+
+def test_a_folder_that_is_another_one_on_the_worker_s_node(tmp_path, undisturbed):
+    settings = Settings(cpus_per_worker=torch.get_num_threads())
+    manifest, elsewhere = undisturbed.manifest, Output(str(tmp_path))
+    for other in (None, manifest.model_copy(update={"chunk": 2 * manifest.chunk})):
+        if other:
+            other.write(elsewhere)
+        with pytest.raises(SpecError, match=r"not the same place on node .*, or a folder that all nodes share"):
+            Actor(b"", manifest, elsewhere, settings).start()
 
 
 def test_settings_reach_the_workers(undisturbed):

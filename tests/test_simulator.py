@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import SpecError, TileError
+from pipeline import SpecError, TileError, WorkerError
 from pipeline.cli import cli
-from pipeline.driver import Driver
+from pipeline.driver import PAUSE_SECONDS, Driver, Loss
 from pipeline.probe import work
 from pipeline.profiles import PROFILES, TileCost, at_hand, find_profile
 from pipeline.simulator import simulate
@@ -96,6 +96,39 @@ def test_a_tile_that_always_kills_is_set_aside():
     known = costs(20)
     with pytest.raises(TileError, match="failed each time"):
         simulate(known | {next(iter(known)): TileSeconds(1e6, 0.0, 0)}, 4, replace(TROUBLE, deaths=100.0))
+
+
+class BadNodes(VirtualPool):
+    """On the first nodes no worker comes up: each fails after a second, long before others are up."""
+
+    def __init__(self, known, around, bad):
+        super().__init__(known, around)
+        self._bad, self.failed = bad, 0
+
+    def start(self):
+        number = super().start()
+        node = self._workers[number].node.name
+        if node in list(self._nodes)[: self._bad]:
+            self.failed += 1
+            self._at(self.now() + 1.0, number, lambda: self._lose(number, Loss.DIED))
+        return number
+
+
+def test_a_node_on_which_no_worker_starts():
+    """The others go on without it, and try it again now and then, not all the time."""
+    known, around = costs(600), Circumstances(start_seconds=20.0, workers_per_node=8)
+    pool = BadNodes(known, around, bad=1)
+    receipts = list(Driver(pool, list(known), 64, Tally()).receipts())
+    assert len(receipts) == len(known)
+    assert pool.now() > 2 * PAUSE_SECONDS
+    assert 16 <= pool.failed <= 8 * (2 + pool.now() / PAUSE_SECONDS)
+
+
+@pytest.mark.parametrize(("workers", "failures"), [(1, 3), (2, 3), (64, 16)])
+def test_no_worker_starts_anywhere(workers, failures):
+    pool = BadNodes(costs(600), Circumstances(start_seconds=20.0, workers_per_node=8), bad=1000)
+    with pytest.raises(WorkerError, match=f"^{failures} workers in a row did not start"):
+        list(Driver(pool, list(costs(600)), workers, Tally()).receipts())
 
 
 def test_many_workers_cost_the_driver_little():

@@ -144,11 +144,12 @@ class RayHosts:
         for name in self.names:
             self.join(name)
 
-    def join(self, name: str) -> None:
-        """Start a worker's node, in place of the one that was there."""
+    def join(self, name: str, own: Path | None = None) -> None:
+        """Start a worker's node, in place of the one that was there; a folder may be one that only it has."""
         if name in self._nodes:
             end(self._nodes[name])
-        self._nodes[name] = self._start(name, f"--address={self.address}", "--num-cpus=1")
+        mounted = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(own)] if own else []
+        self._nodes[name] = self._start(name, f"--address={self.address}", "--num-cpus=1", within=mounted)
 
     def hessian(self, *arguments: str) -> list[str]:
         """Give the command line of a command of ours, on the head; `address` is where Ray is."""
@@ -164,10 +165,10 @@ class RayHosts:
         found = self.hosts.run("head", *self._environment, sys.executable, "-c", program, str(folder), url, *names)
         assert found.returncode == 0, found.stderr
 
-    def _start(self, name: str, *options: str) -> psutil.Popen:
+    def _start(self, name: str, *options: str, within: Sequence[str] = ()) -> psutil.Popen:
         """Start a node, one at a time: many at once on few cores are not up in the time that Ray gives them."""
         address, log = f"--node-ip-address={self.hosts.addresses[name]}", self._folder / f"{name}.log"
-        words = (*self._environment, *RAY, address, f"--object-store-memory={STORE_BYTES}", *options)
+        words = (*within, *self._environment, *RAY, address, f"--object-store-memory={STORE_BYTES}", *options)
         for _ in range(STARTS):
             process = self.hosts.start(name, *words, log=log)
             while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:

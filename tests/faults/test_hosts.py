@@ -99,6 +99,22 @@ def test_three_nodes(hosts, known, tmp_path):
     np.testing.assert_array_equal(matrix, known.to_numpy())
 
 
+def test_a_folder_that_each_host_has_for_itself(hosts, tmp_path):
+    """Refused by the first worker, before anything is computed."""
+    (folder := tmp_path / "out").mkdir()
+    for name in hosts.names:
+        hosts.join(name, own=folder)
+    sets = {"problem_args.orders": tmp_path / "orders", "address": hosts.address}
+    words = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
+    command = hosts.hessian("run", str(JOB), "--output", str(folder), *words)
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    for name in hosts.names:
+        hosts.join(name)
+    assert found.returncode == 2, found.stderr
+    assert "is not the same place on node" in found.stderr
+    assert not list(folder.glob("receipts/*"))
+
+
 def test_a_silent_partition(hosts, known, tmp_path, faults):
     """Packets of a node vanish: nobody is told, and calls to it stay open."""
     with Run(hosts, known, tmp_path, "partition") as cut:
