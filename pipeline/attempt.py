@@ -16,7 +16,7 @@ from pipeline.identity import require_same, require_same_settings, save_weights
 from pipeline.jobplan import JobPlan
 from pipeline.lease import Lease
 from pipeline.manifest import Manifest
-from pipeline.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output
+from pipeline.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output, is_proof
 from pipeline.problem import Problem
 from pipeline.progress import Reporter
 from pipeline.receipts import begun_tiles, largest_first, missing_tiles, receipt_name
@@ -104,7 +104,8 @@ class Attempt:
         total = len(manifest.plan.tiles())
         if not tiles and self._is_finished():
             return self._nothing_to_do(manifest)
-        self.output.delete(SUCCESS)
+        for word in (SUCCESS, VERIFY):  # of what was there before
+            self.output.delete(word)
         planned = time.monotonic()
         with self._resumable(total):
             self._compute(manifest, tiles, total)
@@ -130,11 +131,9 @@ class Attempt:
 
     def _is_finished(self) -> bool:
         """Say whether an earlier run went to its end, its proof included where one is asked for."""
-        try:
-            proven = json.loads(self.output.get(VERIFY) or b"")["ok"] is True
-        except (ValueError, LookupError, TypeError):
-            proven = False
-        return self.output.get(SUCCESS) is not None and (proven or not self.settings.verify)
+        if self.output.get(SUCCESS) is None:
+            return False
+        return not self.settings.verify or is_proof(self.output.get(VERIFY))
 
     def _start(self) -> list[Tile]:
         """Plan, and set the output up; the manifest comes last, so that there is one only of a complete set-up."""

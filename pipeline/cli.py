@@ -50,17 +50,19 @@ def plan_command(
 
     if device is not None and receipts is not None:
         raise click.UsageError("--receipts say how fast their workers are: leave out --profile")
+    from pipeline.output import open_readable
     from pipeline.profiles import find_profile
     from pipeline.run import plan
     from pipeline.spec import load_job
 
-    profile = find_profile(device) if device else None
-    made = plan(load_job(job, overrides), job.parent, workers, profile)
+    profile, spec = find_profile(device) if device else None, load_job(job, overrides)
+    measured = open_readable(receipts, spec.output or receipts, spec.endpoint_url) if receipts else None
+    made = plan(spec, job.parent, workers, profile)
     if preflight:
         show_preflight(made)
     show_plan(made)
-    if workers or profile or receipts:
-        show_forecast(made, profile, receipts)
+    if workers or profile or measured:
+        show_forecast(made, profile, measured)
 
 
 @cli.command("run")
@@ -94,6 +96,8 @@ def verify_command(
     """Check the finished Hessian at URL."""
     if chunks and job is not None:
         raise click.UsageError("--chunks reads back alone: leave out --job, or --chunks")
+    if overrides and job is None:
+        raise click.UsageError("--set replaces keys of a job spec: give --job")
     if chunks:
         _verify_chunks(url, endpoint_url)
         return
@@ -157,7 +161,13 @@ def status_command(url: str, endpoint_url: str | None) -> None:
 @click.option("--metadata-url", metavar="URL", help="Its metadata service, where it is not the cloud's own.")
 @click.option("--address", help="The Ray cluster; the one that is running here when not given.")
 @click.option("--node-id", help="The node; this machine's when not given.")
-@click.option("--interval", default=5.0, show_default=True, help="Seconds between questions.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Seconds between questions.",
+)
 def drain_command(
     cloud: str, metadata_url: str | None, address: str | None, node_id: str | None, interval: float
 ) -> None:
@@ -228,6 +238,9 @@ def main() -> None:
     """Run the command; errors of ours become one line and an exit status."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            # For the default one asyncio has another: the first Ctrl-C would wait for whatever does not await.
+            signal.signal(signal.SIGINT, _interrupt)
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
@@ -243,6 +256,10 @@ def main() -> None:
 
 def _terminate(*_: object) -> None:
     raise Terminated
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _say(text: str) -> None:

@@ -25,7 +25,6 @@ from pipeline.reference import gradient_sum, require_finite
 from pipeline.samples import two_parts
 
 PASSES = 5  # of the loss: a random branch may be rare
-PART_SAMPLES = 1024  # at a time, in the pass over all data that checks sums and weights
 LOSS_TOLERANCE = 1e-9  # relative, in float64
 
 
@@ -112,22 +111,49 @@ def _numbers_at(placed: PlacedProblem, batch: Batch) -> tuple[float, float]:
         return _numbers(placed.problem, batch)
 
 
-def check_separable(all_data: PlacedProblem, few: PlacedProblem) -> None:
+def check_separable(all_data: PlacedProblem, few: PlacedProblem, microbatch: int) -> None:
     """Compare the losses of batches with those of their parts: over all data two uneven ones, for a few every sample.
 
     Args:
         all_data: the problem in float64.
         few: the same on a few samples.
+        microbatch: samples at a time, of all data.
 
     Raises:
         ProblemError: a loss is not the sum, or mean, of its parts' losses.
     """
     with torch.enable_grad(), all_data.own_parameters():  # a loss may differentiate by itself
-        for batch in all_data.batches(PART_SAMPLES):
+        for batch in all_data.batches(microbatch):
             _compare(all_data, batch, two_parts(batch))
     with torch.enable_grad(), few.own_parameters():
         for batch in few.batches(None):
             _compare(few, batch, [take(batch, slice(k, k + 1)) for k in range(sample_count(batch))])
+
+
+def check_reduction(placed: PlacedProblem, microbatch: int) -> None:
+    """Compare what a loss of torch adds up to here with what torch makes of it, on all data.
+
+    Args:
+        placed: the problem in float64.
+        microbatch: samples at a time.
+
+    Raises:
+        ProblemError: it is reduced in a way that is not known here.
+    """
+    problem, given = placed.problem, placed.problem.as_given()
+    if given is None:
+        return
+    with torch.enable_grad(), placed.own_parameters():
+        for batch in placed.batches(microbatch):
+            total, weight = _numbers(problem, batch)
+            here = total / weight if problem.reduction == "mean" and weight else total
+            there, _ = _numbers(given, batch)
+            if abs(here - there) > LOSS_TOLERANCE * max(abs(here), abs(there)):
+                raise ProblemError(
+                    f"loss: {here:.9g} is the {problem.reduction} of its terms over {sample_count(batch)} samples, torch "
+                    f"gives {there:.9g}: how it is reduced is not known here. Pass a callable (output, target) that "
+                    "returns (sum, weight)"
+                )
 
 
 def _compare(placed: PlacedProblem, batch: Batch, parts: Sequence[Batch]) -> None:

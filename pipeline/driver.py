@@ -100,6 +100,10 @@ class _Member:
     calls: deque[Tile | None] = field(default_factory=deque)
     owed: dict[str, Tile] = field(default_factory=dict)  # given to it, without a receipt yet
 
+    def may_be_beside(self, other: "_Member") -> bool:
+        """Say whether another that is up is on this one's node, which is not known before it is up itself."""
+        return other.started and self.node in {None, other.node}
+
 
 class Driver:
     """Has a pool compute tiles, whatever happens to its workers.
@@ -259,7 +263,7 @@ class Driver:
         self._release(member)
         text = f"{type(error).__name__}: {error}"
         self._tally.worker_lost(loss, member.node, list(member.owed), text)
-        crowded = loss is Loss.MEMORY and any(other.node == member.node for other in self._members.values())
+        crowded = loss is Loss.MEMORY and any(map(member.may_be_beside, self._members.values()))
         if crowded:
             self._workers = max(self._workers - 1, 1)  # those that are left have more of it
         elif not member.started and loss not in NOT_ITS_OWN:

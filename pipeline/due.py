@@ -193,15 +193,16 @@ class _Due:
         return begun[0] if begun else f"{stem}-{digits}"
 
     def _thin_out(self) -> None:
-        """Remove the outputs that are not among the last; their rows stay."""
+        """Remove the outputs that are not among the last; their rows stay, and are put first without them."""
         if self._schedule.keep is None:
             return
         earlier = {row.sha256[:_DIGITS]: row for row in self._sweep.in_order()[: -self._schedule.keep]}
+        if named := [row for row in earlier.values() if row.output is not None]:
+            self._sweep.rows |= {row.sha256: replace(row, output=None) for row in named}
+            self._sweep.write(self._output)
         for name in self._output.folders() if earlier else ():
-            row = earlier.get(name.rpartition("-")[2])
-            if row is not None:
+            if name.rpartition("-")[2] in earlier:
                 Output(f"{self._output.url}/{name}", self._job.endpoint_url).remove()
-                self._sweep.rows[row.sha256] = replace(row, output=None)
                 self._counts["removed"] += 1
 
     def _fail(self, url: str, error: Exception) -> None:

@@ -84,6 +84,8 @@ class JobPlan:
         seconds, flops = math.prod(self.tiling.shape(tile)) * self.finishing.entry_seconds, 0.0
         before = None
         for p, rows in self.manifest.layout.segments(self.tiling.span(tile.rows)):
+            if cols.stop <= rows.start:  # all below the diagonal: rows that the tile has for other ones' sake
+                continue
             engine, cost = self._engines[p.name], self.costs[p.name]
             amount = work(engine, rows, cols, p.span if p.name in self.symmetric else range(0))
             flops += amount * samples * cost.flops_per_work

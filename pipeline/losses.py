@@ -24,7 +24,7 @@ SumAndWeight = tuple[Tensor, Tensor]
 Terms = Callable[[Any, Any, Batch], SumAndWeight]  # (output, target, batch) -> (sum, weight)
 
 
-def as_terms(loss: Callable[..., Any], reduction: Reduction | None) -> tuple[Terms, Reduction]:
+def as_terms(loss: Callable[..., Any], reduction: Reduction | None) -> tuple[Terms, Terms | None, Reduction]:
     """Turn a loss into a function that gives (sum, weight).
 
     Args:
@@ -35,7 +35,8 @@ def as_terms(loss: Callable[..., Any], reduction: Reduction | None) -> tuple[Ter
         reduction: for a callable that gives a scalar: whether that is the mean (default) or the sum over samples.
 
     Returns:
-        The function, and whether the whole loss is the sum divided by the weight ("mean") or the sum.
+        The function; one that gives a loss of torch as torch reduces it, with weight 1, None for any other; and whether
+        the whole loss is the sum divided by the weight ("mean") or the sum.
 
     Raises:
         ProblemError: the loss is not callable, or of a reduction that has no value.
@@ -44,20 +45,38 @@ def as_terms(loss: Callable[..., Any], reduction: Reduction | None) -> tuple[Ter
         raise ProblemError(f"loss: got {type(loss).__name__}, expected a callable (output, target)")
     own = _torch_reduction(loss)
     if own is None:
-        chosen: Reduction = reduction or "mean"
-        return functools.partial(_scalar_terms, loss, chosen), chosen
+        chosen = known_reduction(reduction)
+        return functools.partial(_scalar_terms, loss, chosen), None, chosen
     if own not in ("mean", "sum", "batchmean"):
         raise ProblemError(f"loss: got reduction={own!r}, expected 'mean' or 'sum'")
     if reduction is not None and reduction != own:
         raise ProblemError(
             f"loss: {_name(loss)} has reduction={own!r}, but the problem says {reduction!r}: leave it out"
         )
-    return functools.partial(_torch_terms, _elementwise(loss), loss, own), "sum" if own == "sum" else "mean"
+    terms = functools.partial(_torch_terms, _elementwise(loss), loss, own)
+    return terms, functools.partial(_torch_value, loss), "sum" if own == "sum" else "mean"
+
+
+def known_reduction(reduction: Reduction | None) -> Reduction:
+    """Take what the caller says of a loss; a mean where nothing is said.
+
+    Args:
+        reduction: what is said.
+
+    Returns:
+        The reduction.
+
+    Raises:
+        ProblemError: it is none.
+    """
+    if reduction not in {None, "mean", "sum"}:
+        raise ProblemError(f"reduction: got {reduction!r}, expected 'mean' or 'sum'")
+    return reduction or "mean"
 
 
 def _torch_reduction(loss: Any) -> str | None:
     """Give the reduction of a loss of torch.nn or torch.nn.functional, None for any other callable."""
-    function = loss.func if isinstance(loss, functools.partial) else loss
+    function = _function(loss)
     if type(function).__module__ == "torch.nn.modules.loss" and hasattr(function, "reduction"):
         return str(function.reduction)
     if getattr(function, "__module__", "") == "torch.nn.functional":
@@ -97,7 +116,7 @@ def _torch_terms(
     elementwise: Callable[..., Tensor], loss: Any, reduction: str, output: Any, target: Any, _: Batch
 ) -> SumAndWeight:
     """Add up a torch loss; see `torch.nn` for what each mean divides by."""
-    function = loss.func if isinstance(loss, functools.partial) else loss
+    function = _function(loss)
     arguments = _arguments(function, output, target)
     terms = _like(elementwise, output)(*arguments)
     if _is(function, nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss) and not target.is_floating_point():
@@ -106,6 +125,16 @@ def _torch_terms(
         terms = terms / arguments[3].clamp(min=1).to(terms)  # each by the length of its target
     count = len(terms) if reduction == "batchmean" else terms.numel()
     return terms.sum(), terms.new_tensor(float(count))
+
+
+def _torch_value(loss: Any, output: Any, target: Any, _: Batch) -> SumAndWeight:
+    """Give a torch loss as torch itself reduces it."""
+    value = _like(loss, output)(*_arguments(_function(loss), output, target))
+    return value, torch.ones_like(value)
+
+
+def _function(loss: Any) -> Any:
+    return loss.func if isinstance(loss, functools.partial) else loss
 
 
 def _arguments(function: Any, output: Any, target: Any) -> tuple[Tensor, ...]:

@@ -96,7 +96,8 @@ class Manifest(BaseModel):
 
     def write(self, output: Output) -> None:
         """Put it into the output."""
-        output.put(MANIFEST, self._to_bytes())
+        # An empty one, left where the machine ends a moment later, would keep all later runs from the output.
+        output.put(MANIFEST, self._to_bytes(), lasting=True)
 
     @classmethod
     def read(cls, output: Output) -> "Manifest | None":

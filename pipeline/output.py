@@ -1,5 +1,6 @@
 """Where a Hessian lies: a folder on any fsspec filesystem, and the small objects in it."""
 
+import json
 import os
 import uuid
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from zarr.storage import LocalStore
 from pipeline.errors import OutputError
 from pipeline.memory import mebibytes
 from pipeline.patience import http_status, patient
-from pipeline.remote import at_once, explained, open_filesystem, zarr_store
+from pipeline.remote import at_once, endpoint_for, explained, open_filesystem, zarr_store
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -81,19 +82,20 @@ class Output:
         """Give the full path of an object."""
         return f"{self._root}/{name}".rstrip("/")
 
-    def put(self, name: str, *parts: bytes | memoryview) -> None:
+    def put(self, name: str, *parts: bytes | memoryview, lasting: bool = False) -> None:
         """Write an object whole or not at all.
 
         Args:
             name: relative to the folder.
             parts: its bytes, one after the other.
+            lasting: return only when it would survive the end of the machine; stores do so in any case.
 
         Raises:
             OutputError: it cannot be written.
         """
         with explained(self.url, f"cannot write {name}"):
             if self.is_local:
-                _replace(Path(self.path(name)), parts)
+                _replace(Path(self.path(name)), parts, lasting=lasting)
             else:
                 self._patient(self._fs.pipe_file)(self.path(name), b"".join(parts))
 
@@ -264,6 +266,33 @@ class Output:
                 self._patient(self._fs.rm)(self._root, recursive=True)
 
 
+def open_readable(url: str, beside: str, endpoint_url: str | None) -> Output:
+    """Open an output that something is to be read from.
+
+    Args:
+        url: of it.
+        beside: an output whose server is known.
+        endpoint_url: of that server; this one's too where both are of one kind.
+
+    Returns:
+        The output.
+
+    Raises:
+        OutputError: it does not answer.
+    """
+    output = Output(url, endpoint_for(url, beside, endpoint_url))
+    output.check_readable()
+    return output
+
+
+def is_proof(found: bytes | None) -> bool:
+    """Say whether what lies in a finished output's VERIFY says that it was proven."""
+    try:
+        return json.loads(found or b"")["ok"] is True
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
 class _PrivateMemory(MemoryFileSystem):  # type: ignore[misc]
     """A memory filesystem with a store of its own; fsspec's is one for the whole process."""
 
@@ -275,7 +304,7 @@ class _PrivateMemory(MemoryFileSystem):  # type: ignore[misc]
         self.pseudo_dirs = [""]
 
 
-def _replace(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+def _replace(path: Path, parts: Iterable[bytes | memoryview], *, lasting: bool) -> None:
     """Write a local file by a temporary one; a killed process leaves at most a `.partial` file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Hidden: pyarrow would count a whole one that was left behind among the files of a Parquet folder.
@@ -283,6 +312,9 @@ def _replace(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     try:
         with partial.open("wb") as file:
             file.writelines(parts)
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -292,7 +324,12 @@ def _create(path: Path, data: bytes) -> None:
     """Write a local file that is not there yet; for a moment it can be seen empty."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
-        file.write(data)
+        try:
+            file.write(data)
+            file.flush()
+        except OSError:  # a full disk: an empty file would tell that somebody was here
+            path.unlink()
+            raise
 
 
 def _existing(path: Path) -> Path:

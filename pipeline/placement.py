@@ -59,7 +59,7 @@ class Share:
         """Give the number of workers that a node holds."""
         if not all(_selects(wanted, node.labels.get(label)) for label, wanted in self.labels.items()):
             return 0
-        return min(_times(name, node.resources.get(name, 0), amount) for name, amount in self.resources.items())
+        return min(times(name, node.resources.get(name, 0), amount) for name, amount in self.resources.items())
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,17 @@ def no_room(nodes: Sequence[Node], settings: Settings) -> str:
     return f"no node has room for a worker, which takes {Share.of(settings)} (nodes: {have or 'none'})"
 
 
-def _times(name: str, has: float, amount: float) -> int:
-    """Give how often an amount fits."""
+def times(name: str, has: float, amount: float) -> int:
+    """Give how often an amount of a resource fits; no worker is spread over two GPUs.
+
+    Args:
+        name: of the resource.
+        has: what there is of it.
+        amount: what a worker takes.
+
+    Returns:
+        The number.
+    """
     if name == "GPU" and amount < 1:
         return int(has) * workers_on_gpu(amount)
     return int(has / amount + 1e-9)

@@ -32,7 +32,7 @@ from pipeline.placement import Staff
 from pipeline.preflight import preflight
 from pipeline.probe import PROBE_SAMPLES, Segment, torch_threads
 from pipeline.problem import PlacedProblem, Problem
-from pipeline.reference import LossAndGradient, loss_and_gradient
+from pipeline.reference import LossAndGradient, loss_and_gradient, reference_samples
 from pipeline.shapes import choose_tiling
 from pipeline.sizes import choose_sizes
 from pipeline.spec import Settings
@@ -40,14 +40,13 @@ from pipeline.store import MatrixStore
 from pipeline.tiling import MAX_CHUNK, Tile, TilingPlan, plan_tiles
 from pipeline.timing import rivals, seconds_of, time_calls
 
-REFERENCE_MICROBATCH = 1024  # samples at a time of the float64 loss and gradient
 FEW_SAMPLES = 64  # from which a chunk is computed that is like those of the run
 
 
-def evaluate(problem: Problem) -> LossAndGradient:
+def evaluate(problem: Problem, microbatch: int) -> LossAndGradient:
     """Evaluate loss and gradient in float64, and the fingerprint's total weight; see `loss_and_gradient`."""
     with exact_kernels(problem.model), unchanged(problem.model):
-        return loss_and_gradient(problem.place(torch.float64), REFERENCE_MICROBATCH)
+        return loss_and_gradient(problem.place(torch.float64), microbatch)
 
 
 def fingerprint(problem: Problem, at: LossAndGradient) -> Fingerprint:
@@ -93,8 +92,9 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None, sta
     device = device_of(settings)
     require_device(device)
     staff = staff or local_staff(settings)
-    verdict = preflight(problem, candidates, dtype, device)
-    at = evaluate(problem)
+    samples = reference_samples(settings.microbatch)
+    verdict = preflight(problem, candidates, dtype, device, samples)
+    at = evaluate(problem, samples)
 
     allowed, on_gpu = allowed_bytes(settings.memory, staff.beside), allowed_device_bytes(settings)
     threads = settings.cpus_per_worker if settings.executor == "ray" else None

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.contexts import applied_contexts, exact_kernels, unchanged
-from pipeline.contract import check_deterministic, check_separable, check_without_memory
+from pipeline.contract import check_deterministic, check_reduction, check_separable, check_without_memory
 from pipeline.culprit import raising_module, wrong_module
 from pipeline.derivatives import derivative_errors
 from pipeline.engines import ENGINES, applications
@@ -40,7 +40,9 @@ MOST_UNCERTAIN = 1e-5  # block error let pass in float64, where the run is in si
 NOISE, MOST_NOISE = 8, 1e-5  # times the rounding of plain double backward in the run's type; at most, of the largest
 
 
-def preflight(problem: Problem, candidates: Sequence[str], dtype: torch.dtype, device: str) -> PreflightVerdict:
+def preflight(
+    problem: Problem, candidates: Sequence[str], dtype: torch.dtype, device: str, microbatch: int
+) -> PreflightVerdict:
     """Check that a problem has one Hessian, and choose the first engine that gets it right for each parameter.
 
     Args:
@@ -48,6 +50,7 @@ def preflight(problem: Problem, candidates: Sequence[str], dtype: torch.dtype, d
         candidates: names of engines, fastest first.
         dtype: of the run.
         device: of the run.
+        microbatch: samples at a time, where all data are looked at.
 
     Returns:
         The engine by parameter, with all that was seen.
@@ -64,8 +67,9 @@ def preflight(problem: Problem, candidates: Sequence[str], dtype: torch.dtype, d
             with unchanged(problem.model):
                 buffers = check_deterministic(placed)
             check_without_memory(placed, _Point(few, 0, dtype, device).exact)
+            check_reduction(problem.place(torch.float64, device), microbatch)
             if problem.separable:
-                check_separable(problem.place(torch.float64, device), placed)
+                check_separable(problem.place(torch.float64, device), placed, microbatch)
             few = uneven_parts(few)
             _require_finite(few.place(torch.float64, device))
             errors, point = _check_autograd(few, dtype, device)

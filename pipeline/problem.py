@@ -21,7 +21,7 @@ from pipeline.contexts import unchanged
 from pipeline.data import Batch, byte_count, dense, digest, microbatches, read_batches, sample_count
 from pipeline.errors import ProblemError, nearest
 from pipeline.layout import ParameterLayout
-from pipeline.losses import Reduction, SumAndWeight, as_terms, checked
+from pipeline.losses import Reduction, SumAndWeight, as_terms, checked, known_reduction
 
 Objective = Callable[[Callable[..., Any], Batch], SumAndWeight]
 
@@ -70,9 +70,10 @@ class Problem:
         if (loss is None) == (objective is None):
             raise ProblemError("expected either a loss or an objective, got " + ("none" if loss is None else "both"))
         self.model, self.objective, self.separable, self.l2 = model, objective, separable, float(l2)
-        self.reduction: Reduction = reduction or "mean"
-        if loss is not None:
-            self._terms, self.reduction = as_terms(loss, reduction)
+        if loss is None:
+            self.reduction = known_reduction(reduction)
+        else:
+            self._terms, self._given, self.reduction = as_terms(loss, reduction)
         self.checkpoint: str | None = None
         self._values: dict[str, Tensor] | None = None  # in place of the model's own, see `at`
         self._slots = _slots(model)
@@ -136,6 +137,14 @@ class Problem:
         """Give the same problem on other data, which was checked already, with another L2 term."""
         other = copy.copy(self)
         other.batches, other.l2 = batches, l2
+        return other
+
+    def as_given(self) -> "Problem | None":
+        """Give the same problem with its loss reduced by torch, as the sum of weight 1; None where it is not torch's."""
+        if self.objective is not None or self._given is None:
+            return None
+        other = copy.copy(self)
+        other._terms = self._given
         return other
 
     def weights_digest(self) -> str:

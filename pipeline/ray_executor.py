@@ -150,7 +150,7 @@ class Cluster:
             self._fixed = not names_cluster(self._settings)
             self._joined.enter_context(_ray(self._settings))
         nodes = [Node(n["NodeID"], n["Resources"], n["Labels"]) for n in ray.nodes() if n["Alive"]]
-        if (self._fixed or _is_fixed(nodes)) and not one_of_each_kind(nodes, self._settings):
+        if (self._fixed or _is_fixed()) and not one_of_each_kind(nodes, self._settings):
             raise SpecError(f"{no_room(nodes, self._settings)}: ask for what there is, or add nodes")
         return nodes
 
@@ -206,12 +206,12 @@ def _is_plain(settings: Settings) -> bool:
     return not (names_cluster(settings) or settings.gpus_per_worker or settings.resources or settings.label_selector)
 
 
-def _is_fixed(nodes: Sequence[Node]) -> bool:
+def _is_fixed() -> bool:
     """Say whether a cluster is known to get no more nodes by itself."""
-    # Ray's monitor makes up a type of its own for each node where it has no configuration to add nodes by.
+    # Ray's monitor makes up a type for each node, of its ID or address, where it has no configuration to add nodes by.
     status = json.loads(_internal_kv_get("__autoscaling_status") or "{}")
     types = status.get("autoscaler_report", {}).get("node_type_mapping") or {}
-    return bool(types) and all(types.get(node.id, f"node_{node.id}") == f"node_{node.id}" for node in nodes)
+    return bool(types) and all(kind == f"node_{name}" for name, kind in types.items())
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from pipeline.problem import PlacedProblem
 
 Vector = npt.NDArray[np.float64]
 
+FEWEST_SAMPLES, MOST_SAMPLES = 32, 1024
+
 
 @dataclass(frozen=True)
 class LossAndGradient:
@@ -31,6 +33,18 @@ class LossAndGradient:
     loss: float
     gradient: Vector
     weight: float
+
+
+def reference_samples(microbatch: int | None) -> int:
+    """Give how many samples to evaluate at a time, here and wherever a loss is evaluated over all data.
+
+    Args:
+        microbatch: of the run, as far as it is known; an engine holds each of its samples for many rows.
+
+    Returns:
+        The number.
+    """
+    return min(max(microbatch or MOST_SAMPLES, FEWEST_SAMPLES), MOST_SAMPLES)
 
 
 def loss_and_gradient(placed: PlacedProblem, microbatch: int | None = None) -> LossAndGradient:

@@ -35,6 +35,7 @@ def write_report(url: str, endpoint_url: str | None = None) -> str:
         IncompleteError: the Hessian is not finished, or damaged.
         OutputError: it cannot be read or written.
     """
+    _require_matplotlib()
     hessian = open_hessian(url, endpoint_url)
     picture = io.BytesIO()
     _figure(hessian, summarize(hessian)).savefig(picture, format="png", dpi=DOTS_PER_INCH)
@@ -62,13 +63,20 @@ def entry_sizes(hessian: Hessian, summary: Summary) -> npt.NDArray[np.float64]:
     return sizes
 
 
-def _figure(hessian: Hessian, summary: Summary) -> "Figure":
-    """Draw the map."""
+def _require_matplotlib() -> None:
+    """Refuse before anything is read."""
     try:
-        from matplotlib.colors import LogNorm
-        from matplotlib.figure import Figure
+        import matplotlib.colors
+        import matplotlib.figure  # noqa: F401
     except ImportError:
         raise SpecError("matplotlib is not installed: python3 -m pip install 'hessian-pipeline[report]'") from None
+
+
+def _figure(hessian: Hessian, summary: Summary) -> "Figure":
+    """Draw the map."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
     sizes, names = entry_sizes(hessian, summary), [p.name for p in hessian.parameters]
     seen = sizes[np.isfinite(sizes) & (sizes > 0)]
     inches = min(MARGIN_INCHES + INCHES_PER_PARAMETER * len(names), MOST_INCHES)

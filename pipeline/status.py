@@ -1,13 +1,12 @@
 """How far a run is, asked from any machine that can read its output."""
 
-import json
 import time
 from typing import Any
 
 from pipeline.errors import OutputError
 from pipeline.lease import LEASE_SECONDS, read_lease
 from pipeline.manifest import Manifest
-from pipeline.output import RECEIPTS, SUCCESS, VERIFY, Output
+from pipeline.output import RECEIPTS, SUCCESS, VERIFY, Output, is_proof
 from pipeline.receipts import object_sizes
 
 
@@ -44,7 +43,7 @@ def _stored(output: Output, manifest: Manifest) -> dict[str, Any]:
         "done": sum(f"{tile.id}.json" in receipts for tile in tiles),
         "bytes": sum(object_sizes(output).values()),
         "finished": output.get(SUCCESS) is not None,
-        "verified": None if verified is None else bool(json.loads(verified)["ok"]),
+        "verified": None if verified is None else is_proof(verified),
     }
 
 

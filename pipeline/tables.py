@@ -106,10 +106,10 @@ def show_plan(made: JobPlan) -> None:
     )
 
 
-def show_forecast(made: JobPlan, profile: Profile | None, receipts: str | None) -> None:
-    """Print what becomes of a plan on so many workers, half and twice as many."""
-    if receipts:
-        profile = measured_in(made, Output(receipts))
+def show_forecast(made: JobPlan, profile: Profile | None, measured: Output | None) -> None:
+    """Print what becomes of a plan on so many workers, half and twice as many; calibrated by a run's receipts."""
+    if measured:
+        profile = measured_in(made, measured)
     profile = profile or at_hand(overlaps=made.overlaps)
     table = Table("workers", "seconds", "of the bound", "balance", "MB/s", "last of them idle, s")
     for workers in sorted({max(made.workers // 2, 1), made.workers, 2 * made.workers}):

@@ -13,9 +13,8 @@ from pipeline.handle import Hessian, open_hessian
 from pipeline.identity import require_same
 from pipeline.layout import Parameter
 from pipeline.output import PARQUET
-from pipeline.planner import REFERENCE_MICROBATCH
 from pipeline.problem import Problem
-from pipeline.reference import Vector, differenced_products, hessian_vector_products
+from pipeline.reference import Vector, differenced_products, hessian_vector_products, reference_samples
 from pipeline.scan import Scan
 
 # Block errors that are let pass, by the types that compute and store, and by the reference.
@@ -143,6 +142,7 @@ class _Check:
         manifest, self._parquet = hessian.manifest, parquet
         self._hessian, self._plan, self._weight = hessian, manifest.plan, manifest.fingerprint.weight
         self._placed = problem.place(torch.float64)
+        self._samples = reference_samples(max(sizes.microbatch for sizes in manifest.sizes.values()))
         self._same_type = problem.place(torch.float32) if manifest.dtype == "float32" else None
         self._method = "differences" if "rows" in manifest.engines.values() else "double backward"
         kinds = (manifest.dtype, manifest.store_dtype, self._method)
@@ -213,8 +213,8 @@ class _Check:
     def _references(self, vectors: Vector) -> list[Vector]:
         """Give H V' by other means; by several steps where differences are taken.  # shape of each: (k, P)."""
         if self._method == "double backward":
-            return [hessian_vector_products(self._placed, vectors, self._weight, REFERENCE_MICROBATCH)]
-        return [differenced_products(self._placed, vectors, REFERENCE_MICROBATCH, step) for step in STEPS]
+            return [hessian_vector_products(self._placed, vectors, self._weight, self._samples)]
+        return [differenced_products(self._placed, vectors, self._samples, step) for step in STEPS]
 
     def _agreed(self, references: list[Vector], scale: float) -> Vector:
         """Give the reference of the two neighbouring steps that agree best; NaN where none do."""
@@ -228,7 +228,7 @@ class _Check:
         """Measure the rounding of plain double backward in the run's own type.  # shape: (k, P)."""
         if self._same_type is None:
             return np.zeros_like(reference)
-        rounded = hessian_vector_products(self._same_type, vectors, self._weight, REFERENCE_MICROBATCH)
+        rounded = hessian_vector_products(self._same_type, vectors, self._weight, self._samples)
         return NOISE * np.abs(rounded - reference)
 
     def _scale(self, a: Parameter, b: Parameter, noise: float) -> float:
@@ -251,7 +251,7 @@ class _Check:
         """Recompute rows from their own gradient entry and compare every entry left of the diagonal."""
         units = np.zeros((len(rows), self._hessian.shape[0]))
         units[np.arange(len(rows)), rows] = 1
-        truth = hessian_vector_products(self._placed, units, self._weight, REFERENCE_MICROBATCH)
+        truth = hessian_vector_products(self._placed, units, self._weight, self._samples)
         noise = self._noise(units, truth)
         worst = (rows[0], 0, 0.0, "", "")
         for k, row in enumerate(rows):

@@ -79,6 +79,7 @@ class Worker:
         seconds = time.perf_counter() - start
         receipts = self.flush()
         self._pending = tile.id, self._writer.submit(self._write, tile, values, seconds, attempt, self._halvings)
+        self._buffers.turn()
         return receipts
 
     def flush(self) -> list[Receipt]:
@@ -118,7 +119,7 @@ class Worker:
             tile: of the run's plan.
 
         Returns:
-            Its entries, valid until the call after the next; those below the diagonal mean nothing.
+            Its entries, valid until the next call; those below the diagonal mean nothing.
 
         Raises:
             NotFiniteError: an entry is NaN or infinite.
@@ -175,13 +176,11 @@ class Worker:
         """Refuse NaN and infinities, naming the block."""
         if bool(out.sum().isfinite()):  # one pass, without a second tile of memory
             return
-        bad = (~out.isfinite()).nonzero()
-        if len(bad):
-            row, col = rows.start + int(bad[0, 0]), cols.start + int(bad[0, 1])
-            a, b = (next(self.layout.segments(range(k, k + 1)))[0].name for k in (row, col))
-            raise NotFiniteError(
-                f"{len(bad)} entries are NaN or infinite, the first at row {row}, column {col}: H[{a}, {b}]"
-            )
+        for k, values in enumerate(out):  # row by row: a mask of all of a tile is memory that is not planned
+            if not bool((finite := values.isfinite()).all()):
+                row, col = rows.start + k, cols.start + int(finite.byte().argmin())
+                a, b = (next(self.layout.segments(range(k, k + 1)))[0].name for k in (row, col))
+                raise NotFiniteError(f"entries are NaN or infinite, the first at row {row}, column {col}: H[{a}, {b}]")
 
     def _write(
         self, tile: Tile, values: npt.NDArray[Any], compute_seconds: float, attempt: int, halvings: int
@@ -272,14 +271,17 @@ class _Buffers:
         self._on_device = torch.empty(0, dtype=dtype, device=device)
 
     def take(self, rows: int, cols: int) -> tuple[Tensor, Tensor]:
-        """Give a tile, and one of zeros on the device: the same where that is a CPU. The last stays as it is."""
-        self._host.reverse()
+        """Give a tile, and one of zeros on the device: the same where that is a CPU."""
         self._host[0] = _at_least(self._host[0], rows * cols)
         host = self._host[0][: rows * cols].view(rows, cols)
         if self._device.type == "cpu":
             return host, host.zero_()
         self._on_device = _at_least(self._on_device, rows * cols)
         return host, self._on_device[: rows * cols].view(rows, cols).zero_()
+
+    def turn(self) -> None:
+        """Leave the tile that was given last to the writer, and give another one's memory from now on."""
+        self._host.reverse()
 
 
 def _at_least(buffer: Tensor, size: int) -> Tensor:

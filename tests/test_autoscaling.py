@@ -109,6 +109,7 @@ def head(folder, sold_out=()):
         (Path(scratch) / "cluster.yaml").write_text(yaml.safe_dump(config))
         command = head_command(config, port, Path(scratch))
         starting = {**environment, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        starting["RAY_enable_autoscaler_v2"] = "1"  # as `ray up` sets it; that one knows no rating of machines
         del starting["RAY_ADDRESS"]
         with (folder / "log").open("w") as log:
             process = subprocess.Popen(["bash", "-c", command], stdout=log, stderr=log, env=starting)

@@ -104,6 +104,16 @@ def test_no_room_on_the_disk(job, monkeypatch):
     assert not list((job / "out").rglob("*.*"))
 
 
+def test_options_that_would_do_nothing():
+    for arguments, message in (
+        (("verify", "out", "--set", "dtype=float32"), "--set replaces keys of a job spec: give --job"),
+        (("drain-on-notice", "--cloud", "aws", "--interval", "-1"), "'--interval': -1.0 is not in the range x>0"),
+    ):
+        found = hessian(*arguments)
+        assert found.returncode == 2
+        assert message in found.stderr
+
+
 def test_missing_job():
     found = hessian("plan", "nowhere.yaml")
     assert (found.returncode, found.stdout) == (2, "")

@@ -20,6 +20,7 @@ from test_checkpoint import problem, torch_bytes
 from pipeline import open_hessian
 from pipeline.checkpoint import read_checkpoint
 from pipeline.due import list_checkpoints
+from pipeline.errors import Terminated
 from pipeline.factory import build_problem
 from pipeline.output import Output
 from pipeline.schedule import load_schedule
@@ -212,6 +213,21 @@ def test_what_fails_does_not_stop_the_rest(sweep):
     assert sorted(Output("out").folders()) == sorted(
         ["lease", "sweep.parquet", *(Path(row["output"]).name for row in rows[3:])]
     )
+
+
+def test_killed_while_outputs_are_removed(sweep, monkeypatch):
+    """The table names none that may be gone."""
+    for k in (1, 2, 3):
+        put(f"{k}.pt", weights(k))
+    assert command("run-due", "due.yaml")[0] == 0
+    Path("due.yaml").write_text(f"{LOCAL}keep: 1\n")
+    with monkeypatch.context() as killed:
+        killed.setattr(Output, "remove", lambda _: (_ for _ in ()).throw(Terminated))
+        assert command("run-due", "due.yaml")[0] == 75
+    assert [row["output"] is None for row in table(Output("out"))] == [True, True, False]
+    assert len(Output("out").folders()) == 5
+    assert command("run-due", "due.yaml")[0] == 0
+    assert len(Output("out").folders()) == 3
 
 
 def test_a_renamed_checkpoint_goes_on_with_what_was_begun(sweep):

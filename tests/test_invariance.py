@@ -8,8 +8,9 @@ import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import block_error
+from torch import nn
 
-from pipeline import compute_hessian, open_hessian
+from pipeline import Problem, compute_hessian, open_hessian
 from pipeline.output import SUCCESS, Output
 from pipeline.receipts import missing_tiles
 
@@ -100,3 +101,14 @@ def test_finished_output_is_left_alone(tmp_path):
     H = compute_hessian(zoo.mlp().problem, url, executor="serial")
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
     np.testing.assert_array_equal(open_hessian(url).to_numpy(), H.to_numpy())
+
+
+def test_a_tile_with_rows_all_below_the_diagonal():
+    """They are there for the other rows' sake, where only some blocks are wanted."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 4, bias=False), nn.Tanh(), nn.Linear(4, 16, bias=False))
+    problem = Problem(model, nn.MSELoss(), (torch.randn(9, 16), torch.randn(9, 16)))
+    options = {"executor": "serial", "dtype": "float64", "chunk": 64}
+    part = compute_hessian(problem, **options, tile=(2, 2), blocks=[("0.weight", "0.weight")])
+    known = compute_hessian(problem, **options).to_numpy()
+    np.testing.assert_allclose(part.block("0.weight", "0.weight"), known[:64, :64], rtol=0, atol=1e-14)

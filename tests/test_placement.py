@@ -1,5 +1,6 @@
 """Which node a worker is on: real Ray nodes with resources of their own, GPUs by name only, an idle head."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from ray.cluster_utils import Cluster
 from ray.experimental import get_object_locations
 from torch import nn
 
-from pipeline import Problem, ProblemError, SpecError
+from pipeline import Problem, ProblemError, SpecError, ray_executor
+from pipeline.devices import worker_count
 from pipeline.jobplan import common_plan
 from pipeline.memory import MemoryRefusedError, WorkerMemory
 from pipeline.placement import ACCELERATOR, Node, Share, Staff, one_of_each_kind, staff_of
@@ -249,6 +251,7 @@ def node(labels=None, memory=1.0, **resources):
         ({"gpus_per_worker": 1}, {"CPU": 8, "GPU": 4}, 4),
         ({"gpus_per_worker": 1}, {"CPU": 8}, 0),
         ({"gpus_per_worker": 0.4}, {"CPU": 8, "GPU": 2}, 4),  # not five: none is on two GPUs
+        ({"gpus_per_worker": 0.6}, {"CPU": 8, "GPU": 2}, 2),
         ({"gpus_per_worker": 0.1}, {"CPU": 99, "GPU": 1}, 10),
         ({"resources": {"own": 0.1}}, {"CPU": 99, "own": 0.3}, 3),
     ],
@@ -267,6 +270,29 @@ def test_labels_are_read_as_ray_reads_them(wanted, values):
     fits = {value for value, labels in labelled.items() if share.room(node(labels, CPU=1))}
     assert fits >= values
     assert not fits & {"a", "b"} - values
+
+
+def test_this_machine_holds_as_many_as_a_node_like_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    for share, count in ((0.6, 2), (0.4, 4), (1, 2), (2, 1)):
+        settings = Settings(gpus_per_worker=share)
+        assert worker_count(settings) == Share.of(settings).room(node(CPU=8, GPU=2)) == count
+
+
+@pytest.mark.parametrize(
+    ("types", "fixed"),
+    [
+        ({"a1": "node_a1", "b2": "node_b2"}, True),  # made up by Ray's monitor, which adds nothing
+        ({"10.0.0.1": "head"}, False),  # of a cluster's file: by address
+        ({"10.0.0.1": "head", "10.0.0.2": "node_10.0.0.2"}, False),
+        ({}, False),
+    ],
+)
+def test_a_cluster_that_gets_no_more_nodes(monkeypatch, types, fixed):
+    status = json.dumps({"autoscaler_report": {"node_type_mapping": types}})
+    monkeypatch.setattr(ray_executor, "_internal_kv_get", lambda _: status)
+    assert ray_executor._is_fixed() is fixed
 
 
 def test_one_node_of_each_kind():

@@ -1,6 +1,7 @@
 """The contract of a Problem: what it takes, what it refuses, and that it changes nothing."""
 
 import copy
+import functools
 from collections import UserDict
 
 import pytest
@@ -144,6 +145,14 @@ REFUSED = {
         lambda: Problem(net(), loss(), [(X, Y), (X, Y)], separable=False),
         "pass all samples as one batch",
     ),
+    "unknown reduction": (
+        lambda: Problem(net(), lambda o, t: o.sum(), (X, Y), reduction="avg"),
+        "reduction: got 'avg'",
+    ),
+    "unknown reduction of an objective": (
+        lambda: Problem(net(), data=(X, Y), objective=lambda call, b: (call(b[0]).sum(), 1.0), reduction="avg"),
+        "reduction: got 'avg'",
+    ),
     "reduction said twice": (lambda: Problem(net(), loss(), (X, Y), reduction="sum"), "leave it out"),
 }
 
@@ -156,7 +165,20 @@ def test_refused_at_once(name):
     assert "\n" not in str(caught.value)
 
 
+def legacy_sum():
+    return functools.partial(nn.functional.cross_entropy, size_average=False)
+
+
+def weighted_terms():
+    return functools.partial(nn.functional.mse_loss, weight=torch.tensor([1.0, 2.0, 3.0]))
+
+
 CHECKED = {
+    "a torch loss that is summed after all": (
+        lambda: Problem(net(), legacy_sum(), (X, Y)),
+        "torch gives .*how it is red",
+    ),
+    "a torch mean by weights": (lambda: Problem(net(), weighted_terms(), (X, X[:, :3])), "torch gives .*how it is red"),
     "dropout": (lambda: Problem(dropout(), loss(), (X, Y)), "not deterministic.*`1` .Dropout."),
     "noise": (lambda: Problem(Noisy(), loss(), (X, Y)), "not deterministic.*random numbers"),
     "batch norm in train mode": (
@@ -224,6 +246,24 @@ def test_another_problem_is_refused(tmp_path):
         model[0].weight[0, 0] += 0.5
     with pytest.raises(FingerprintError, match=r"weights `0\.weight` differ by up to 0\.5"):
         again(Problem(model, loss(), (X, Y)))
+
+
+@pytest.mark.parametrize("residual", [0.0, 1.0])
+def test_a_minimum_is_known_again(tmp_path, monkeypatch, residual):
+    """The gradient there, and the loss of an exact fit, are what rounding leaves; in other parts, something else."""
+    torch.manual_seed(1)
+    X = torch.randn(90, 5, dtype=torch.float64)
+    Y = torch.tanh(X) @ torch.randn(5, 1, dtype=torch.float64) + residual * torch.randn(90, 1, dtype=torch.float64)
+    model = nn.Sequential(nn.Tanh(), nn.Linear(5, 1, bias=False, dtype=torch.float64))
+    model[1].weight.data = torch.linalg.lstsq(torch.tanh(X), Y).solution.T.contiguous()
+    problem, options = Problem(model, nn.MSELoss(), (X, Y)), {"executor": "serial", "engine": "jacrev"}
+    compute_hessian(problem, str(tmp_path), **options)
+    monkeypatch.setattr("pipeline.identity.reference_samples", lambda _: 7)
+    compute_hessian(problem, str(tmp_path), **options, check=True)
+    others = (nn.L1Loss(), lambda out, y: 1.000001 * (out - y).square().mean())
+    for other in others if residual else ():  # of an exact fit, losses and gradients are all the same
+        with pytest.raises(FingerprintError, match="the loss is|the gradient differs"):
+            compute_hessian(Problem(model, other, (X, Y)), str(tmp_path), **options, check=True)
 
 
 def test_last_bits_of_a_retraining_are_tolerated(tmp_path):

@@ -1,6 +1,7 @@
 """The contract of a store, on local disk and in memory; and what other readers make of it."""
 
 import json
+import resource
 from itertools import product
 
 import dask.array
@@ -231,3 +232,19 @@ def test_foreign_bytes_are_refused():
     for cut in (data[:-1], data[:3], b""):
         with pytest.raises(ValueError, match=r"checksum|error"):
             ChunkCodec("lz4", 16, "float64").decode(cut)
+
+
+def test_a_full_disk_leaves_no_empty_object(tmp_path):
+    """An empty lease would tell that somebody was at work."""
+    output, (soft, hard) = Output(str(tmp_path)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write lease/1\.json"):
+            output.create("lease/1.json", b"a word")
+        with pytest.raises(OutputError, match=r"cannot write manifest\.json"):
+            output.put("manifest.json", b"a word", lasting=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not output.sizes()
+    output.put("manifest.json", b"a ", b"word", lasting=True)
+    assert output.get("manifest.json") == b"a word"

@@ -1,6 +1,7 @@
 """The worker where memory runs out, and where tiles are of different sizes."""
 
 import shutil
+import threading
 import time
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import zoo
 from torch import nn
 
-from pipeline import OutputError, Problem, compute_hessian
+from pipeline import NotFiniteError, OutputError, Problem, compute_hessian
 from pipeline.data import sample_count
 from pipeline.engines import ENGINES
 from pipeline.engines.jacrev import Jacrev
@@ -70,6 +71,42 @@ def test_memory_of_tiles_is_used_again():
     for tile in ((2, 2), (1, 3), (4, 4)):
         H = compute_hessian(zoo.mlp().problem, **options, tile=tile).to_numpy()
         np.testing.assert_allclose(H, known, rtol=0, atol=1e-14)
+
+
+def test_a_tile_that_is_being_written_is_left_alone(tmp_path, monkeypatch):
+    """Where the next one fails, and the one after that is computed all the same."""
+    options = {"executor": "serial", "dtype": "float64", "chunk": 16, "tile": (1, 1), "verify": False}
+    known = compute_hessian(zoo.mlp().problem, str(tmp_path), **options)
+    manifest, output = known.manifest, known.output
+    first, second, third = manifest.plan.tiles()[:3]
+    output.delete(f"hessian.zarr/c/{first.rows.start}/{first.cols.start}")
+    worker, may_write = Worker(zoo.mlp().problem, manifest, output), threading.Event()
+    write = worker._write_chunk
+    monkeypatch.setattr(worker, "_write_chunk", lambda *arguments: may_write.wait(60) and write(*arguments))
+    worker.compute(first)
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="broken"):
+        broken.setattr(worker, "_require_finite", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+        worker.compute(second)
+    worker.values(third)
+    may_write.set()
+    assert [receipt.tile for receipt in worker.flush()] == [first.id]
+    worker.close()
+    rows, cols = manifest.plan.span(first.rows), manifest.plan.span(first.cols)
+    found = known.store.read_chunk(first.rows.start, first.cols.start)
+    np.testing.assert_array_equal(found, known.to_numpy()[rows.start : rows.stop, cols.start : cols.stop])
+    assert np.abs(found).max() > 0
+
+
+def test_an_entry_that_is_not_finite_is_named(monkeypatch):
+    class Broken(Jacrev):
+        def add(self, batch, rows, cols, out):
+            super().add(batch, rows, cols, out)
+            if rows.start <= 17 < rows.stop and 20 in cols:
+                out[17 - rows.start, 20 - cols.start] = torch.inf
+
+    after_planning(monkeypatch, Broken)
+    with pytest.raises(NotFiniteError, match=r"the first at row 17, column 20: H\["):
+        compute_hessian(zoo.mlp().problem, **SETTINGS)
 
 
 def test_nothing_is_computed_on_where_a_tile_cannot_be_kept(tmp_path):

@@ -16,6 +16,7 @@ from pipeline import Problem
 from pipeline.contexts import exact_kernels
 from pipeline.engines import ENGINES
 from pipeline.preflight import preflight
+from pipeline.reference import MOST_SAMPLES
 
 SAME = {"float64": 1e-8, "float32": 1e-4, "tf32": 5e-2}  # block error against plain double backward in float64
 FLOOR = 1e-6  # of the largest entry: blocks below are rounding, judged by that
@@ -81,7 +82,7 @@ def tiles(layout, height):
 
 def chosen_engines(problem, dtype, device):
     """The engine of each parameter, as preflight chooses it; not timed."""
-    found = preflight(problem, list(ENGINES), dtype, str(device)).parameters
+    found = preflight(problem, list(ENGINES), dtype, str(device), MOST_SAMPLES).parameters
     return {name: verdict.engine for name, verdict in found.items()}
 
 

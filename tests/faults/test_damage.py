@@ -13,6 +13,8 @@ from pipeline.audit import SHOWN
 from pipeline.errors import OutputError, StoppedError
 from pipeline.output import Output
 from pipeline.progress import Reporter
+from pipeline.run import run
+from pipeline.status import status
 
 
 class Said(Reporter):
@@ -194,6 +196,19 @@ def test_a_damaged_proof_is_made_again(tmp_path, proof):
     output = known.finished(str(tmp_path))
     output.put("verify.json", proof)
     assert known.run(output.url).verification.ok
+
+
+def test_a_proof_is_of_what_was_there_then(tmp_path):
+    """Tiles that are computed again without one are proven when one is asked for again."""
+    known = undisturbed("zarr")
+    output = known.finished(str(tmp_path))
+    assert status(output.url)["verified"]
+    damage(output, "hessian.zarr/c/1/2", "flipped bit")
+    run(zoo.mlp().problem, known.settings.model_copy(update={"verify": False}), output.url, check=True)
+    assert status(output.url)["verified"] is None
+    assert known.run(output.url).verification.ok
+    output.put("verify.json", b"")
+    assert status(output.url)["verified"] is False
 
 
 def test_check_as_an_argument(tmp_path):
