@@ -133,16 +133,17 @@ def _weight_differences(own: dict[str, torch.Tensor], stored: dict[str, torch.Te
 def _value_differences(problem: Problem, loss: float, gradient: Vector, samples: int) -> list[str]:
     """Compare loss and gradient with those that are stored."""
     at = evaluate(problem, samples)
-    gaps = abs(at.loss - loss), float(np.abs(at.gradient - gradient).max())
-    allowed = LOSS_TOLERANCE * abs(loss), GRADIENT_TOLERANCE * float(np.abs(gradient).max())
-    if not (gaps[0] <= allowed[0] and gaps[1] <= allowed[1]):
-        # At a minimum, the gradient, and of an exact fit the loss as well, is what rounding leaves of it.
-        moved = evaluate(problem.at(_moved(problem.tensors())), samples)
-        rounding = abs(moved.loss - at.loss), float(np.abs(moved.gradient - at.gradient).max())
-        allowed = max(allowed[0], ROUNDINGS * rounding[0]), max(allowed[1], ROUNDINGS * rounding[1])
-    if not gaps[0] <= allowed[0]:
+    if abs(at.loss - loss) > LOSS_TOLERANCE * abs(loss):
         return [f"the loss is {at.loss!r}, stored {loss!r}"]
-    return [] if gaps[1] <= allowed[1] else [f"the gradient differs by up to {gaps[1]:.3g}"]
+    gap, allowed = _largest(at.gradient - gradient), GRADIENT_TOLERANCE * _largest(gradient)
+    if gap > allowed:  # at a minimum, it is what rounding leaves of it
+        moved = evaluate(problem.at(_moved(problem.tensors())), samples)
+        allowed = max(allowed, ROUNDINGS * _largest(moved.gradient - at.gradient))
+    return [] if gap <= allowed else [f"the gradient differs by up to {gap:.3g}"]
+
+
+def _largest(vector: Vector) -> float:
+    return float(np.abs(vector).max())
 
 
 def _moved(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

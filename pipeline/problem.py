@@ -140,7 +140,7 @@ class Problem:
         return other
 
     def as_given(self) -> "Problem | None":
-        """Give the same problem with its loss reduced by torch, as the sum of weight 1; None where it is not torch's."""
+        """Give the same problem with its loss as torch reduces it, of weight 1; None where it is not torch's."""
         if self.objective is not None or self._given is None:
             return None
         other = copy.copy(self)

@@ -14,7 +14,7 @@ class ScheduleSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     job: str = Field(
-        description="Job spec, a path relative to the schedule; a checkpoint is refused, its output not used."
+        description="Job spec, a path relative to the schedule; without a checkpoint, its output is not used."
     )
     checkpoints: str = Field(description="Paths or fsspec URLs of checkpoints, with `*`, `?` and `**` as in a shell.")
     output: str = Field(description="Path or fsspec URL below which each Hessian has a folder, and the table lies.")

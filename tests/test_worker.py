@@ -84,9 +84,10 @@ def test_a_tile_that_is_being_written_is_left_alone(tmp_path, monkeypatch):
     write = worker._write_chunk
     monkeypatch.setattr(worker, "_write_chunk", lambda *arguments: may_write.wait(60) and write(*arguments))
     worker.compute(first)
-    with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="broken"):
-        broken.setattr(worker, "_require_finite", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
-        worker.compute(second)
+    with monkeypatch.context() as broken:
+        broken.delattr(Worker, "_require_finite")
+        with pytest.raises(AttributeError):
+            worker.compute(second)
     worker.values(third)
     may_write.set()
     assert [receipt.tile for receipt in worker.flush()] == [first.id]
