@@ -151,8 +151,8 @@ def check_reduction(placed: PlacedProblem, microbatch: int) -> None:
             if abs(here - there) > LOSS_TOLERANCE * max(abs(here), abs(there)):
                 raise ProblemError(
                     f"loss: its terms over {sample_count(batch)} samples have the {problem.reduction} {here:.9g}, "
-                    f"torch gives {there:.9g}: how it is reduced is not known here. Pass a callable (output, target) that "
-                    "returns (sum, weight)"
+                    f"torch gives {there:.9g}: how it is reduced is not known here. Pass a callable (output, target) "
+                    "that returns (sum, weight)"
                 )
 
 

@@ -66,7 +66,7 @@ def entry_sizes(hessian: Hessian, summary: Summary) -> npt.NDArray[np.float64]:
 def _require_matplotlib() -> None:
     """Refuse before anything is read."""
     try:
-        from matplotlib import colors, figure  # noqa: F401
+        import matplotlib.colors  # noqa: F401
     except ImportError:
         raise SpecError("matplotlib is not installed: python3 -m pip install 'hessian-pipeline[report]'") from None
 
