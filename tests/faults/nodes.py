@@ -26,7 +26,9 @@ class Nodes:
 
     def kill(self, pid=None):
         """SIGKILL to a node's raylet, which its workers do not survive: a given one's, or any."""
-        self.kill_raylet(psutil.Process(pid).ppid() if pid else self.raylets()[0])
+        workers = [psutil.Process(pid)] if pid else []
+        self.kill_raylet(workers[0].ppid() if workers else self.raylets()[0])
+        psutil.wait_procs(workers, timeout=60)  # until then it may go on
 
     def kill_raylet(self, pid):
         """The same, by the pid of the raylet itself."""

@@ -95,7 +95,7 @@ def test_sigterm_ends_a_run_in_seconds(tmp_path, survived, executor):
         processes = tree(process)
         begun = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        while not json.loads(next((output / "lease").iterdir()).read_text())["released"]:
+        while not json.loads(next((output / "lease").glob("*.json")).read_text())["released"]:
             time.sleep(0.01)
         flushed = time.monotonic() - begun
         _, errors = process.communicate()
