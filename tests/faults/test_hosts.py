@@ -104,7 +104,7 @@ def test_a_folder_that_each_host_has_for_itself(hosts, tmp_path):
     (folder := tmp_path / "out").mkdir()
     for name in hosts.names:
         hosts.join(name, own=folder)
-    sets = {"problem_args.orders": tmp_path / "orders", "address": hosts.address}
+    sets = {"problem_args.orders": tmp_path / "orders", "problem_args.pause": 0, "address": hosts.address}
     words = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
     command = hosts.hessian("run", str(JOB), "--output", str(folder), *words)
     found = subprocess.run(command, capture_output=True, text=True, check=False)
