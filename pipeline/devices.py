@@ -7,7 +7,7 @@ import torch
 
 from pipeline.errors import SpecError
 from pipeline.memory import SHARE_OF_FREE
-from pipeline.placement import Staff, times, workers_on_gpu
+from pipeline.placement import Staff, room_for, workers_on_gpu
 from pipeline.spec import Settings
 
 
@@ -35,7 +35,7 @@ def worker_count(settings: Settings) -> int:
         return settings.workers
     by_cpu = len(os.sched_getaffinity(0)) // settings.cpus_per_worker
     if settings.gpus_per_worker > 0:
-        return max(1, min(by_cpu, times("GPU", torch.cuda.device_count(), settings.gpus_per_worker)))
+        return max(1, min(by_cpu, room_for("GPU", torch.cuda.device_count(), settings.gpus_per_worker)))
     return max(1, by_cpu)
 
 

@@ -56,7 +56,7 @@ def require_same(problem: Problem, manifest: Manifest, output: Output, *, retrai
     differences += _weight_differences(problem.tensors(), tensors, RETRAINED if retrained else 0.0)
     _refuse(output, differences)
     restored = problem.at(tensors)
-    samples = reference_samples(max(sizes.microbatch for sizes in manifest.sizes.values()))
+    samples = reference_samples(manifest.microbatch)
     _refuse(output, _value_differences(restored, stored.loss, MatrixStore.gradient(output), samples))
     return restored
 

@@ -94,6 +94,11 @@ class Manifest(BaseModel):
         """Name of this run in its receipts: no other plan, of the same problem or not, has the same."""
         return hashlib.sha256(self._to_bytes()).hexdigest()[:16]
 
+    @property
+    def microbatch(self) -> int:
+        """The largest of its engines."""
+        return max(sizes.microbatch for sizes in self.sizes.values())
+
     def write(self, output: Output) -> None:
         """Put it into the output."""
         # An empty one, left where the machine ends a moment later, would keep all later runs from the output.

@@ -59,7 +59,7 @@ class Share:
         """Give the number of workers that a node holds."""
         if not all(_selects(wanted, node.labels.get(label)) for label, wanted in self.labels.items()):
             return 0
-        return min(times(name, node.resources.get(name, 0), amount) for name, amount in self.resources.items())
+        return min(room_for(name, node.resources.get(name, 0), amount) for name, amount in self.resources.items())
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def no_room(nodes: Sequence[Node], settings: Settings) -> str:
     return f"no node has room for a worker, which takes {Share.of(settings)} (nodes: {have or 'none'})"
 
 
-def times(name: str, has: float, amount: float) -> int:
+def room_for(name: str, has: float, amount: float) -> int:
     """Give how often an amount of a resource fits; no worker is spread over two GPUs.
 
     Args:

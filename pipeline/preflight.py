@@ -67,9 +67,10 @@ def preflight(
             with unchanged(problem.model):
                 buffers = check_deterministic(placed)
             check_without_memory(placed, _Point(few, 0, dtype, device).exact)
-            check_reduction(problem.place(torch.float64, device), microbatch)
+            all_data = problem.place(torch.float64, device)
+            check_reduction(all_data, microbatch)
             if problem.separable:
-                check_separable(problem.place(torch.float64, device), placed, microbatch)
+                check_separable(all_data, placed, microbatch)
             few = uneven_parts(few)
             _require_finite(few.place(torch.float64, device))
             errors, point = _check_autograd(few, dtype, device)

@@ -142,7 +142,7 @@ class _Check:
         manifest, self._parquet = hessian.manifest, parquet
         self._hessian, self._plan, self._weight = hessian, manifest.plan, manifest.fingerprint.weight
         self._placed = problem.place(torch.float64)
-        self._samples = reference_samples(max(sizes.microbatch for sizes in manifest.sizes.values()))
+        self._samples = reference_samples(manifest.microbatch)
         self._same_type = problem.place(torch.float32) if manifest.dtype == "float32" else None
         self._method = "differences" if "rows" in manifest.engines.values() else "double backward"
         kinds = (manifest.dtype, manifest.store_dtype, self._method)

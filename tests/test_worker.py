@@ -77,7 +77,7 @@ def test_a_tile_that_is_being_written_is_left_alone(tmp_path, monkeypatch):
     """Where the next one fails, and the one after that is computed all the same."""
     options = {"executor": "serial", "dtype": "float64", "chunk": 16, "tile": (1, 1), "verify": False}
     known = compute_hessian(zoo.mlp().problem, str(tmp_path), **options)
-    manifest, output = known.manifest, known.output
+    manifest, output, matrix = known.manifest, known.output, known.to_numpy()
     first, second, third = manifest.plan.tiles()[:3]
     output.delete(f"hessian.zarr/c/{first.rows.start}/{first.cols.start}")
     worker, may_write = Worker(zoo.mlp().problem, manifest, output), threading.Event()
@@ -94,8 +94,7 @@ def test_a_tile_that_is_being_written_is_left_alone(tmp_path, monkeypatch):
     worker.close()
     rows, cols = manifest.plan.span(first.rows), manifest.plan.span(first.cols)
     found = known.store.read_chunk(first.rows.start, first.cols.start)
-    np.testing.assert_array_equal(found, known.to_numpy()[rows.start : rows.stop, cols.start : cols.stop])
-    assert np.abs(found).max() > 0
+    np.testing.assert_array_equal(found, matrix[rows.start : rows.stop, cols.start : cols.stop])
 
 
 def test_an_entry_that_is_not_finite_is_named(monkeypatch):
