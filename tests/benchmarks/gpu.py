@@ -4,7 +4,7 @@
 
 `engines`: each engine on any cut against plain double backward. `peers`: seconds of the whole matrix, beside those of
 other ways. `headline`: the upper triangle of a network of 101,770 parameters on MNIST, band by band, checked by H v.
-`zoo`: every ingredient of `tests/hazards.py`, right or refused. `--small` runs all of it on a CPU in a minute. Exits
+`zoo`: every ingredient of `tests/hazards/`, right or refused. `--small` runs all of it on a CPU in a minute. Exits
 with 1 where a result is wrong. TF32 is off, except where a result says otherwise.
 """
 

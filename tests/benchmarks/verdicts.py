@@ -1,4 +1,4 @@
-"""Right, wrong or refused: this package and its peers on every ingredient of `tests/hazards.py`.
+"""Right, wrong or refused: this package and its peers on every ingredient of `tests/hazards/`.
 
     python tests/benchmarks/verdicts.py [--device cuda] [--only REGEX] [--results FOLDER]
 
