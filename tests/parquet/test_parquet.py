@@ -1,12 +1,9 @@
-"""Parquet: what readers make of the files, the same from a run as from an export, and every damage found."""
+"""Parquet: what readers make of the files, and every damage found."""
 
-import functools
 import io
-import itertools
 import json
 import os
 import shutil
-import tracemalloc
 from collections import namedtuple
 from pathlib import Path
 
@@ -18,6 +15,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import zoo
+from outputs import BOTH, CHUNK, compute, contents
 
 from pipeline import (
     FingerprintError,
@@ -31,56 +29,9 @@ from pipeline import (
 )
 from pipeline.output import Output
 from pipeline.parquet import decode, require_room_in_lists
-from pipeline.progress import Reporter
 from pipeline.receipts import read_receipt, record_files
 from pipeline.status import status
 from pipeline.store import StoredObject
-
-CHUNK = 16  # of 59 rows: the last chunk is ragged
-BOTH = ("zarr", "parquet")
-
-
-def compute(path, make=zoo.mlp, **options):
-    settings = {"executor": "serial", "chunk": CHUNK, "tile": (1, 2), "formats": BOTH, "verify": False, **options}
-    return compute_hessian(make().problem, str(path), **settings)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Compute each kind of run once."""
-
-    @functools.cache
-    def make(symmetry="mirrored", dtype="float32", formats=BOTH):
-        path = tmp_path_factory.mktemp("run") / "out"
-        return compute(path, symmetry=symmetry, store_dtype=dtype, formats=formats)
-
-    return make
-
-
-@pytest.fixture(params=itertools.product(["mirrored", "upper"], ["float32", "float64"]), name="H", ids="-".join)
-def hessian(made, request):
-    return made(*request.param)
-
-
-@pytest.fixture(params=["float32", "float64"])
-def whole(made, request):
-    return made("mirrored", request.param)
-
-
-@pytest.fixture
-def out(made, tmp_path):
-    """Give a copy, to be damaged."""
-    return Path(shutil.copytree(made().url, tmp_path / "out"))
-
-
-@pytest.fixture
-def zarr_only(made, tmp_path):
-    return Path(shutil.copytree(made(formats=("zarr",)).url, tmp_path / "zarr"))
-
-
-def contents(folder):
-    folder = Path(folder)
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def with_pyarrow(folder):
@@ -167,16 +118,6 @@ def test_product_query(whole, database):
         "GROUP BY row ORDER BY row"
     ).fetchnumpy()["product"]
     np.testing.assert_allclose(found, whole.to_numpy().astype(float) @ v, rtol=0, atol=1e-13)
-
-
-def test_an_export_writes_what_a_run_writes(H, made, tmp_path):
-    url = shutil.copytree(made(H.manifest.symmetry, str(H.dtype), ("zarr",)).url, str(tmp_path / "alone"))
-    written = contents(f"{H.url}/hessian.parquet")
-    assert contents(export_hessian(H.url, "parquet", str(tmp_path / "elsewhere"))) == written
-    assert export_hessian(url, "parquet") == f"{url}/hessian.parquet"
-    assert contents(f"{url}/hessian.parquet") == written
-    found = verify_hessian(url)
-    assert (found.ok, found.files) == (True, found.chunks)
 
 
 def test_only_computed_blocks(tmp_path):
@@ -344,143 +285,3 @@ def test_chunks_too_large_for_lists_are_refused():
     require_room_in_lists(50_000, 40_000)
     with pytest.raises(SpecError, match="`chunk` got 46341, expected at most 46340"):
         require_room_in_lists(46_341, 10**6)
-
-
-# Exports
-
-
-class Interrupted(Reporter):
-    """Somebody presses Ctrl-C after the first tile."""
-
-    def advance(self, tile_bytes):
-        raise KeyboardInterrupt
-
-
-def stamps(folder):
-    return {
-        path: (path.stat().st_ino, path.stat().st_mtime_ns)
-        for path in Path(folder).rglob("*.parquet")
-        if path.is_file()
-    }
-
-
-@pytest.mark.parametrize("elsewhere", [False, True])
-def test_an_interrupted_export_goes_on(zarr_only, tmp_path, elsewhere):
-    url, dest = str(zarr_only), str(tmp_path / "files") if elsewhere else None
-    folder = Path(dest or zarr_only / "hessian.parquet")
-    with pytest.raises(KeyboardInterrupt):
-        export_hessian(url, "parquet", dest, report=Interrupted())
-    before = stamps(folder)
-    assert 0 < len(before) < 16
-    assert verify_hessian(url).ok == elsewhere
-    damaged = min(before)
-    damaged.write_bytes(damaged.read_bytes()[:50])
-    export_hessian(url, "parquet", dest)
-    after = stamps(folder)
-    assert len(after) == 16
-    assert {path for path in before if after[path] != before[path]} == {damaged}
-    assert verify_hessian(url).ok
-    export_hessian(url, "parquet", dest)
-    assert stamps(folder) == after
-
-
-def test_an_export_of_another_hessian_is_overwritten(out, tmp_path):
-    """The same parameters on other data."""
-    other = compute(
-        tmp_path / "other", lambda: zoo.supervised(zoo.tanh_net(), zoo.nn.CrossEntropyLoss(), *zoo.data(seed=5))
-    )
-    dest = str(tmp_path / "files")
-    export_hessian(other.url, "parquet", dest)
-    assert contents(dest) != contents(out / "hessian.parquet")
-    export_hessian(str(out), "parquet", dest)
-    assert contents(dest) == contents(out / "hessian.parquet")
-
-
-def test_a_run_that_mends_leaves_an_export_alone(zarr_only):
-    """Its tile is recomputed, its receipt lists no files any more: `hessian verify` says so, an export mends it."""
-    url = str(zarr_only)
-    export_hessian(url, "parquet")
-    (zarr_only / "hessian.zarr" / "c" / "1" / "2").unlink()
-    compute(zarr_only, formats=("zarr",))
-    assert verify_hessian(url).faults[0].endswith("is in no receipt")
-    export_hessian(url, "parquet")
-    assert verify_hessian(url).ok
-
-
-def test_exports_read_checked_chunks(out, tmp_path):
-    chunk = out / "hessian.zarr" / "c" / "1" / "2"
-    chunk.write_bytes(chunk.read_bytes()[:-1])
-    for kind, dest in [("parquet", tmp_path / "files"), ("npy", tmp_path / "H.npy")]:
-        with pytest.raises(IncompleteError, match="chunk c/1/2 cannot be decoded"):
-            export_hessian(str(out), kind, str(dest))
-    assert not list(tmp_path.glob("H.npy*"))
-
-
-def test_npy(H, tmp_path):
-    dest = tmp_path / "new" / "H.npy"
-    dest.parent.mkdir()
-    dest.write_bytes(b"of an earlier time" * 10**4)
-    assert export_hessian(H.url, "npy", f"file://{dest}") == str(dest)
-    found = np.load(dest, mmap_mode="r")
-    assert found.dtype == H.dtype
-    np.testing.assert_array_equal(found, H.to_numpy())
-    assert list(dest.parent.iterdir()) == [dest]
-
-
-def test_npy_takes_little_memory(tmp_path):
-    problem = zoo.supervised(zoo.nn.Linear(40, 30), zoo.nn.CrossEntropyLoss(), *zoo.data(d=40, classes=30)).problem
-    H = compute_hessian(problem, str(tmp_path / "out"), executor="serial", chunk=64, verify=False)
-    tracemalloc.start()
-    export_hessian(H.url, "npy", str(tmp_path / "H.npy"))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < H.shape[0] ** 2 * 4 / 4
-
-
-def test_npy_needs_all_blocks(tmp_path):
-    H = compute(tmp_path / "out", blocks="diagonal", chunk=4)
-    with pytest.raises(IncompleteError, match="blocks='diagonal'; take parquet"):
-        export_hessian(H.url, "npy", str(tmp_path / "H.npy"))
-    assert not list(tmp_path.glob("H.npy*"))
-
-
-@pytest.mark.parametrize(
-    ("dest", "error", "message"),
-    [
-        (None, SpecError, "needs a destination"),
-        ("s3://bucket/H.npy", OutputError, "written to a local disk; give a path"),
-        ("memory://H.npy", OutputError, "written to a local disk; give a path"),
-        ("nope://H.npy", OutputError, "written to a local disk; give a path"),
-        ("out", OutputError, "is a folder"),
-        ("out/manifest.json/H.npy", OutputError, "cannot be written"),
-    ],
-)
-def test_refused_destinations(out, monkeypatch, dest, error, message):
-    monkeypatch.chdir(out.parent)
-    before = contents(out)
-    with pytest.raises(error, match=message) as caught:
-        export_hessian("out", "npy", dest)
-    assert caught.value.exit_code == 2
-    assert "\n" not in str(caught.value)
-    assert contents(out) == before
-
-
-@pytest.mark.parametrize(
-    ("dest", "message"), [("out", "holds something else"), ("out/manifest.json", "cannot write"), ("nope://x", "nope")]
-)
-def test_refused_folders(out, monkeypatch, dest, message):
-    monkeypatch.chdir(out.parent)
-    before = contents(out)
-    with pytest.raises(OutputError, match=message):
-        export_hessian("out", "parquet", dest)
-    assert contents(out) == before
-
-
-def test_unknown_format_and_no_hessian(out, tmp_path):
-    with pytest.raises(SpecError, match="got the format 'csv', expected 'parquet' or 'npy'"):
-        export_hessian(str(out), "csv")
-    with pytest.raises(OutputError, match="holds no Hessian"):
-        export_hessian(str(tmp_path), "parquet")
-    (out / "_SUCCESS").unlink()
-    with pytest.raises(IncompleteError, match="not finished"):
-        export_hessian(str(out), "parquet")
