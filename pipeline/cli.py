@@ -9,6 +9,7 @@ from typing import Literal
 import click
 
 from pipeline.errors import RESUMABLE, HessianError, Terminated
+from pipeline.pages import ask_for_large_pages
 
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a key of the job spec; may be repeated."
@@ -236,6 +237,7 @@ def cancel_command(job_id: str, address: str | None) -> None:
 
 def main() -> None:
     """Run the command; errors of ours become one line and an exit status."""
+    ask_for_large_pages()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

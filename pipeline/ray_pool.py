@@ -23,6 +23,7 @@ from pipeline.errors import ProblemError, SpecError, WorkerError
 from pipeline.executors import Work
 from pipeline.manifest import Manifest
 from pipeline.output import Output
+from pipeline.pages import ask_for_large_pages
 from pipeline.placement import NODE, Node, workers_on_gpu
 from pipeline.problem import Problem
 from pipeline.receipts import Receipt
@@ -184,6 +185,7 @@ def set_up(settings: Settings) -> str:
     Returns:
         The device of the engines.
     """
+    ask_for_large_pages()
     torch.set_num_threads(settings.cpus_per_worker)
     device = device_of(settings)
     require_device(device)

@@ -86,5 +86,6 @@ def _tile_shape(tiling: TilingPlan, unit: int | None, chunk_bytes: int, room: in
         finer = int(tiling.side / math.sqrt(2 * TILES_OF_MANY * workers))
         wanted = max(finer, min(enough, wanted))
     wanted = max(wanted, min(enough, int(tiling.side / math.sqrt(2 * workers))))
-    side = max(1, min(wanted, math.isqrt(room)))
+    most = max(1, min(wanted, math.isqrt(room)))
+    side = math.ceil(tiling.side / math.ceil(tiling.side / most))  # as many tiles, of one size: the least memory
     return side, side

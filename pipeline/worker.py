@@ -4,6 +4,7 @@ import os
 import platform
 import resource
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from pipeline.receipts import Receipt, receipt_name
 from pipeline.store import MatrixStore, StoredObject
 from pipeline.tiling import Tile
 
+BAND = 64  # rows, which stay in a CPU's cache from one operation to the next
 FEW_ROWS = 1 / 16  # of those before: what is computed below the diagonal then costs less than another pass
 
 
@@ -119,7 +121,7 @@ class Worker:
             tile: of the run's plan.
 
         Returns:
-            Its entries, valid until the next call; those below the diagonal mean nothing.
+            Its entries, valid until the next call; those of chunks below the diagonal mean nothing.
 
         Raises:
             NotFiniteError: an entry is NaN or infinite.
@@ -127,14 +129,16 @@ class Worker:
         """
         rows, cols = self.plan.span(tile.rows), self.plan.span(tile.cols)
         host, out = self._buffers.take(len(rows), len(cols))
+        parts = [_view(out, rows, cols, some_rows, some_cols) for some_rows, some_cols in self._bands(tile)]
+        for part in parts:
+            part.zero_()
         with exact_kernels(self._placed.problem.model):
             for segment, engine in self._segments(rows):
                 right = range(max(cols.start, segment.start), cols.stop)
                 if right:  # not all below the diagonal
                     self._add(engine, segment, right, _view(out, rows, cols, segment, right))
-        out /= self._weight
+        self._normalise(parts, out, rows, cols)
         out.diagonal(rows.start - cols.start).add_(self._l2)
-        self._require_finite(out, rows, cols)
         if out is not host:
             host.copy_(out)
         return host.numpy()
@@ -172,13 +176,23 @@ class Worker:
                 self._halvings += 1
             out.zero_()
 
-    def _require_finite(self, out: Tensor, rows: range, cols: range) -> None:
-        """Refuse NaN and infinities, naming the block."""
-        if bool(out.sum().isfinite()):  # one pass, without a second tile of memory
+    def _bands(self, tile: Tile) -> Iterator[tuple[range, range]]:
+        """Give a few rows at a time, with the columns of their chunks that are not below the diagonal."""
+        rows, cols = self.plan.span(tile.rows), self.plan.span(tile.cols)
+        for start in range(rows.start, rows.stop, BAND):
+            first = start // self.plan.chunk * self.plan.chunk
+            yield range(start, min(start + BAND, rows.stop)), range(max(first, cols.start), cols.stop)
+
+    def _normalise(self, parts: Iterable[Tensor], out: Tensor, rows: range, cols: range) -> None:
+        """Divide the parts of a tile by the total weight; refuse NaN and infinities, naming the block."""
+        total = sum((part.div_(self._weight).sum() for part in parts), out.new_zeros(()))
+        if bool(total.isfinite()):
             return
-        for k, values in enumerate(out):  # row by row: a mask of all of a tile is memory that is not planned
-            if not bool((finite := values.isfinite()).all()):
-                row, col = rows.start + k, cols.start + int(finite.byte().argmin())
+        for row in rows:  # one by one: a mask of all of a tile is memory that is not planned
+            right = range(max(row, cols.start), cols.stop)
+            finite = _view(out, rows, cols, range(row, row + 1), right).isfinite()
+            if not bool(finite.all()):
+                col = right.start + int(finite.byte().argmin())
                 a, b = (next(self.layout.segments(range(k, k + 1)))[0].name for k in (row, col))
                 raise NotFiniteError(f"entries are NaN or infinite, the first at row {row}, column {col}: H[{a}, {b}]")
 
@@ -271,13 +285,13 @@ class _Buffers:
         self._on_device = torch.empty(0, dtype=dtype, device=device)
 
     def take(self, rows: int, cols: int) -> tuple[Tensor, Tensor]:
-        """Give a tile, and one of zeros on the device: the same where that is a CPU."""
+        """Give a tile of any content, and one on the device: the same where that is a CPU."""
         self._host[0] = _at_least(self._host[0], rows * cols)
         host = self._host[0][: rows * cols].view(rows, cols)
         if self._device.type == "cpu":
-            return host, host.zero_()
+            return host, host
         self._on_device = _at_least(self._on_device, rows * cols)
-        return host, self._on_device[: rows * cols].view(rows, cols).zero_()
+        return host, self._on_device[: rows * cols].view(rows, cols)
 
     def turn(self) -> None:
         """Leave the tile that was given last to the writer, and give another one's memory from now on."""

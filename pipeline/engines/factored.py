@@ -144,7 +144,8 @@ class _Derivatives:
     def __init__(self, units: range, delta: ByPlace, dz: ByPlace, da: ByPlace) -> None:
         self.units, self.delta, self.dz, self.da = units, delta, dz, da
         # Whether an input depends on a unit at all.  # shape: (units, inputs')
-        self.active = {place: (values != 0).flatten(1, 3).any(1) for place, values in da.items()}
+        flat = {place: values.flatten(1, 3) for place, values in da.items()}
+        self.active = {place: (values.amax(1) != 0) | (values.amin(1) != 0) for place, values in flat.items()}
 
 
 def _add_pair(row: Stage, piece: Piece, column: Stage, found: _Derivatives, out: Tensor, space: Workspace) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 # Of a strip of the result, and of the operand it is made from: what stays in a CPU's cache, or fills a GPU.
-STRIP_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
-OPERAND_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
+STRIP_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
+OPERAND_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 FEWEST_SAMPLES = 512  # of an operand: the inner dimension of the product
 ALIGNED = 8  # inputs of a strip: others lose up to a quarter of the speed
 SYMMETRIC_STRIP = 32  # inputs at most, of a strip whose square on the diagonal is computed in full

@@ -1,7 +1,7 @@
 """The problems that speed is measured on, and this package's engines on them.
 
-Ours is what workers compute of the default plan, with the engines that preflight chose, mirrored into a full matrix in
-memory: one worker with all threads, or as a run has them, one for each thread in a process of its own.
+Ours is what workers compute with the engines that preflight chose, mirrored into a full matrix in memory: one worker
+with all threads, as one tile, or the default plan by one worker for each thread, in processes of their own.
 """
 
 import multiprocessing
@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 
-import numpy as np
 import psutil
 import torch
 from torch import nn
@@ -70,8 +69,8 @@ PROBLEMS = {
 
 
 def planned(problem):
-    """A worker with the plan of a run in this process; not timed."""
-    plan = make_plan(problem, Settings(executor="serial", dtype="float32"))
+    """A plan of one tile, and a worker for it in this process; not timed."""
+    plan = make_plan(problem, Settings(executor="serial", dtype="float32", tile=(problem.layout.size,) * 2))
     return plan, worker_of(problem, plan.manifest, plan.at.gradient)
 
 
@@ -96,14 +95,9 @@ def mirrored(H):
 
 
 def ours(plan, worker):
-    """All tiles as a worker computes them, put together and mirrored in memory."""
-    tiling = plan.tiling
-    if len(tiling.tiles()) == 1:
-        return mirrored(torch.from_numpy(worker.values(tiling.tiles()[0])))
-    H = torch.from_numpy(np.empty((tiling.size, tiling.size), np.float32))
-    for tile in tiling.tiles():
-        place(H, tiling, tile, worker.values(tile))
-    return mirrored(H)
+    """The one tile as a worker computes it, mirrored in memory."""
+    (tile,) = plan.tiling.tiles()
+    return mirrored(torch.from_numpy(worker.values(tile)))
 
 
 class Crew:

@@ -2,10 +2,10 @@
 
     python tests/benchmarks/peers.py [--only REGEX] [--peers REGEX] [--repeats N] [--results FILE]
 
-Same model, data, type (float32) and threads; in turn, several repeats, medians. Ours is the faster of two ways, see
-`ours.py`; it is called a few times before, as peers are while their best chunk size is looked for. A peer that takes
-longer than `PATIENCE` has one repeat; the row loop is timed on some rows and scaled. Peak memory is what a call adds to
-the process, on Linux. Results of problems not run now are kept.
+Same model, data, type (float32), threads and pages of memory; in turn, several repeats, medians. Ours is the faster of
+two ways, see `ours.py`; it is called a few times before, as peers are while their best chunk size is looked for. A peer
+that takes longer than `PATIENCE` has one repeat; the row loop is timed on some rows and scaled. Peak memory is what a
+call adds to the process, on Linux. Results of problems not run now are kept.
 """
 
 import argparse
@@ -25,6 +25,8 @@ from ours import PROBLEMS, our_ways, peak_bytes, timed
 from torch import nn
 from torch.func import jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pipeline.pages import ask_for_large_pages
 
 CHUNKS = (64, 16, 256)  # columns at a time, of peers that take such
 ROWS = 64  # of the row loop, timed
@@ -233,6 +235,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "peers.json")
     options = parser.parse_args()
+    ask_for_large_pages()  # as the command does; the peers shall have them too
     environment = {
         "torch": torch.__version__,
         "machine": platform.machine(),

@@ -22,6 +22,7 @@ from ours import worker_of
 
 from pipeline.factory import build_problem
 from pipeline.output import MATRIX, Output
+from pipeline.pages import ask_for_large_pages
 from pipeline.planner import make_plan
 from pipeline.receipts import read_receipt
 from pipeline.run import run
@@ -30,7 +31,7 @@ from pipeline.spec import Settings
 JOBS = Path(__file__).parents[2] / "jobs"
 ROOM_BYTES = 8 * 2**30
 CASES = (("upper", "none"), ("upper", "lz4"), ("mirrored", "lz4"))
-SAME = {"dtype": "float32", "tile": (5, 5), "verify": False}
+SAME = {"dtype": "float32", "tile": (4, 4), "verify": False}
 
 
 def run_seconds(problem, folder, settings):
@@ -96,6 +97,7 @@ def main():
     options = parser.parse_args()
     if (free := psutil.disk_usage(tempfile.gettempdir()).free) < ROOM_BYTES:
         raise SystemExit(f"{free / 2**30:.1f} GiB free in {tempfile.gettempdir()}, {ROOM_BYTES / 2**30:.0f} are needed")
+    ask_for_large_pages()  # as the command does
     torch.set_num_threads(1)
     problem = build_problem("mnist.py:mlp", {"hidden": 32, "samples": options.samples}, JOBS)
     rows = []
