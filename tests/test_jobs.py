@@ -62,10 +62,10 @@ def test_every_entry(job, dtype, tmp_path):
     assert relative < 1e-5
 
 
-@pytest.mark.parametrize(("name", "some"), [("digits_cnn", 40), ("char_transformer", 200)])
+@pytest.mark.parametrize(("name", "some"), [("digits_cnn", 40), ("char_transformer", 100)])
 def test_some_rows(name, some, tmp_path):
     """The matrix in full; rows spread over all layers are compared: double backward takes minutes for all."""
-    run(name, tmp_path / "out", "--set", "dtype=float64")
+    run(name, tmp_path / "out", "--set", "dtype=float64", "--set", "verify=false")
     factory, loss = JOB[name]
     H, problem = open_hessian(str(tmp_path / "out")), build_problem(factory, {}, JOBS)
     rows = np.linspace(0, problem.layout.size - 1, some).astype(int)

@@ -1,5 +1,8 @@
 """Work and memory: what the upper triangle saves, and that workers stay under the plan."""
 
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,12 +16,40 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import memory
 import work
 
+from pipeline.pages import TRANSPARENT_PAGES
+
+WORKER = """
+from pathlib import Path
+from pipeline.ray_pool import set_up
+from pipeline.spec import Settings
+set_up(Settings())
+import torch
+some = torch.ones(2**24)
+print(Path("/proc/self/smaps_rollup").read_text())
+"""
+
 
 def test_upper_triangle_costs_less_than_the_square():
     placed = work.equal_layers(layers=6, width=8, samples=16).place(torch.float64)
     upper, square = work.upper_triangle(placed), work.full_square(placed)
     np.testing.assert_allclose(np.triu(upper), np.triu(square), atol=1e-6)
     assert work.flops(work.upper_triangle, placed) <= 0.7 * work.flops(work.full_square, placed)
+
+
+@pytest.mark.skipif(
+    not TRANSPARENT_PAGES.exists() or "[madvise]" not in TRANSPARENT_PAGES.read_text(),
+    reason="the system gives them to all, or to none",
+)
+def test_workers_take_large_pages_unless_the_environment_says_no():
+    def large_kilobytes(**said):
+        environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"} | said
+        command = [sys.executable, "-c", WORKER]
+        shown = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        return int(re.search(r"AnonHugePages: +(\d+) kB", shown)[1])
+
+    most = large_kilobytes()
+    assert most > 32 * 1024
+    assert most - large_kilobytes(THP_MEM_ALLOC_ENABLE="0") > 32 * 1024
 
 
 @pytest.fixture(scope="module")
