@@ -2,11 +2,11 @@
 
     python tests/benchmarks/whole.py [--only REGEX] [--repeats N] [--results FILE]
 
-784-32-10 on 10,000 digits of MNIST, P = 25,450, where entries are many and cheap, and the char transformer of the jobs,
-where they are few and dear; float32, one torch thread a worker, the same tiles. A run's seconds are those from the start
-of its first tile to the end of its last write, as receipts tell: without planning, the start of processes, and
-verifying. Computing alone is a worker that writes nothing; writing alone puts the same objects again. All are taken in
-turn, and each figure is the median of its turns. Results of cases not run now are kept.
+784-32-10 on 10,000 digits of MNIST, P = 25,450, where entries are many and cheap, and the char transformer of the
+jobs, where they are few and dear; float32, one torch thread a worker, the same tiles. A run's seconds are those from
+the start of its first tile to the end of its last write, as receipts tell: without planning, the start of processes,
+and verifying. Computing alone is a worker that writes nothing; writing alone puts the same objects again. All are taken
+in turn, and each figure is the median of its turns. Results of cases not run now are kept.
 """
 
 import argparse
