@@ -155,20 +155,21 @@ def peak_flops():
 
 def best_of_peer(function, chunks, problem, truth, repeats):
     """The chunk size that is fastest in one go, then repeats of it."""
-    first, peak = {}, {}
+    first, peak, waited = {}, {}, {}
     for chunk in chunks:
+        start = time.perf_counter()
         try:
             with limited_memory():
                 peak[chunk], first[chunk] = peak_bytes(timed, function, problem, chunk)
         except Exception as error:
             return {"fails": f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"}
-        if first[chunk][0] > PATIENCE:
+        waited[chunk] = time.perf_counter() - start
+        if waited[chunk] > PATIENCE:
             break
     chunk = min(first, key=lambda c: first[c][0])
     seconds, found = first[chunk]
-    times = [seconds] if seconds >= PATIENCE else []
-    while len(times) < repeats and seconds < PATIENCE:
-        times.append(timed(function, problem, chunk)[0])
+    again = waited[chunk] <= PATIENCE
+    times = [timed(function, problem, chunk)[0] for _ in range(repeats)] if again else [seconds]
     error = None if found is None else float((found.detach() - truth).abs().max() / truth.abs().max())
     return {"seconds": statistics.median(times), "chunk": chunk, "repeats": len(times), "error_of_max": error,
             "peak_bytes": peak[chunk]}  # fmt: skip
