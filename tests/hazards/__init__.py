@@ -3,10 +3,8 @@
 No verdict is written down here: `derive.truth` finds it from the model and `whole_loss` alone.
 """
 
-from hazards import layers, losses, wrappers  # noqa: F401
-
-# isort: split
-from hazards import tricks  # noqa: F401 - last: tables list them in the order they are registered
+# ruff: noqa: F401, I001 - imported in the order in which tables list them
+from hazards import layers, tokens, sequences, activations, losses, wrappers, tricks, state, points
 from hazards.base import HAZARDS, Hazard, like
 
 __all__ = ["HAZARDS", "Hazard", "like"]

@@ -1,6 +1,5 @@
-"""Layers, embeddings, sequences and activations."""
+"""Layers."""
 
-import copy
 from functools import partial
 
 import torch
@@ -290,13 +289,6 @@ def grid_sample(m, x):
     return F.grid_sample(x, theta, align_corners=False)
 
 
-def on_tokens(embed, tokens, reduce=lambda e: e.sum(1), **options):
-    return classifier(Fn(lambda m, t: torch.tanh(reduce(m.embed(t))), embed=embed), tokens, **options)
-
-
-TOKENS = torch.tensor([[1, 2, 3], [4, 1, 1], [2, 3, 5], [3, 5, 4]])
-WITH_PAD = torch.tensor([[1, 2, 0], [4, 0, 0], [2, 3, 5], [0, 5, 4]])
-EMBED = r"embed|Embedding"
 add(
     "grid sample", lambda: classifier(Fn(grid_sample, net=nn.Linear(9, 6)), normal(4, 1, 3, 3)), r"grid_sampl|body\.net"
 )
@@ -305,141 +297,3 @@ add(
     lambda: classifier(nn.Sequential(nn.Conv2d(1, 2, 2), nn.FractionalMaxPool2d(2, 2)), normal(4, 1, 6, 6)),
     r"body\.1|FractionalMaxPool|random",
 )
-add("embedding", lambda: on_tokens(nn.Embedding(6, 3), TOKENS))
-add("embedding padding_idx not in the data", lambda: on_tokens(nn.Embedding(6, 3, padding_idx=0), TOKENS))
-add("embedding padding_idx in the data", lambda: on_tokens(nn.Embedding(6, 3, padding_idx=0), WITH_PAD), EMBED)
-add(
-    "embedding padding_idx masked out",
-    lambda: classifier(
-        Fn(lambda m, t: (m.embed(t) * t.ne(0)[..., None]).sum(1), embed=nn.Embedding(6, 3, padding_idx=0)), WITH_PAD
-    ),
-)
-add(
-    "embedding frozen padding_idx in the data",
-    lambda: on_tokens(nn.Embedding.from_pretrained(normal(6, 3), padding_idx=0), WITH_PAD),
-)
-add("embedding max_norm exceeded", lambda: on_tokens(nn.Embedding(6, 3, max_norm=1.0), TOKENS), EMBED)
-add("embedding max_norm far away", lambda: on_tokens(nn.Embedding(6, 3, max_norm=50.0), TOKENS), EMBED)
-add("embedding sparse", lambda: on_tokens(nn.Embedding(6, 3, sparse=True), TOKENS), EMBED)
-add("embedding scale_grad_by_freq", lambda: on_tokens(nn.Embedding(6, 3, scale_grad_by_freq=True), TOKENS), EMBED)
-add(
-    "embedding functional padding_idx",
-    lambda: classifier(
-        Fn(lambda m, t: F.embedding(t, m.table, padding_idx=0).sum(1), table=nn.Parameter(normal(6, 3))), WITH_PAD
-    ),
-    r"table|embedding",
-)
-for mode in ("sum", "mean", "max"):
-    add(
-        f"embedding bag {mode}",
-        lambda mode=mode: on_tokens(nn.EmbeddingBag(6, 3, mode=mode), TOKENS, lambda e: e),
-        EMBED,
-    )
-add(
-    "embedding bag padding_idx in the data",
-    lambda: on_tokens(nn.EmbeddingBag(6, 3, padding_idx=0, mode="sum"), WITH_PAD, lambda e: e),
-    EMBED,
-)
-add(
-    "embedding bag weighted",
-    lambda: classifier(
-        Fn(
-            lambda m, t: torch.tanh(m.embed(t, per_sample_weights=m.w[t])),
-            embed=nn.EmbeddingBag(6, 3, mode="sum"),
-            w=nn.Parameter(normal(6)),
-        ),
-        TOKENS,
-    ),
-    EMBED,
-)
-add(
-    "embedding bag sparse",
-    lambda: on_tokens(nn.EmbeddingBag(6, 3, mode="sum", sparse=True), TOKENS, lambda e: e),
-    EMBED,
-)
-add(
-    "positional and token embedding",
-    lambda: classifier(
-        Fn(lambda m, t: torch.tanh(m.tok(t) + m.pos.weight).mean(1), tok=nn.Embedding(6, 3), pos=nn.Embedding(3, 3)),
-        TOKENS,
-    ),
-)
-
-
-def packed(m, x, lengths):
-    run = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-    return m.rnn(run)[1][-1]
-
-
-def key_padding(m, x, lengths):
-    padded = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
-    return m.layer(x, src_key_padding_mask=padded).mean(1)
-
-
-LENGTHS = torch.tensor([3, 1, 2, 3])
-add("packed sequence", lambda: classifier(Fn(packed, rnn=nn.GRU(2, 3, batch_first=True)), (normal(4, 3, 2), LENGTHS)))
-add(
-    "transformer with key padding",
-    lambda: classifier(
-        Fn(key_padding, layer=nn.TransformerEncoderLayer(2, 1, 3, dropout=0.0, batch_first=True)),
-        (normal(4, 3, 2), LENGTHS),
-    ),
-)
-add(
-    "transformer with key padding eval",
-    lambda: classifier(
-        Fn(key_padding, layer=nn.TransformerEncoderLayer(2, 1, 3, batch_first=True)).eval(), (normal(4, 3, 2), LENGTHS)
-    ),
-)
-add(
-    "transformer with dropout in train mode",
-    lambda: classifier(nn.TransformerEncoderLayer(2, 1, 3, batch_first=True), normal(4, 3, 2)),
-    r"body(\.\w+)*` ?\(|Dropout|dropout",
-)
-add(
-    "LSTM with dropout in train mode",
-    lambda: classifier(
-        Fn(lambda m, x: m.rnn(x)[0][:, -1], rnn=nn.LSTM(2, 2, 2, batch_first=True, dropout=0.5)), normal(4, 3, 2)
-    ),
-    r"body\.rnn|LSTM",
-)
-add(
-    "attention with dropout in train mode",
-    lambda: classifier(
-        Fn(lambda m, x: m.attend(x, x, x)[0], attend=nn.MultiheadAttention(4, 2, dropout=0.3, batch_first=True)),
-        normal(4, 3, 4),
-    ),
-    r"body\.attend|MultiheadAttention|dropout",
-)
-add(
-    "attention function with dropout",
-    lambda: classifier(
-        Fn(lambda m, x: F.scaled_dot_product_attention(*m.net(x).chunk(3, -1), dropout_p=0.5), net=nn.Linear(3, 9)),
-        normal(4, 4, 3),
-    ),
-    r"random|dropout",
-)
-
-# --- activations -----------------------------------------------------------------------------------------------------
-
-ACTIVATIONS = [
-    nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(0.1), nn.LeakyReLU(0.1, inplace=True), nn.PReLU(),
-    nn.PReLU(4), nn.RReLU().eval(), nn.ELU(), nn.ELU(0.7), nn.ELU(inplace=True), nn.CELU(0.5), nn.SELU(), nn.GELU(),
-    nn.GELU("tanh"), nn.SiLU(), nn.SiLU(inplace=True), nn.Mish(), nn.Softplus(), nn.Softplus(3, 1), nn.Softsign(),
-    nn.Sigmoid(), nn.LogSigmoid(), nn.Tanhshrink(), nn.Hardtanh(-0.5, 0.5), nn.Hardswish(), nn.Hardsigmoid(),
-    nn.Hardshrink(0.2), nn.Softshrink(0.2), nn.Threshold(0.1, 0.3), nn.GLU(), nn.Softmax(-1), nn.Softmin(-1),
-    nn.LogSoftmax(-1), nn.Softmax2d(),
-]  # fmt: skip
-for layer_ in ACTIVATIONS:
-    images = isinstance(layer_, nn.Softmax2d)
-    add(
-        "activation " + repr(layer_).replace("negative_slope=", "") + ("" if layer_.training else " eval"),
-        lambda layer=layer_, images=images: (
-            classifier(nn.Sequential(nn.Conv2d(1, 2, 2), copy.deepcopy(layer)), normal(4, 1, 3, 3))
-            if images
-            else between(copy.deepcopy(layer))
-        ),
-        r"hardsigmoid|Hardsigmoid" if isinstance(layer_, nn.Hardsigmoid) else "",
-    )
-add("activation RReLU in train mode", lambda: between(nn.RReLU()), r"body\.1|RReLU")
-add("activation in place on a sigmoid", lambda: between(Fn(lambda _, x: x.sigmoid().mul_(x))), r"in-?place")

@@ -8,7 +8,7 @@ from torch import nn
 from zoo import Tied, heat_objective, tanh_net
 
 from hazards.base import Fn, add, call, labels, normal, objective, supervised
-from hazards.layers import TOKENS, WITH_PAD
+from hazards.tokens import TOKENS, WITH_PAD
 
 ONE_HOT = F.one_hot(labels(7), 3).float()
 SOFT = normal(7, 3, seed=5).softmax(-1)

@@ -1,171 +1,14 @@
-"""Modes and tricks: functions of one's own, state, randomness, kinks, numbers that are hard to hold."""
+"""Tricks between two layers: surrogates, hooks, low precision, randomness, numbers that are hard to hold."""
 
-import copy
 import random
-from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.autograd.function import once_differentiable
 
-from hazards.base import Fn, add, between, classifier, labels, normal, supervised
-from hazards.layers import tanh
-from hazards.losses import SUMMED, ce_net
-
-
-class Cube(torch.autograd.Function):
-    """x^3 in the old style, right to second order."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * g
-
-
-class CubeNew(Cube):
-    """In the new style."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x):
-        return x**3
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-
-class CubeWrong(Cube):
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return 2.9 * x**2 * g
-
-
-class CubeOnce(Cube):
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * g
-
-
-class CubeDetached(Cube):
-    """The gradient is right, its graph is not."""
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return 3 * x.detach() ** 2 * g
-
-
-class CubeStored(Cube):
-    """Keeps a tensor on ctx and not by save_for_backward, of a graph that is gone."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.slope = 3 * x**2
-        return x**3
-
-    @staticmethod
-    def backward(ctx, g):
-        return ctx.slope * g
-
-
-class Clipped(torch.autograd.Function):
-    """The identity, whose gradient is clipped."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, g):
-        return g.clamp(-0.02, 0.02)
-
-
-class Reversed(torch.autograd.Function):
-    """Gradient reversal of domain-adversarial nets."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, g):
-        return -g
-
-
-class Counter(nn.Module):
-    """Its output depends on how often it was called."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = 0
-
-    def forward(self, x):
-        self.calls += 1
-        return x * (1 + self.calls % 3)
-
-
-class Average(nn.Module):
-    """Keeps a moving average, which matters or not."""
-
-    def __init__(self, matters):
-        super().__init__()
-        self.matters = matters
-        self.register_buffer("mean", torch.zeros(4))
-
-    def forward(self, x):
-        with torch.no_grad():
-            self.mean.mul_(0.9).add_(0.1 * x.mean(0))
-        return torch.tanh(x - self.mean) if self.matters else torch.tanh(x)
-
-
-class Carried(nn.Module):
-    """A recurrent net that goes on from the state of its last call."""
-
-    def __init__(self):
-        super().__init__()
-        self.cell, self.state = nn.RNNCell(4, 4), None
-
-    def forward(self, x):
-        self.state = self.cell(x, None if self.state is None else self.state.detach())
-        return self.state
-
-
-class Cached(nn.Module):
-    """Computes from its parameter once, and keeps that."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight, self.cache = nn.Parameter(normal(4, 4)), None
-
-    def forward(self, x):
-        if self.cache is None:
-            self.cache = torch.linalg.matrix_exp(self.weight.detach())
-        return torch.tanh(x @ self.cache)
-
-
-class Switched(nn.Module):
-    """Switches itself to eval mode when first called."""
-
-    def __init__(self):
-        super().__init__()
-        self.drop = nn.Dropout(0.5)
-
-    def forward(self, x):
-        y = self.drop(x)
-        self.drop.eval()
-        return y
+from hazards.base import Fn, add, between
+from hazards.functions import Clipped, Cube, CubeDetached, CubeNew, CubeOnce, CubeStored, CubeWrong, Reversed
+from hazards.losses import SUMMED
 
 
 def hooked(scale):
@@ -269,10 +112,6 @@ def complex_product(_, x):
     return torch.view_as_real(z * z.conj().roll(1, -1) + z.exp()).flatten(1)
 
 
-def sparse_mm(m, x):
-    return torch.sparse.mm(m.graph, x.T).T.tanh()
-
-
 def quantised(_, x):
     return x + (torch.round(x * 4) / 4 - x).detach()
 
@@ -290,12 +129,7 @@ def sampled(_, x):
     return torch.distributions.Normal(x, 1.0).rsample()
 
 
-def fixed_noise(m, x):
-    return torch.tanh(x + m.noise)
-
-
 GENERATOR = np.random.default_rng(0)
-eye4 = lambda: torch.eye(4).roll(1, 0).to_sparse()
 RANDOM = r"body\.1|Fn|random"
 UP = r"body\.0\.(weight|bias)|body\.1|Fn"
 TRICKS = {
@@ -431,119 +265,3 @@ TRICKS = {
 }
 for name_, (function_, culprit_) in TRICKS.items():
     add(name_, lambda function=function_: between(Fn(function)), culprit_)
-
-for drop in (nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout):
-    dropped = rf"body\.1|{drop.__name__}"
-    add(f"{drop.__name__} train", lambda drop=drop: between(drop(0.5), tanh()), dropped)
-    add(f"{drop.__name__} eval", lambda drop=drop: between(drop(0.5).eval(), tanh()))
-    add(f"{drop.__name__} train p=0", lambda drop=drop: between(drop(0.0), tanh()), dropped)
-add("dropout always on", lambda: between(Fn(lambda _, x: F.dropout(x, 0.5))), RANDOM)
-add("dropout p=1", lambda: between(nn.Dropout(1.0), nn.Linear(4, 4)), r"body\.1|Dropout")
-STATEFUL = {
-    "counter": (Counter, r"body\.1|Counter|not deterministic"),
-    "moving average that does not matter": (partial(Average, matters=False), r"body\.1|Average"),
-    "moving average that matters": (partial(Average, matters=True), r"body\.1|Average"),
-    "state carried between calls": (Carried, r"body\.1|Carried|not deterministic"),
-    "value cached from a parameter": (Cached, r"body\.1\.weight|Cached"),
-    "dropout that switches itself off": (Switched, r"body\.1|Switched|Dropout|not deterministic"),
-    "noise in a buffer": (lambda: Fn(fixed_noise, noise=normal(4)), ""),
-    "sparse matrix in a buffer": (lambda: Fn(sparse_mm, graph=eye4()), ""),
-    "complex buffer": (
-        lambda: Fn(lambda m, x: (m.rotation * x).real.tanh(), rotation=torch.polar(torch.ones(4), normal(4))),
-        "",
-    ),
-    "integer and boolean buffers": (
-        lambda: Fn(
-            lambda m, x: (x[:, m.order] * m.mask).tanh(),
-            order=torch.tensor([2, 0, 3, 1]),
-            mask=torch.tensor([True, False, True, True]),
-        ),
-        "",
-    ),
-    "buffer that is NaN and unused": (lambda: Fn(lambda m, x: x.tanh(), bad=torch.full((2,), float("nan"))), ""),
-    "frozen random projection": (
-        lambda: Fn(lambda m, x: torch.tanh(x @ m.map), map=nn.Parameter(normal(4, 4), requires_grad=False)),
-        "",
-    ),
-    "complex parameter": (
-        lambda: Fn(
-            lambda m, x: (m.rotation * x).real.tanh(), rotation=nn.Parameter(torch.polar(torch.ones(4), normal(4)))
-        ),
-        r"rotation",
-    ),
-}
-for name_, (part, culprit_) in STATEFUL.items():
-    add(name_, lambda part=part: between(part()), culprit_)
-
-
-def zero_head(body):
-    model, *rest = between(body)
-    model.head[1].weight.data.zero_()
-    model.head[1].bias.data.zero_()
-    return model, *rest
-
-
-def zero_bias(body, x):
-    """A sample of zeros and biases of zero: the pre-activations lie at the kink."""
-    model, *rest = between(body, x=x)
-    model.body[0].bias.data.zero_()
-    return model, *rest
-
-
-WITH_ZEROS = torch.cat([normal(6, 5), torch.zeros(1, 5)])
-add("zero head over a layer norm", lambda: zero_head(nn.Sequential(nn.LayerNorm(4), tanh())))
-add("zero head over a wrong backward", lambda: zero_head(Fn(lambda _, x: CubeWrong.apply(x))), UP + "|Cube")
-add("zero head over a wrong double backward", lambda: zero_head(Fn(lambda _, x: CubeDetached.apply(x))), UP + "|Cube")
-for kinked in (nn.ReLU(), nn.LeakyReLU(0.1), nn.Softshrink(0.0), nn.ELU(0.5), nn.Hardtanh(0.0, 1.0)):
-    add(
-        f"{kinked!r} at its kink",
-        lambda kinked=kinked: zero_bias(copy.deepcopy(kinked), WITH_ZEROS),
-        r"body\.[01]|kink|differentiable",
-    )
-for kinked in (nn.ELU(), nn.CELU(0.5), nn.GELU(), nn.Softplus()):
-    add(
-        f"{kinked!r} at zero",
-        lambda kinked=kinked: zero_bias(copy.deepcopy(kinked), WITH_ZEROS),
-        r"body\.[01]|kink|differentiable",
-    )
-add(
-    "max pool of ties that stay",
-    lambda: classifier(
-        nn.Sequential(nn.Conv1d(1, 3, 1), nn.MaxPool1d(2), tanh()), normal(5, 1, 3).repeat_interleave(2, 2)
-    ),
-)
-add(
-    "max pool of ties that break",
-    lambda: classifier(
-        nn.Sequential(
-            nn.Conv1d(1, 2, 1, bias=False),
-            Fn(lambda m, x: x + m.shift, shift=nn.Parameter(torch.zeros(6))),
-            nn.MaxPool1d(2),
-            tanh(),
-        ),
-        torch.ones(5, 1, 6) * normal(5, 1, 1),
-    ),
-    r"body\.1\.shift|body\.2|kink|differentiable",
-)
-add(
-    "absolute error of a linear model",
-    lambda: supervised(nn.Linear(5, 3), nn.L1Loss(), torch.cat([normal(6, 5), torch.zeros(1, 5)]), normal(7, 3)),
-)
-add("dead relu", lambda: between(Fn(lambda _, x: (x - 50).relu() + x.tanh())))
-add("saturated softmax", lambda: between(Fn(lambda _, x: (200 * x).softmax(-1) + x.tanh())))
-add(
-    "huge and tiny scales",
-    lambda: between(
-        Fn(
-            lambda m, x: m.big * 1e-6 * x.tanh() + 1e-5 * m.small,
-            big=nn.Parameter(1e6 + normal(4)),
-            small=nn.Parameter(normal(4)),
-        )
-    ),
-)
-add("catastrophic cancellation", lambda: between(Fn(lambda _, x: (x + 1e9) - 1e9 + x.tanh())), UP)
-add("linear model and linear loss", lambda: supervised(nn.Linear(5, 1), lambda o, y: o.mean(), normal(7, 5), labels(7)))
-add(
-    "loss that does not depend on the data",
-    lambda: supervised(ce_net(), lambda o, y: (0 * o).sum(), normal(7, 5), labels(7)),
-)

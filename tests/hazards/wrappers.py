@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from zoo import Attention, Tied, TwoInputs, Wrapper, tanh_net
 
 from hazards.base import Fn, add, between, classifier, labels, normal, supervised
-from hazards.layers import TOKENS, tanh
+from hazards.layers import tanh
+from hazards.tokens import TOKENS
 
 
 class Symmetric(nn.Module):
