@@ -4,9 +4,7 @@ from pathlib import Path
 
 import zoo
 
-from pipeline import (
-    compute_hessian,
-)
+from pipeline import compute_hessian
 
 CHUNK = 16  # of 59 rows: the last chunk is ragged
 BOTH = ("zarr", "parquet")
