@@ -207,8 +207,13 @@ class Attempt:
         found = check(hessian, self.problem, parquet="parquet" in hessian.manifest.formats)
         self.output.put(VERIFY, json.dumps(found.to_json(), indent=1).encode())
         if not found.ok:
-            remedy = f"; {REMEDY}" if found.faults else ""
-            raise VerificationError(f"output {self.output.url}: {found.summary()}{remedy}")
+            remedy = REMEDY if found.faults else "compute it again with engine=rows or dtype=float64, in another output"
+            raise VerificationError(
+                f"output {self.output.url}: {found.summary()}. The matrix is kept, unproven (`hessian` of this error, "
+                f"or open_hessian(url, unproven=True)); {remedy}",
+                hessian,
+                found,
+            )
         return found
 
 

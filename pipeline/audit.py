@@ -4,13 +4,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
+
 from pipeline.ahead import ahead
+from pipeline.chunks import Matrix
 from pipeline.errors import IncompleteError, OutputError
 from pipeline.manifest import Manifest
 from pipeline.output import SUCCESS, Output
 from pipeline.parquet import ParquetFiles, file_key
 from pipeline.receipts import Receipt, begun_tiles, own_receipt, receipt_name
 from pipeline.store import MatrixStore, StoredObject, chunk_key
+from pipeline.tile_products import StoredProducts, check_vectors
 from pipeline.tiling import Tile
 
 SHOWN = 20  # faults, of possibly as many as there are objects
@@ -41,6 +45,17 @@ class _Object:
     place: tuple[int, int]
     key: str
     expected: StoredObject | None
+    products: str
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What came of reading an object, or the receipt of a tile."""
+
+    tile: Tile
+    fault: str | None
+    found: _Object | None = None
+    values: Matrix | None = None
 
 
 class _Auditor:
@@ -49,24 +64,49 @@ class _Auditor:
     def __init__(self, output: Output, manifest: Manifest) -> None:
         self._output, self._manifest = output, manifest
         self._store, self._files = MatrixStore(output, manifest), ParquetFiles(output, manifest)
+        self._vectors = check_vectors(manifest.digest, manifest.layout.size)
 
-    def objects(self, tiles: Sequence[Tile]) -> Iterator[_Object | Audited]:
+    def objects(self, tiles: Sequence[Tile]) -> Iterator[_Object | _Read]:
         """Give all objects of tiles, one tile after the other; of one without a receipt, that."""
         for tile, receipt in zip(tiles, ahead(self._receipt, tiles), strict=True):
             if receipt is None:
-                yield Audited(tile, 0, (f"{receipt_name(tile.id)} is missing, damaged or of another run",))
+                yield _Read(tile, f"{receipt_name(tile.id)} is missing, damaged or of another run")
             else:
                 yield from self._listed(tile, receipt)
 
-    def examine(self, found: _Object | Audited) -> Audited:
+    def read(self, found: _Object | _Read) -> _Read:
         """Read one object."""
-        if isinstance(found, Audited):
+        if isinstance(found, _Read):
             return found
         try:
-            self._read(found)
+            return _Read(found.tile, None, found, self._values(found))
         except IncompleteError as fault:
-            return Audited(found.tile, 1, (str(fault),))
-        return Audited(found.tile, 1, ())
+            return _Read(found.tile, str(fault), found)
+
+    def examine(self, tile: Tile, parts: Iterable[_Read]) -> Audited:
+        """Hold all objects of a tile against their checksums, and against the products that were taken of it."""
+        plan, objects, faults = self._manifest.plan, 0, []
+        products: dict[tuple[bool, bool], StoredProducts] = {}
+        text = ""
+        for part in parts:
+            if part.fault is not None:
+                faults.append(part.fault)
+            if part.found is None:
+                continue
+            objects, text = objects + 1, part.found.products
+            i, j = part.found.place
+            if part.values is not None:
+                spans = [plan.span(range(k, k + 1)) for k in sorted((i, j))]
+                values = (part.values if i <= j else part.values.T).astype(np.float64)
+                for mirror in {i > j} if i != j else {False, True}:
+                    kind = part.found.parquet, mirror
+                    if kind not in products:
+                        products[kind] = StoredProducts(self._vectors, plan.span(tile.rows), plan.span(tile.cols))
+                    products[kind].add(values, *spans)
+        if not faults:
+            kinds = products if self._manifest.symmetry == "mirrored" else [k for k in products if not k[1]]
+            faults = [fault for kind in kinds if (fault := products[kind].fault_of(text))]
+        return Audited(tile, objects, tuple(faults))
 
     def _receipt(self, tile: Tile) -> Receipt | None:
         return own_receipt(self._output, self._manifest, tile)
@@ -78,22 +118,22 @@ class _Auditor:
             for place in [(i, j), (j, i)] if mirrored and i != j else [(i, j)]:
                 for parquet in [False, True] if "parquet" in self._manifest.formats else [False]:
                     key = file_key(*place) if parquet else chunk_key(*place)
-                    yield _Object(tile, parquet, place, key, listed.get(key))
+                    yield _Object(tile, parquet, place, key, listed.get(key), receipt.products)
 
-    def _read(self, found: _Object) -> None:
+    def _values(self, found: _Object) -> Matrix:
         if found.expected is None:
             raise IncompleteError(f"{found.key} is not listed in {receipt_name(found.tile.id)}")
         if found.parquet:
-            self._files.read_chunk(*found.place, found.expected.crc32c)
-        else:
-            self._store.read_chunk(*found.place, found.expected)
+            return self._files.read_chunk(*found.place, found.expected.crc32c)
+        return self._store.read_chunk(*found.place, found.expected)
 
 
 def audit(output: Output, manifest: Manifest, tiles: Sequence[Tile]) -> Iterator[Audited]:
     """Read back all objects that finished tiles are to have left, several at a time.
 
-    Each must be there in the size and with the CRC-32C that its receipt says, and must decode. Parquet files that an
-    export added are not looked at: they are not of the run.
+    Each must be there in the size and with the CRC-32C that its receipt says, must decode, and all of a tile must have
+    the products that were taken where it was computed. Parquet files that an export added are not looked at: they are
+    not of the run.
 
     Args:
         output: of the run.
@@ -104,10 +144,8 @@ def audit(output: Output, manifest: Manifest, tiles: Sequence[Tile]) -> Iterator
         What was found of each tile, in their order.
     """
     auditor = _Auditor(output, manifest)
-    examined = ahead(auditor.examine, auditor.objects(tiles))
-    for tile, parts in groupby(examined, key=lambda part: part.tile):
-        found = list(parts)
-        yield Audited(tile, sum(part.objects for part in found), tuple(f for part in found for f in part.faults))
+    for tile, parts in groupby(ahead(auditor.read, auditor.objects(tiles)), key=lambda part: part.tile):
+        yield auditor.examine(tile, parts)
 
 
 def listed_faults(found: Iterable[Audited]) -> list[str]:

@@ -22,8 +22,9 @@ from pipeline.data import dense
 from pipeline.errors import CheckpointError, MemoryRefusedError, in_words, nearest
 from pipeline.memory import available_bytes, mebibytes
 from pipeline.patience import patient
-from pipeline.problem import Problem, check_finite
+from pipeline.problem import Problem
 from pipeline.remote import at_once, explained, open_filesystem
+from pipeline.selection import check_finite
 
 _COMPILED = "_orig_mod."  # put into names by torch.compile, at any depth
 _PARALLEL = "module."  # put before all names by DataParallel and DistributedDataParallel

@@ -75,6 +75,13 @@ def _is_recurrent(model: nn.Module) -> bool:
 
 
 @contextmanager
+def differentiable() -> Iterator[None]:
+    """Let autograd work whatever the caller has switched off around the call: `no_grad`, `inference_mode`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Leave a model, and the random state, bit for bit as they are, whatever happens inside."""
     modules = [(m, dict(m._parameters), dict(m._buffers), dict(vars(m)), m.training) for m in model.modules()]

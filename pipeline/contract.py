@@ -3,24 +3,25 @@
 Everything is evaluated in float64 on the module itself, so that the checks hold for what `torch.func` cannot transform.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.contexts import random_state, unchanged
 from pipeline.culprit import (
     coupling_module,
     drawing_module,
-    raising_module,
     remembering_module,
     unsteady_module,
     wrong_module,
 )
-from pipeline.data import Batch, digest, sample_count, take
-from pipeline.errors import ProblemError, in_words
-from pipeline.problem import PlacedProblem, Problem
+from pipeline.data import Batch, digest, is_cuttable, nan_report, sample_count, take
+from pipeline.errors import ProblemError
+from pipeline.problem import PlacedProblem
 from pipeline.reference import gradient_sum, require_finite
 from pipeline.samples import two_parts
 
@@ -51,15 +52,12 @@ def _check_passes(placed: PlacedProblem, own: dict[str, nn.Parameter], batch: Ba
     """Evaluate a batch several times."""
     values, gradients, states = [], [], set()
     for _ in range(PASSES):
-        value, _ = placed.problem.loss_sum(None, batch)
+        value, _ = placed.loss_sum(None, batch)
         values.append(float(value.detach()))
         gradients.append(gradient_sum(value, own))
         states.add(digest(random_state()))
     if not np.isfinite(values).all():
-        raise ProblemError(
-            f"loss: got {values[0]} for {sample_count(batch)} samples, expected a finite number; a mean over targets "
-            "that are all ignored is NaN: Return (sum, weight)"
-        )
+        raise ProblemError(_not_finite(batch, values[0]))
     try:
         require_finite(placed, gradients[0])
     except ProblemError as error:
@@ -78,6 +76,14 @@ def _check_passes(placed: PlacedProblem, own: dict[str, nn.Parameter], batch: Ba
             f"differ by up to {wander:.3g}){unsteady_module(placed, batch)}: a Hessian is of one function. Call "
             "model.eval(), or keep state out of the forward pass"
         )
+
+
+def _not_finite(batch: Batch, value: float) -> str:
+    """Say that a loss is not a number, and where the data are not."""
+    return (
+        f"loss: got {value} for {sample_count(batch)} samples, expected a finite number; {nan_report((batch,))}a mean "
+        "over targets that are all ignored is NaN: Return (sum, weight)"
+    )
 
 
 def check_without_memory(placed: PlacedProblem, elsewhere: PlacedProblem) -> None:
@@ -108,7 +114,7 @@ def check_without_memory(placed: PlacedProblem, elsewhere: PlacedProblem) -> Non
 def _numbers_at(placed: PlacedProblem, batch: Batch) -> tuple[float, float]:
     """Give sum and weight of a batch, evaluated on the module itself."""
     with torch.enable_grad(), placed.own_parameters():
-        return _numbers(placed.problem, batch)
+        return _numbers(placed, batch)
 
 
 def check_separable(all_data: PlacedProblem, few: PlacedProblem, microbatch: int) -> None:
@@ -127,7 +133,8 @@ def check_separable(all_data: PlacedProblem, few: PlacedProblem, microbatch: int
             _compare(all_data, batch, two_parts(batch))
     with torch.enable_grad(), few.own_parameters():
         for batch in few.batches(None):
-            _compare(few, batch, [take(batch, slice(k, k + 1)) for k in range(sample_count(batch))])
+            if is_cuttable(batch):
+                _compare(few, batch, [take(batch, slice(k, k + 1)) for k in range(sample_count(batch))])
 
 
 def check_reduction(placed: PlacedProblem, microbatch: int) -> None:
@@ -145,9 +152,9 @@ def check_reduction(placed: PlacedProblem, microbatch: int) -> None:
         return
     with torch.enable_grad(), placed.own_parameters():
         for batch in placed.batches(microbatch):
-            total, weight = _numbers(problem, batch)
+            total, weight = _numbers(placed, batch)
             here = total / weight if problem.reduction == "mean" and weight else total
-            there, _ = _numbers(given, batch)
+            there, _ = _numbers(replace(placed, problem=given), batch)
             if abs(here - there) > LOSS_TOLERANCE * max(abs(here), abs(there)):
                 raise ProblemError(
                     f"loss: its terms over {sample_count(batch)} samples have the {problem.reduction} {here:.9g}, "
@@ -161,16 +168,17 @@ def _compare(placed: PlacedProblem, batch: Batch, parts: Sequence[Batch]) -> Non
     if len(parts) == 1:
         return
     problem = placed.problem
-    whole, weight = _numbers(problem, batch)
+    whole, weight = _numbers(placed, batch)
     try:
-        found = [_numbers(problem, part) for part in parts]
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        place = raising_module(problem.model, error)
+        found = [_numbers(placed, part) for part in parts]
+    except ProblemError as error:
         raise ProblemError(
-            f"loss: {sample_count(batch)} samples can be evaluated, {sample_count(parts[0])} of them cannot "
-            f"({in_words(error)}{place}), and micro-batches are of any size: keep dimension 0 (squeeze() drops it), "
-            "call model.eval(), or say separable=False (one batch only)"
+            f"{error}; {sample_count(batch)} samples can be evaluated, {sample_count(parts[0])} of them cannot, and "
+            "micro-batches are of any size: keep dimension 0 (squeeze() drops it), call model.eval(), or say "
+            "separable=False (one batch only)"
         ) from error
+    if not np.isfinite([whole, *(total for total, _ in found)]).all():
+        raise ProblemError(_not_finite(batch, next(t for t in (whole, *(t for t, _ in found)) if not np.isfinite(t))))
     sums, weights = (sum(values) for values in zip(*found, strict=True))
     is_mean = problem.reduction == "mean"
     scale = max(abs(whole), *(abs(part) for part, _ in found)) or 1.0
@@ -187,7 +195,48 @@ def _compare(placed: PlacedProblem, batch: Batch, parts: Sequence[Batch]) -> Non
         )
 
 
-def _numbers(problem: Problem, batch: Batch) -> tuple[float, float]:
-    """Give the sum and weight of a batch."""
-    total, weight = problem.loss_sum(None, batch)
+def _numbers(placed: PlacedProblem, batch: Batch) -> tuple[float, float]:
+    """Give the sum and weight of a batch, evaluated on the module itself."""
+    total, weight = placed.loss_sum(None, batch)
     return float(total.detach()), float(weight.detach())
+
+
+def reads_outside(placed: PlacedProblem) -> list[str]:
+    """Name selected parameters that reach the loss past what is swapped in for them, by the graph that autograd made.
+
+    A loss may hold a parameter itself, or what was made of it before: no size tells, as a penalty may be small.
+
+    Args:
+        placed: the problem on a few samples.
+
+    Returns:
+        Their names; of a model that nothing can be swapped into, none.
+    """
+    model, layout = placed.problem.model, placed.layout
+    names = {id(p): name for name, p in model.named_parameters() if name in set(layout.names)}
+    found: set[str] = set()
+    with torch.enable_grad(), unchanged(model):
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in names)
+        swapped = {name: t.detach().clone().requires_grad_() for name, t in placed.parameters.items()}
+        for batch in placed.batches(None):
+            try:
+                total, _ = placed.loss_sum(swapped, batch)
+            except ProblemError:
+                return []
+            found |= {names[id(leaf)] for leaf in _leaves(total) if id(leaf) in names}
+    return sorted(found)
+
+
+def _leaves(value: Tensor) -> Iterator[Tensor]:
+    """Give the leaves of a value's graph."""
+    seen: set[Any] = set()
+    nodes = [value.grad_fn] if value.grad_fn else []
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            yield leaf
+        nodes += [before for before, _ in node.next_functions if before is not None]

@@ -4,7 +4,6 @@ Best effort: a clause for a message that is going to be raised anyway, empty whe
 """
 
 import math
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pipeline.contexts import random_state
 from pipeline.data import Batch, digest
+from pipeline.explain import place
 from pipeline.problem import PlacedProblem
 
 _Hook = Callable[..., None]
@@ -42,19 +42,7 @@ class _Call:
         return digest([leaf for leaf in tree_leaves(self.output) if isinstance(leaf, Tensor)])
 
     def clause(self, what: str) -> str:
-        return _place(what, self.path, self.module)
-
-
-def _place(what: str, path: str, module: nn.Module) -> str:
-    return f"{what} `{path}` ({type(module).__name__})" if path else f"{what} the model ({type(module).__name__})"
-
-
-def raising_module(model: nn.Module, error: BaseException) -> str:
-    """Name the innermost module in whose code an error was raised, as in " in `1` (BatchNorm1d)"."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    inside = [owner for owner in owners if isinstance(owner, nn.Module) and id(owner) in paths]
-    return _place(" in", paths[id(inside[-1])], inside[-1]) if inside else ""
+        return place(what, self.path, self.module)
 
 
 def drawing_module(placed: PlacedProblem, batch: Batch) -> str:
@@ -73,11 +61,11 @@ def remembering_module(placed: PlacedProblem, batch: Batch) -> str:
     modules = list(placed.problem.model.named_modules())
     before = [dict(vars(module)) for _, module in modules]
     with placed.own_parameters():
-        placed.problem.loss_sum(None, batch)
+        placed.loss_sum(None, batch)
     for (path, module), attributes in zip(modules, before, strict=True):
         for name, value in vars(module).items():
             if isinstance(value, Tensor) and value is not attributes.get(name):
-                return f", kept as `{name}`{_place(' of', path, module)}"
+                return f", kept as `{name}`{place(' of', path, module)}"
     return ""
 
 
@@ -138,7 +126,7 @@ def _calls(placed: PlacedProblem, batch: Batch) -> list[_Call]:
         return hook
 
     with torch.enable_grad(), _hooked(placed.problem.model, enter, leave):
-        placed.problem.loss_sum(None, batch)
+        placed.loss_sum(None, batch)
     return calls
 
 

@@ -1,51 +1,41 @@
-"""Batches: any form of data read into memory, checked, and cut into micro-batches.
+"""Batches: pytrees of tensors, cut into micro-batches, cast and hashed. `reading` makes them.
 
-A batch is a pair (inputs, target), or whatever an `objective` takes; dimension 0 of every tensor in it is the sample.
+A batch is a pair (inputs, target), or whatever an `objective` takes; dimension 0 of every tensor in it is the sample,
+unless the batch is one whole (a graph, a context set) that cannot be cut.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import MappingKey, register_pytree_node, tree_flatten_with_path, tree_leaves, tree_map
 from torch.utils._pytree import keystr as path_of
-from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, default_collate
-
-from pipeline.errors import ProblemError
 
 Batch = Any  # a pytree of tensors, see above
 
 
-def read_batches(data: Any) -> tuple[Batch, ...]:
-    """Read data into memory.
+@dataclass(frozen=True)
+class OfTerm:
+    """A batch of one term of a loss that has several.
 
-    Args:
-        data: a tuple (one batch of tensors), a `Dataset`, a `DataLoader` of fixed order, or a re-iterable of batches.
-
-    Returns:
-        The batches.
-
-    Raises:
-        ProblemError: there is no data, its order is not fixed, samples are dropped, two passes differ, or a batch is
-            not made of tensors that agree in dimension 0 and hold no NaN.
+    Attributes:
+        term: which.
+        batch: what its function takes.
     """
-    if isinstance(data, tuple):
-        batches: tuple[Batch, ...] = (_tensors(data),)
-    else:
-        batches = _one_pass(data)
-        if digest(batches) != digest(_one_pass(data)):
-            raise ProblemError(
-                "data: two passes gave different batches, and a Hessian is a sum over passes of the same data: "
-                "switch off shuffling and random augmentation, or pass tensors"
-            )
-    if not batches:
-        raise ProblemError("data: got no batches, expected at least one")
-    for index, batch in enumerate(batches):
-        _check(batch, f"data: batch {index}")
-    return batches
+
+    term: int
+    batch: Batch
+
+
+register_pytree_node(
+    OfTerm,
+    lambda of_term: ([of_term.batch], of_term.term),
+    lambda parts, term: OfTerm(term, next(iter(parts))),
+    flatten_with_keys_fn=lambda of_term: ([(MappingKey(of_term.term), of_term.batch)], of_term.term),
+)
 
 
 def dense(tensor: Tensor) -> Tensor:
@@ -53,21 +43,50 @@ def dense(tensor: Tensor) -> Tensor:
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
+def cast(tensor: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Give a tensor on a device: in the floating type if it is floating, in its complex counterpart if complex."""
+    if tensor.is_floating_point():
+        return tensor.to(device, dtype)
+    return tensor.to(device, dtype.to_complex()) if tensor.is_complex() else tensor.to(device)
+
+
 def sample_count(batch: Batch) -> int:
-    """Count the samples of a batch."""
-    return len(next(leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)))
+    """Count the samples of a batch: graphs, where the library of a batch of graphs counts them."""
+    if (graphs := _graphs(batch)) is not None:
+        return int(getattr(graphs, "num_graphs", 1))
+    return next((_length(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim), 1)
+
+
+def is_cuttable(batch: Batch) -> bool:
+    """Whether every tensor has as many samples, so that some of them make a batch as well."""
+    if (graphs := _graphs(batch)) is not None:
+        return hasattr(graphs, "to_data_list")
+    leaves = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    return all(leaf.ndim for leaf in leaves) and len({_length(leaf) for leaf in leaves}) == 1
+
+
+def has_rows(batch: Batch) -> bool:
+    """Whether samples are rows of plain tensors: not graphs, nor one whole, nor sparse or nested tensors."""
+    leaves = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    plain = all(leaf.layout == torch.strided and not leaf.is_nested for leaf in leaves)
+    return plain and _graphs(batch) is None and is_cuttable(batch)
 
 
 def take(batch: Batch, samples: slice | Tensor) -> Batch:
     """Give the batch of some samples of a batch."""
-    return tree_map(lambda leaf: leaf[samples] if isinstance(leaf, Tensor) else leaf, batch)
+    if (graphs := _graphs(batch)) is not None:
+        chosen = torch.arange(sample_count(batch))[samples].tolist()
+        parts = graphs.to_data_list()
+        part = type(graphs).from_data_list([parts[k] for k in chosen])
+        return OfTerm(batch.term, part) if isinstance(batch, OfTerm) else part
+    return tree_map(lambda leaf: _some(leaf, samples) if isinstance(leaf, Tensor) else leaf, batch)
 
 
 def microbatches(batches: tuple[Batch, ...], most: int | None) -> Iterator[Batch]:
-    """Cut batches into pieces of at most so many samples; None leaves them whole."""
+    """Cut batches into pieces of at most so many samples; None leaves them whole, as those are that cannot be cut."""
     for batch in batches:
         count = sample_count(batch)
-        if most is None or count <= most:
+        if most is None or count <= most or not is_cuttable(batch):
             yield batch
         else:
             yield from (take(batch, slice(start, start + most)) for start in range(0, count, most))
@@ -84,66 +103,44 @@ def digest(tree: Any) -> str:
     for path, leaf in tree_flatten_with_path(tree)[0]:
         sha.update(path_of(path).encode())
         if isinstance(leaf, Tensor):
-            value = dense(leaf.detach()).cpu().contiguous()
-            sha.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            sha.update(value.reshape(-1).view(torch.uint8).numpy().data)
+            for part in leaf.detach().unbind() if leaf.is_nested else (leaf.detach(),):
+                value = dense(part).cpu().contiguous().resolve_conj()
+                sha.update(f"{value.dtype}{tuple(value.shape)}".encode())
+                sha.update(value.reshape(-1).view(torch.uint8).numpy().data)
         else:
             sha.update(repr(leaf).encode())
     return sha.hexdigest()
 
 
-def _one_pass(data: Any) -> tuple[Batch, ...]:
-    """Read all batches once."""
-    if isinstance(data, DataLoader):
-        _check_loader(data)
-    elif isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        samples = [data[i] for i in range(len(data))]  # type: ignore[arg-type]
-        return (_tensors(default_collate(samples)),) if samples else ()
-    elif isinstance(data, Tensor | Mapping) or not hasattr(data, "__iter__"):
-        raise ProblemError(
-            f"data: got {type(data).__name__}, expected a tuple (inputs, target), a Dataset, a DataLoader "
-            "or a re-iterable of such tuples"
-        )
-    elif iter(data) is data:
-        raise ProblemError(
-            f"data: got {type(data).__name__}, which can be read only once: pass a list of its batches instead"
-        )
-    return tuple(_tensors(batch) for batch in data)
+def nan_report(batches: tuple[Batch, ...]) -> str:
+    """Name the first tensor of data that holds NaN, as in "data: batch 0, leaf [0]: 1 of 35 values are NaN; "."""
+    for index, batch in enumerate(batches):
+        for path, leaf in tree_flatten_with_path(batch)[0]:
+            if isinstance(leaf, Tensor) and not leaf.is_nested and (leaf.is_floating_point() or leaf.is_complex()):
+                count = int(dense(leaf).isnan().sum())
+                if count:
+                    return f"data: batch {index}, leaf {path_of(path)}: {count} of {leaf.numel()} values are NaN; "
+    return ""
 
 
-def _check_loader(loader: DataLoader[Any]) -> None:
-    """Refuse loaders that do not give all samples in one order."""
-    if isinstance(loader.sampler, RandomSampler):
-        raise ProblemError("data: the DataLoader shuffles: pass shuffle=False")
-    if loader.drop_last or getattr(loader.batch_sampler, "drop_last", False):
-        raise ProblemError("data: the DataLoader drops its last batch, whose samples count as well: drop_last=False")
+def _graphs(batch: Batch) -> Any:
+    """Give the object of torch_geometric that a batch is, None for any other batch."""
+    batch = batch.batch if isinstance(batch, OfTerm) else batch
+    return batch if type(batch).__module__.startswith("torch_geometric.") else None
 
 
-def _tensors(value: Any) -> Batch:
-    """Turn NumPy arrays into tensors, and lists (as collated) into tuples."""
-    if type(value) in {list, tuple}:
-        return tuple(map(_tensors, value))
-    if isinstance(value, Mapping):  # tokenizers give mappings of their own
-        return {key: _tensors(item) for key, item in value.items()}
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+def _length(leaf: Tensor) -> int:
+    return len(leaf.unbind()) if leaf.is_nested else len(leaf)
 
 
-def _check(batch: Batch, where: str) -> None:
-    """Refuse a batch without samples, of ragged leaves, or with NaN."""
-    counts: dict[str, int] = {}
-    for path, leaf in tree_flatten_with_path(batch)[0]:
-        if leaf is None:
-            continue
-        name = f"{where}, leaf {path_of(path)}"
-        if not isinstance(leaf, Tensor):
-            raise ProblemError(f"{name}: got {type(leaf).__name__}, expected a tensor")
-        if leaf.ndim == 0:
-            raise ProblemError(f"{name}: got a 0-d tensor, expected dimension 0 to be the sample")
-        if leaf.is_floating_point() and bool(leaf.isnan().any()):
-            raise ProblemError(f"{name}: {int(leaf.isnan().sum())} of {leaf.numel()} values are NaN")
-        counts[name] = len(leaf)
-    if len(set(counts.values())) != 1 or 0 in counts.values():
-        raise ProblemError(
-            f"{where}: expected at least one sample, and as many in every tensor; got "
-            + (", ".join(f"{n} in {name.rpartition(' ')[2]}" for name, n in counts.items()) or "no tensor")
-        )
+def _some(leaf: Tensor, samples: slice | Tensor) -> Tensor:
+    """Give some samples of one tensor, in whatever layout it is."""
+    if leaf.is_nested:
+        parts = leaf.unbind()
+        chosen = torch.arange(len(parts))[samples].tolist()
+        return torch.nested.nested_tensor([parts[k] for k in chosen], layout=leaf.layout)
+    if leaf.layout == torch.strided:
+        return leaf[samples]
+    index = torch.arange(len(leaf), device=leaf.device)[samples]
+    some: Tensor = leaf.to_sparse().index_select(0, index).to_sparse(layout=leaf.layout)
+    return some

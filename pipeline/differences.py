@@ -21,36 +21,47 @@ class Differences:
 
     Attributes:
         values: of each piece.
-        gap: how far neighbouring steps are apart, relative to the piece's scale, in the worst piece.
+        gaps: how far neighbouring steps are apart, relative to the piece's scale.
     """
 
     values: list[Vector]
-    gap: float
+    gaps: list[float]
+
+    @property
+    def gap(self) -> float:
+        """The largest of the gaps."""
+        return max(self.gaps, default=0.0)
 
 
 def agreeing(pieces: Callable[[float], list[Vector]], scales: Callable[[list[Vector]], list[float]]) -> Differences:
     """Try steps until three neighbours agree; two may agree by accident where there is noise.
 
     Args:
-        pieces: the derivative by one step, cut into pieces that are judged apart.
+        pieces: the derivative by one step, in pieces that are judged apart: one may need other steps than another.
         scales: of the pieces of a derivative; a gap counts relative to its piece's.
 
     Returns:
-        The values at the middle one of the three steps that agree best. Whether that is enough is the caller's to say.
+        Of each piece the value at the middle one of the three steps that agree best. Whether that is enough is the
+        caller's to say.
     """
     tried: dict[float, list[Vector]] = {}
-    best = Differences([], float("inf"))
+    best = Differences([], [])
     for step in STEPS:
         tried[step] = pieces(step)
         steps = sorted(tried)
         for window in zip(steps, steps[1:], steps[2:], strict=False):
             middle = tried[window[1]]
-            gap = _gap([tried[s] for s in window], scales(middle))
-            if gap < best.gap or not best.values:
-                best = Differences(middle, gap)
-        if best.gap <= AGREED:
+            gaps = _gaps([tried[s] for s in window], scales(middle))
+            best = _better(best, Differences(middle, gaps)) if best.values else Differences(middle, gaps)
+        if best.values and best.gap <= AGREED:
             break
     return best
+
+
+def _better(one: Differences, other: Differences) -> Differences:
+    """Take of each piece the one whose steps agree better."""
+    pairs = list(zip(one.values, one.gaps, other.values, other.gaps, strict=True))
+    return Differences([v if g <= h else w for v, g, w, h in pairs], [min(g, h) for _, g, _, h in pairs])
 
 
 def fourth_order(function: Callable[[float], Vector], step: float) -> Vector:
@@ -67,8 +78,10 @@ def fourth_order(function: Callable[[float], Vector], step: float) -> Vector:
     return (8 * near - far) / (12 * step)
 
 
-def _gap(window: list[list[Vector]], scales: list[float]) -> float:
-    """Give the largest step from one derivative to the next, over all pieces; infinite where one is NaN."""
-    pairs = [(a, b, s) for d, e in pairwise(window) for a, b, s in zip(d, e, scales, strict=True)]
-    gaps = [np.abs(a - b).max(initial=0.0) / scale for a, b, scale in pairs]
-    return float(np.nan_to_num(gaps, nan=np.inf).max())
+def _gaps(window: list[list[Vector]], scales: list[float]) -> list[float]:
+    """Give the largest step from one derivative to the next, piece by piece; infinite where one is NaN."""
+    found = []
+    for k, scale in enumerate(scales):
+        steps = [np.abs(d[k] - e[k]).max(initial=0.0) / scale for d, e in pairwise(window)]
+        found.append(float(np.nan_to_num(steps, nan=np.inf).max()))
+    return found

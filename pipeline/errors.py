@@ -141,7 +141,17 @@ class Terminated(KeyboardInterrupt):
 
 
 class VerificationError(HessianError, ArithmeticError):
-    """A finished Hessian is not what it claims to be."""
+    """A Hessian was computed, and its proof failed; the matrix is kept.
+
+    Args:
+        message: what was found.
+        hessian: the matrix, unproven.
+        verification: what was found, in full.
+    """
+
+    def __init__(self, message: str, hessian: Any = None, verification: Any = None) -> None:
+        super().__init__(message)
+        self.hessian, self.verification = hessian, verification
 
 
 def in_words(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from pipeline.errors import BlockError, IncompleteError, MemoryRefusedError, Out
 from pipeline.layout import ParameterLayout
 from pipeline.manifest import Manifest
 from pipeline.memory import available_bytes, mebibytes
-from pipeline.output import SUCCESS, Output
+from pipeline.output import SUCCESS, VERIFY, Output, has_failed
 from pipeline.store import MatrixStore
 
 if TYPE_CHECKING:
@@ -203,25 +203,33 @@ class Hessian:
         return np.where(flat < 0, flat + P, flat), index.ndim == 0
 
 
-def open_hessian(url: str, endpoint_url: str | None = None) -> Hessian:
+def open_hessian(url: str, endpoint_url: str | None = None, *, unproven: bool = False) -> Hessian:
     """Open a Hessian that was computed.
 
     Args:
         url: the output of a run, a path or an fsspec URL.
         endpoint_url: of its server, where it is not the cloud's own or the environment's.
+        unproven: opens one whose proof failed, too.
 
     Returns:
         A handle; nothing of the matrix is read yet.
 
     Raises:
         OutputError: there is none.
-        IncompleteError: the run is not finished.
+        IncompleteError: the run is not finished, or its proof failed.
     """
     output = Output(url, endpoint_url)
     output.check_readable()
     manifest = Manifest.read(output)
     if manifest is None:
         raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")
+    if output.get(SUCCESS) is None and has_failed(output.get(VERIFY)):
+        if unproven:
+            return Hessian(output, manifest)
+        raise IncompleteError(
+            f"output {url}: all is computed, but the proof failed (see its {VERIFY}): open_hessian(url, unproven=True) "
+            "opens it all the same, the same job with --check computes anew what is damaged"
+        )
     if output.get(SUCCESS) is None:
         raise IncompleteError(f"output {url}: the run is not finished; run the same job again, it goes on from there")
     return Hessian(output, manifest)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from pipeline.data import sample_count
 from pipeline.errors import FingerprintError, OutputError
-from pipeline.manifest import Manifest
+from pipeline.manifest import Fingerprint, Manifest
 from pipeline.output import WEIGHTS, Output
 from pipeline.planner import evaluate
 from pipeline.problem import Problem, weights_digest
@@ -20,13 +20,16 @@ from pipeline.store import MatrixStore
 RETRAINED = 1e-5  # of a tensor's largest entry: the last bits in which a factory that trains may differ from run to run
 _NAMED = ("reduction", "separable", "l2", "checkpoint")  # of problem and fingerprint
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-9, 1e-6  # relative, of float64 evaluations on different machines
+_WIDE, _PAIRS = torch.complex128, "\0pairs"  # which safetensors does not know: stored as pairs of float64
 ROUNDINGS = 100  # times what the last bits of the weights change
 
 
 def save_weights(problem: Problem, output: Output) -> None:
     """Put all parameters and buffers into the output."""
     tensors = {name: t.cpu().contiguous().clone() for name, t in problem.tensors().items()}
-    output.put(WEIGHTS, safetensors.torch.save(tensors))
+    wide = {name: t for name, t in tensors.items() if t.dtype == _WIDE}
+    pairs = {f"{name}{_PAIRS}": torch.view_as_real(t.resolve_conj()) for name, t in wide.items()}
+    output.put(WEIGHTS, safetensors.torch.save({n: t for n, t in tensors.items() if n not in wide} | pairs))
 
 
 def require_same(problem: Problem, manifest: Manifest, output: Output, *, retrained: bool = False) -> Problem:
@@ -57,7 +60,7 @@ def require_same(problem: Problem, manifest: Manifest, output: Output, *, retrai
     _refuse(output, differences)
     restored = problem.at(tensors)
     samples = reference_samples(manifest.microbatch)
-    _refuse(output, _value_differences(restored, stored.loss, MatrixStore.gradient(output), samples))
+    _refuse(output, _value_differences(restored, stored, MatrixStore.gradient(output), samples))
     return restored
 
 
@@ -74,7 +77,7 @@ def require_same_settings(settings: Settings, problem: Problem, manifest: Manife
         FingerprintError: a setting differs.
     """
     largest = max(map(sample_count, problem.batches))
-    microbatch = settings.microbatch and (min(settings.microbatch, largest) if problem.separable else largest)
+    microbatch = settings.microbatch and (min(settings.microbatch, largest) if problem.is_cuttable else largest)
     dtype = settings.dtype or str(problem.dtype).removeprefix("torch.")
     asked: dict[str, Any] = {
         "blocks": settings.blocks,
@@ -104,12 +107,18 @@ def _load_weights(output: Output, expected: str) -> dict[str, torch.Tensor]:
     """Read the stored weights and check their hash."""
     data = output.get(WEIGHTS)
     try:
-        tensors = safetensors.torch.load(data) if data is not None else None
+        found = safetensors.torch.load(data) if data is not None else None
+        tensors = None if found is None else dict(map(_complex, found.items()))
     except SafetensorError as error:
         raise OutputError(f"output {output.url}: {WEIGHTS} cannot be read ({error})") from None
     if tensors is None or weights_digest(tensors) != expected:
         raise OutputError(f"output {output.url}: {WEIGHTS} is missing or not what its manifest says")
     return tensors
+
+
+def _complex(entry: tuple[str, torch.Tensor]) -> tuple[str, torch.Tensor]:
+    name, tensor = entry
+    return (name.removesuffix(_PAIRS), torch.view_as_complex(tensor)) if name.endswith(_PAIRS) else entry
 
 
 def _weight_differences(own: dict[str, torch.Tensor], stored: dict[str, torch.Tensor], tolerance: float) -> list[str]:
@@ -124,17 +133,19 @@ def _weight_differences(own: dict[str, torch.Tensor], stored: dict[str, torch.Te
                 f"`{name}` is {mine.dtype} {tuple(mine.shape)}, stored {tensor.dtype} {tuple(tensor.shape)}"
             )
         elif tensor.numel() and not torch.equal(mine, tensor):
-            gap = float((mine.double() - tensor.double()).abs().max())
-            if gap > tolerance * float(tensor.double().abs().max()):
+            gap = float((mine.to(_WIDE) - tensor.to(_WIDE)).abs().max())
+            if gap > tolerance * float(tensor.to(_WIDE).abs().max()):
                 differences.append(f"weights `{name}` differ by up to {gap:.3g}")
     return differences
 
 
-def _value_differences(problem: Problem, loss: float, gradient: Vector, samples: int) -> list[str]:
-    """Compare loss and gradient with those that are stored."""
+def _value_differences(problem: Problem, stored: Fingerprint, gradient: Vector, samples: int) -> list[str]:
+    """Compare loss, total weight and gradient with those that are stored."""
     at = evaluate(problem, samples)
-    if abs(at.loss - loss) > LOSS_TOLERANCE * abs(loss):
-        return [f"the loss is {at.loss!r}, stored {loss!r}"]
+    for name in ("loss", "weight"):
+        own, other = getattr(at, name), getattr(stored, name)
+        if abs(own - other) > LOSS_TOLERANCE * abs(other):
+            return [f"the {name} is {own!r}, stored {other!r}"]
     gap, allowed = _largest(at.gradient - gradient), GRADIENT_TOLERANCE * _largest(gradient)
     if gap > allowed:  # at a minimum, it is what rounding leaves of it
         moved = evaluate(problem.at(_moved(problem.tensors())), samples)

@@ -21,7 +21,8 @@ from pipeline.errors import ProblemError
 
 Reduction = Literal["mean", "sum"]
 SumAndWeight = tuple[Tensor, Tensor]
-Terms = Callable[[Any, Any, Batch], SumAndWeight]  # (output, target, batch) -> (sum, weight)
+Targets = tuple[Any, ...]  # what a loss takes beside the output: the target, and what follows it in a batch
+Terms = Callable[[Any, Targets, Batch], SumAndWeight]  # (output, targets, batch) -> (sum, weight)
 
 
 def as_terms(loss: Callable[..., Any], reduction: Reduction | None) -> tuple[Terms, Terms | None, Reduction]:
@@ -41,8 +42,10 @@ def as_terms(loss: Callable[..., Any], reduction: Reduction | None) -> tuple[Ter
     Raises:
         ProblemError: the loss is not callable, or of a reduction that has no value.
     """
-    if not callable(loss):
-        raise ProblemError(f"loss: got {type(loss).__name__}, expected a callable (output, target)")
+    if not callable(loss) or isinstance(loss, type):
+        got = f"the class {loss.__name__}" if isinstance(loss, type) else type(loss).__name__
+        instead = f": write {loss.__name__}()" if isinstance(loss, type) else ""
+        raise ProblemError(f"loss: got {got}, expected a callable (output, target){instead}")
     own = _torch_reduction(loss)
     if own is None:
         chosen = known_reduction(reduction)
@@ -113,11 +116,12 @@ def _like(loss: Any, output: Any) -> Any:
 
 
 def _torch_terms(
-    elementwise: Callable[..., Tensor], loss: Any, reduction: str, output: Any, target: Any, _: Batch
+    elementwise: Callable[..., Tensor], loss: Any, reduction: str, output: Any, targets: Targets, _: Batch
 ) -> SumAndWeight:
     """Add up a torch loss; see `torch.nn` for what each mean divides by."""
     function = _function(loss)
-    arguments = _arguments(function, output, target)
+    arguments = _arguments(function, output, targets)
+    target = targets[0]
     terms = _like(elementwise, output)(*arguments)
     if _is(function, nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss) and not target.is_floating_point():
         return terms.sum(), _class_weight(loss, target, terms)
@@ -127,9 +131,9 @@ def _torch_terms(
     return terms.sum(), terms.new_tensor(float(count))
 
 
-def _torch_value(loss: Any, output: Any, target: Any, _: Batch) -> SumAndWeight:
+def _torch_value(loss: Any, output: Any, targets: Targets, _: Batch) -> SumAndWeight:
     """Give a torch loss as torch itself reduces it."""
-    value = _like(loss, output)(*_arguments(_function(loss), output, target))
+    value = _like(loss, output)(*_arguments(_function(loss), output, targets))
     return value, torch.ones_like(value)
 
 
@@ -137,10 +141,11 @@ def _function(loss: Any) -> Any:
     return loss.func if isinstance(loss, functools.partial) else loss
 
 
-def _arguments(function: Any, output: Any, target: Any) -> tuple[Tensor, ...]:
+def _arguments(function: Any, output: Any, given: Targets) -> tuple[Tensor, ...]:
     """Lay out what a torch loss takes: outputs, then targets, either of which may be several."""
     outputs = output if isinstance(output, tuple) else (output,)
-    targets = () if target is None else target if isinstance(target, tuple) else (target,)
+    first = () if given[0] is None else given[0] if isinstance(given[0], tuple | list) else given[:1]
+    targets = (*first, *given[1:])
     if wrong := [value for value in (*outputs, *targets) if not isinstance(value, Tensor)]:
         raise ProblemError(
             f"loss: {_name(function)} takes tensors, got {type(wrong[0]).__name__}: pass a callable (output, target) "
@@ -168,38 +173,37 @@ def _class_weight(loss: Any, target: Tensor, terms: Tensor) -> Tensor:
 
 
 def _scalar_terms(
-    loss: Callable[..., Any], reduction: Reduction, output: Any, target: Any, batch: Batch
+    loss: Callable[..., Any], reduction: Reduction, output: Any, targets: Targets, batch: Batch
 ) -> SumAndWeight:
     """Add up a loss of the user's."""
-    value = _like(loss, output)(output, target)
-    if isinstance(value, tuple):
-        return checked(value, _name(loss))
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ProblemError(f"loss: {_name(loss)} gave {got}, expected a scalar tensor or (sum, weight)")
-    count = sample_count(batch)
-    scale = count if reduction == "mean" else 1
-    return value.reshape(()) * scale, value.new_tensor(float(count))
+    return sum_and_weight(_like(loss, output)(output, *targets), reduction, batch, f"loss: {_name(loss)}")
 
 
-def checked(value: Any, name: str) -> SumAndWeight:
-    """Take what a user's function returned as (sum, weight).
+def sum_and_weight(value: Any, reduction: Reduction, batch: Batch, name: str) -> SumAndWeight:
+    """Take what a user's function returned: a scalar, or (sum, weight).
 
     Args:
         value: what it returned.
+        reduction: whether a scalar is the mean or the sum over samples.
+        batch: that it is of.
         name: named in errors.
 
     Returns:
         The pair, both 0-d tensors of one type.
 
     Raises:
-        ProblemError: it is not a pair of a scalar tensor and a number.
+        ProblemError: it is neither a scalar tensor nor a pair of one and a number.
     """
     if isinstance(value, tuple) and len(value) == 2:
         total, weight = value
         if isinstance(total, Tensor) and total.numel() == 1:
             return total.reshape(()), torch.as_tensor(weight, device=total.device).to(total.dtype).reshape(())
-    raise ProblemError(f"{name}: got {type(value).__name__}, expected (sum, weight), a scalar tensor and its weight")
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ProblemError(f"{name} gave {got}, expected a scalar tensor or (sum, weight)")
+    count = sample_count(batch)
+    scale = count if reduction == "mean" else 1
+    return value.reshape(()) * scale, value.new_tensor(float(count))
 
 
 def _name(function: Any) -> str:

@@ -293,6 +293,14 @@ def is_proof(found: bytes | None) -> bool:
         return False
 
 
+def has_failed(found: bytes | None) -> bool:
+    """Whether what lies in an output's VERIFY says that all was computed and the proof failed."""
+    try:
+        return json.loads(found or b"")["ok"] is False
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
 class _PrivateMemory(MemoryFileSystem):  # type: ignore[misc]
     """A memory filesystem with a store of its own; fsspec's is one for the whole process."""
 

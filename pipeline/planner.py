@@ -13,7 +13,6 @@ import torch
 
 from pipeline.contest import take_faster
 from pipeline.contexts import exact_kernels, unchanged
-from pipeline.data import microbatches
 from pipeline.devices import allowed_device_bytes, device_name, device_of, local_staff, require_device
 from pipeline.engines import ENGINES, add_batch, applications
 from pipeline.engines.stages import Application
@@ -179,9 +178,7 @@ def _finishing(manifest: Manifest, tiling: TilingPlan, placed: PlacedProblem, at
     i, j = tiling.chunks(tile)[-1]
     rows, cols = (tiling.span(range(k, k + 1)) for k in (i, j))
     out = torch.zeros(len(rows), len(cols), dtype=placed.dtype, device=placed.device)
-    batch = placed.cast(
-        next(microbatches(placed.problem.batches, None if not placed.problem.separable else FEW_SAMPLES))
-    )
+    batch = next(placed.batches(FEW_SAMPLES))
     with exact_kernels(placed.problem.model):
         for p, segment in manifest.layout.segments(rows):
             right = range(max(cols.start, segment.start), cols.stop)

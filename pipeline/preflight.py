@@ -14,17 +14,32 @@ import numpy as np
 import torch
 
 from pipeline.contexts import applied_contexts, exact_kernels, unchanged
-from pipeline.contract import check_deterministic, check_reduction, check_separable, check_without_memory
-from pipeline.culprit import raising_module, wrong_module
-from pipeline.derivatives import derivative_errors
+from pipeline.contract import (
+    check_deterministic,
+    check_reduction,
+    check_separable,
+    check_without_memory,
+    reads_outside,
+)
+from pipeline.culprit import wrong_module
+from pipeline.derivatives import second_error, slope_error
 from pipeline.engines import ENGINES, applications
 from pipeline.engines.stages import Application
 from pipeline.errors import HessianError, ProblemError, in_words
+from pipeline.explain import explained
 from pipeline.layout import Parameter
 from pipeline.probe import PROBE_SAMPLES
 from pipeline.problem import PlacedProblem, Problem
-from pipeline.reference import Vector, hessian_vector_products, moved
+from pipeline.reference import (
+    Vector,
+    differenced_products,
+    hessian_vector_products,
+    jittered,
+    loss_and_gradient,
+    moved,
+)
 from pipeline.samples import representative, uneven_parts
+from pipeline.scales import Products, Yardstick, directions, yardstick
 from pipeline.verdict import ParameterVerdict, PreflightVerdict
 
 # Of a parameter's root mean square, or of 0.1 where that is smaller. Where differences prove nothing the point is
@@ -36,8 +51,11 @@ ROW_BYTES = 64 * 2**20  # that these may take
 DIRECTIONS = 2  # random combinations of these rows, compared with plain double backward
 ENGINE_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}  # against plain double backward
 ENGINE_ROUNDING = {torch.float64: 1e-14, torch.float32: 1e-6}  # of the largest product, in blocks that are zero
+FUNCTIONAL = {"factored", "jacrev"}  # engines that swap parameters in by torch.func
+DIFFERENCES = 1e-5  # block error let pass where differences of the gradient are all there is
+STEEPEST = 1e-3  # of a parameter's largest scale: along smaller ones a direction would go too far for its differences
 MOST_UNCERTAIN = 1e-5  # block error let pass in float64, where the run is in single precision
-NOISE, MOST_NOISE = 8, 1e-5  # times the rounding of plain double backward in the run's type; at most, of the largest
+NOISE = 8  # times the uncertainty of double backward
 
 
 def preflight(
@@ -60,29 +78,41 @@ def preflight(
             candidate gets a parameter right. The message names parameter, module and what each candidate did.
     """
     start = time.monotonic()
-    few = representative(problem)
-    with exact_kernels(problem.model), unchanged(problem.model):
-        with _explained(problem):
-            placed = few.place(torch.float64, device)
-            with unchanged(problem.model):
-                buffers = check_deterministic(placed)
-            check_without_memory(placed, _Point(few, 0, dtype, device).exact)
-            all_data = problem.place(torch.float64, device)
-            check_reduction(all_data, microbatch)
-            if problem.separable:
-                check_separable(all_data, placed, microbatch)
-            few = uneven_parts(few)
-            _require_finite(few.place(torch.float64, device))
-            errors, point = _check_autograd(few, dtype, device)
-        trial = _Trial(point, applications(problem.place(dtype, device), PROBE_SAMPLES))
-        chosen = {p.name: trial.choose(p, candidates, errors[p.name][1]) for p in problem.layout}
+    with exact_kernels(problem.model), unchanged(problem.model), _explained(problem):
+        few = representative(problem)
+        placed = few.place(torch.float64, device)
+        with unchanged(problem.model):
+            buffers = check_deterministic(placed)
+        check_without_memory(placed, _Point(few, 0, dtype, device).exact)
+        all_data = problem.place(torch.float64, device)
+        check_reduction(all_data, microbatch)
+        if problem.separable:
+            check_separable(all_data, placed, microbatch)
+        few = uneven_parts(few)
+        _require_finite(few.place(torch.float64, device))
+        outside = reads_outside(few.place(torch.float64, device))
+        found = _check_autograd(few, dtype, device)
+        reason = found.wrong
+        if reason:
+            _require_differences(reason, candidates, found.point.exact)
+        known = applications(problem.place(dtype, device), PROBE_SAMPLES)
+        trial = _Trial(found.point, known, found.yardstick, by_differences=bool(reason))
+        allowed = _allowed(candidates, outside, reason)
+        chosen = {p.name: trial.choose(p, allowed, found.errors[p.name][1]) for p in problem.layout}
         asymmetry = trial.asymmetry()
+    notes = {
+        name: f"passed over: the loss reads `{outside[0]}` itself, past what torch.func swaps in"
+        for name in FUNCTIONAL
+        if outside and name in candidates
+    }
     return PreflightVerdict(
         samples=few.sample_count,
         contexts=applied_contexts(problem.model, torch.device(device))
-        + [f"buffer {name} restored" for name in buffers],
+        + [f"{wrapper} taken off" for wrapper in problem.unwrapped]
+        + [f"buffer {name} restored" for name in buffers]
+        + [f"rows by differences of the gradient, right to {DIFFERENCES:.0e}: double backward {reason}"] * bool(reason),
         parameters={
-            name: ParameterVerdict(right[0], next(iter(right[1:]), None), *errors[name], tried)
+            name: ParameterVerdict(right[0], next(iter(right[1:]), None), *found.errors[name], notes | tried)
             for name, (right, tried) in chosen.items()
         },
         asymmetry=asymmetry,
@@ -95,29 +125,49 @@ def _explained(problem: Problem) -> Iterator[None]:
     """Turn what a model or a loss raises into an error of ours."""
     try:
         yield
-    except HessianError:
+    except (HessianError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        place = raising_module(problem.model, error)
-        raise ProblemError(f"model or loss: evaluating them raised {in_words(error)}{place}") from error
+        doing = "differentiated in preflight, in float64 and in the run's type"
+        raise ProblemError(explained(error, problem.model, doing)) from error
+
+
+def _allowed(candidates: Sequence[str], outside: Sequence[str], reason: str) -> list[str]:
+    """Leave out engines of which it is known that they are wrong, or not needed."""
+    if reason:
+        return ["differences"]
+    asked = [name for name in candidates if name != "differences" or len(candidates) == 1]
+    if outside and not set(asked) - FUNCTIONAL:
+        raise ProblemError(
+            f"engine {asked[0]}: the loss reads `{outside[0]}` itself, past what torch.func swaps in (a penalty of a "
+            "tensor taken out of the model, say): read it from the model inside the loss, or take engine=rows"
+        )
+    return [name for name in asked if not outside or name not in FUNCTIONAL]
 
 
 def _require_finite(placed: PlacedProblem) -> None:
-    """Refuse second derivatives that do not exist, or are not finite at the weights themselves."""
+    """Refuse second derivatives that are not finite at the weights themselves; whether there are any is asked later."""
     everywhere = np.random.default_rng(0).standard_normal((1, placed.layout.size))
     try:
-        product = hessian_vector_products(placed, everywhere, 1.0, None)[0]
-    except (RuntimeError, NotImplementedError) as error:
-        raise ProblemError(
-            f"loss: plain double backward raised {in_words(error)}{wrong_module(placed, order=2)}. No engine can help: "
-            "change the operation, or leave the parameters before it out with params"
-        ) from error
+        product = hessian_vector_products(placed, everywhere, 1.0)[0]
+    except (RuntimeError, NotImplementedError):
+        return
     for p in placed.layout:
         if not np.isfinite(product[p.place]).all():
             raise ProblemError(
                 f"loss: its second derivatives with respect to `{p.name}` are NaN or infinite at these weights: look "
                 "for sqrt, norm, log or a division at zero, and for torch.where over a branch that is not finite"
             )
+
+
+def _require_differences(reason: str, candidates: Sequence[str], placed: PlacedProblem) -> None:
+    """Refuse an engine that was asked for where only differences of the gradient can be right."""
+    if "differences" not in candidates:
+        raise ProblemError(
+            f"loss: double backward {reason}{wrong_module(placed, order=2)}, so that engine={candidates[0]} cannot be "
+            "right. Take engine=differences (slow, right to 1e-7 or so), change the operation, or leave the parameters "
+            "before it out with params"
+        )
 
 
 class _Point:
@@ -139,39 +189,97 @@ class _Point:
         parameters = {name: t.to(dtype) for name, t in moved(placed, shift).parameters.items()}
         rounded = {name: t.double() for name, t in parameters.items()}
         self.exact = PlacedProblem(few, rounded, placed.constants, torch.float64, placed.device)
-        constants = few.place(dtype, device).constants
-        self.in_run = PlacedProblem(few, parameters, constants, dtype, placed.device)
+        self.in_run = self.exact
+        if dtype != torch.float64:
+            self.in_run = PlacedProblem(few, parameters, few.place(dtype, device).constants, dtype, placed.device)
 
     @property
     def types(self) -> list[PlacedProblem]:
         """The point in float64, and in the run's type where that is another."""
-        return [self.exact] if self.in_run.dtype == torch.float64 else [self.exact, self.in_run]
+        return [self.exact] if self.in_run is self.exact else [self.exact, self.in_run]
 
 
-def _check_autograd(few: Problem, dtype: torch.dtype, device: str) -> tuple[dict[str, tuple[float, float]], _Point]:
-    """Compare the gradient with differences of the loss, and double backward with differences of the gradient.
+@dataclass(frozen=True)
+class _Autograd:
+    """What differences say of autograd.
 
-    Returns:
-        Both errors, by parameter; and the point at which the last of them were found.
+    Attributes:
+        errors: of the gradient and of double backward, by parameter.
+        point: at which the last of them were found.
+        yardstick: what errors are held against there.
+        wrong: where double backward is wrong, and by how much; empty where it is right.
     """
-    found: dict[str, tuple[float, float]] = {p.name: (0.0, 0.0) for p in few.layout if not p.size}
+
+    errors: dict[str, tuple[float, float]]
+    point: _Point
+    yardstick: Yardstick
+    wrong: str
+
+
+def _check_autograd(few: Problem, dtype: torch.dtype, device: str) -> _Autograd:
+    """Compare the gradient with differences of the loss, and double backward with differences of the gradient."""
+    slopes: dict[str, float] = {p.name: 0.0 for p in few.layout if not p.size}
+    seconds: dict[str, float] = dict(slopes)
+    wrong = ""
     for attempt in range(len(SHIFTS)):
         point, random = _Point(few, attempt, dtype, device), np.random.default_rng(attempt)
-        for p in few.layout:
-            if p.name not in found:
-                vector = np.zeros(few.layout.size)
-                vector[p.place] = random.standard_normal(p.size) / p.size**0.5
-                errors = derivative_errors(point.exact, p, vector)
-                if errors is not None:
-                    found[p.name] = errors
-        if len(found) == len(few.layout):
-            return found, point
-    missing = next(p.name for p in few.layout if p.name not in found)
+        measure = _yardstick(point, random)
+        scales = measure.scales
+        each = {p.name: _direction(few, p, scales, random) for p in few.layout if p.size}
+        for name, vector in each.items():
+            if name not in slopes and (error := slope_error(point.exact, few.layout[name], vector)) is not None:
+                slopes[name] = error
+        # All parameters together first: what is right along a direction on all of them is right along each.
+        together = second_error(point.exact, _unit(np.sum(list(each.values()), 0)), scales)
+        if together is not None and (together.is_right or together.reason):
+            wrong = together.reason
+            seconds |= {name: together.error for name in each if name not in seconds}
+        for name, vector in each.items():
+            if name not in seconds and (found := second_error(point.exact, vector, scales)) is not None:
+                seconds[name] = found.error
+                if not found.is_right:
+                    wrong = wrong or (
+                        f"is off by {found.error:.1e} in H[{found.row}, {name}] from differences of the gradient"
+                        f"{wrong_module(point.exact, order=2)}"
+                    )
+        if len(slopes) == len(seconds) == len(few.layout):
+            return _Autograd({name: (slopes[name], seconds[name]) for name in slopes}, point, measure, wrong)
+    missing = next(p.name for p in few.layout if p.name not in slopes or p.name not in seconds)
     raise ProblemError(
         f"loss: no three steps of differences agree along `{missing}` at its weights and at two points nearby, so that "
         "nothing proves its derivatives: it jumps or bends too often (rounding, quantization, lower precision "
         f"inside?). Change the operation, or leave `{missing}` out with params"
     )
+
+
+def _yardstick(point: _Point, random: np.random.Generator) -> Yardstick:
+    """Find what errors are held against at a point."""
+    exact = point.exact
+    other = jittered(exact) if point.in_run is exact else point.in_run
+
+    def multiplier(placed: PlacedProblem) -> Products:
+        return lambda vectors: hessian_vector_products(placed, vectors, 1.0)
+
+    try:
+        return yardstick(exact.layout, multiplier(exact), multiplier(other), _name(point.in_run.dtype), random)
+    except (RuntimeError, NotImplementedError):  # there is no double backward: of one size, then
+        return Yardstick(np.ones(exact.layout.size), np.zeros(exact.layout.size))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _direction(problem: Problem, p: Parameter, scales: Vector, random: np.random.Generator) -> Vector:
+    """Draw a direction of length one on one parameter.  # shape: (P,)."""
+    vector = np.zeros(problem.layout.size)
+    own = scales[p.place]
+    vector[p.place] = directions(random, np.maximum(own, STEEPEST * own.max()))
+    return _unit(vector)
+
+
+def _unit(vector: Vector) -> Vector:
+    return vector / (float(np.linalg.norm(vector)) or 1.0)
 
 
 @dataclass(frozen=True)
@@ -184,7 +292,7 @@ class _Error:
     col: str
 
     def __str__(self) -> str:
-        return f"{self.value:.1e} in H[{self.row}, {self.col}] ({str(self.dtype).removeprefix('torch.')})"
+        return f"{self.value:.1e} in H[{self.row}, {self.col}] ({_name(self.dtype)})"
 
 
 class _Trial:
@@ -193,13 +301,18 @@ class _Trial:
     Args:
         point: few samples at moved weights.
         known: how parameters are applied to a first batch of the run's size, which few samples need not show.
+        measure: what errors are held against.
+        by_differences: whether products by differences are what engines are held against.
     """
 
-    def __init__(self, point: _Point, known: Mapping[str, Application]) -> None:
+    def __init__(
+        self, point: _Point, known: Mapping[str, Application], measure: Yardstick, *, by_differences: bool
+    ) -> None:
         self._point, self._layout = point, point.exact.layout
+        self._scales, self._rounding = measure.scales, measure.rounding
+        self._by_differences = by_differences
         self._random = np.random.default_rng(0)
-        everywhere = self._random.standard_normal((1, self._layout.size))
-        active = np.abs(hessian_vector_products(point.exact, everywhere, 1.0, None)[0])
+        active = np.abs(self._truth(measure.directions(self._random, 1))[0]) / self._scales
         self._top = float(active.max())
         self._runs = {p.name: self._pick(p, active[p.place]) for p in self._layout if p.size}
         self._picked = [row for p in self._layout if p.size for row in self._rows(p)]
@@ -245,7 +358,8 @@ class _Trial:
         if not p.size:
             return [candidates[0]], tried
         right: list[str] = []
-        mixing = self._random.standard_normal((DIRECTIONS, len(self._rows(p))))
+        rows = self._rows(p)
+        mixing = np.stack([directions(self._random, self._scales[rows]) for _ in range(DIRECTIONS)])
         for name in candidates:
             try:
                 errors = [self._error(name, placed, p, mixing) for placed in self._point.types]
@@ -270,31 +384,43 @@ class _Trial:
 
     def _tolerance(self, dtype: torch.dtype, uncertainty: float) -> float:
         """Give the block error that is let pass."""
+        if self._by_differences:
+            return max(DIFFERENCES, ENGINE_TOLERANCE[dtype])
         tolerance = ENGINE_TOLERANCE[dtype]
         if dtype == self._point.in_run.dtype:
             return tolerance
         return max(tolerance, min(MOST_UNCERTAIN, NOISE * uncertainty))
 
+    def _truth(self, vectors: Vector) -> Vector:
+        """Multiply by means that share nothing with the engines.  # shape: (k, P)."""
+        if self._by_differences:
+            weight = loss_and_gradient(self._point.exact).weight
+            return weight * differenced_products(self._point.exact, vectors, self._scales, None)[0]
+        return hessian_vector_products(self._point.exact, vectors, 1.0)
+
     def _error(self, engine: str, placed: PlacedProblem, p: Parameter, mixing: Vector) -> "_Error":
-        """Compare random combinations of an engine's rows with plain double backward, block by block."""
+        """Compare random combinations of an engine's rows with plain double backward, block by block.
+
+        Rows are mixed, and columns compared, in units of their own scales: an error shows that is large only beside its
+        own row and column.
+
+        Returns:
+            The worst.
+        """
         exact, found = self._point.exact, self._engine_rows(engine, placed, p)
         vectors = np.zeros((len(mixing), self._layout.size))
         vectors[:, self._rows(p)] = mixing
-        truth = hessian_vector_products(exact, vectors, 1.0, None)
-        noise = np.zeros_like(truth)
+        truth = self._truth(vectors) / self._scales
         if placed is exact:
             self._sides[p.name] = found[:, self._picked]
-        else:
-            own = hessian_vector_products(placed, vectors, 1.0, None)
-            noise = np.minimum(NOISE * np.abs(own - truth), MOST_NOISE * self._top)
         tolerance = ENGINE_TOLERANCE[placed.dtype]
         least, worst = ENGINE_ROUNDING[placed.dtype] / tolerance * self._top, _Error(0.0, placed.dtype, p.name, p.name)
-        gaps = np.abs(mixing @ found - truth)
-        for gap, product, excused in zip(gaps, truth, noise, strict=True):
+        gaps = np.abs(mixing @ found / self._scales - truth)
+        for gap, product in zip(gaps, truth, strict=True):
             for b in self._layout:
                 scale = float(np.abs(product[b.place]).max(initial=0.0)) + least or 1.0
-                allowed = max(scale, float(excused[b.place].max(initial=0.0)) / tolerance)
-                error = float(np.nan_to_num(gap[b.place], nan=np.inf).max(initial=0.0)) / allowed
+                allowed = np.maximum(scale, self._rounding[b.place] * self._top / tolerance)
+                error = float(np.nan_to_num(gap[b.place] / allowed, nan=np.inf).max(initial=0.0))
                 worst = max(worst, _Error(error, placed.dtype, p.name, b.name), key=lambda e: e.value)
         return worst
 
@@ -320,7 +446,8 @@ class _Trial:
         Raises:
             ProblemError: it is too large; the message names the block.
         """
-        sides = np.concatenate(list(self._sides.values())) if self._sides else np.zeros((0, 0))
+        own = self._scales[self._picked]
+        sides = np.concatenate(list(self._sides.values())) / np.outer(own, own) if self._sides else np.zeros((0, 0))
         top, start, worst = float(np.abs(sides).max(initial=0.0)), 0, 0.0
         for a, rows in self._sides.items():
             stop, first = start + len(rows), 0

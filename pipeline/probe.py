@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from pipeline.contexts import exact_kernels
-from pipeline.data import Batch, microbatches, sample_count
+from pipeline.data import Batch, sample_count
 from pipeline.engines import add_batch
 from pipeline.engines.stages import Application
 from pipeline.errors import HessianError, ProblemError, in_words
@@ -45,7 +45,8 @@ class Habit:
 
 
 _GENERAL = Habit(8, 8, 256, 128, {"cpu": 64 * 2**20, "cuda": 2**30})
-HABITS = {"factored": Habit(1, 512, 32, 4096, {"cpu": 2**30, "cuda": 2**32}), "jacrev": _GENERAL, "rows": _GENERAL}
+HABITS = {"factored": Habit(1, 512, 32, 4096, {"cpu": 2**30, "cuda": 2**32}), "jacrev": _GENERAL}
+HABITS |= {"rows": _GENERAL, "differences": _GENERAL}
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,8 @@ def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_gr
 
 def batch_of(placed: PlacedProblem, samples: int | None) -> Batch:
     """Give so many samples of the largest batch."""
-    return placed.cast(next(microbatches((max(placed.problem.batches, key=sample_count),), samples)))
+    largest = max(placed.problem.batches, key=sample_count)
+    return placed.cast(next(placed.problem.on((largest,), l2=0.0).microbatches(samples)))
 
 
 def rows_of(placed: PlacedProblem, segment: Segment, row_group: int) -> range:

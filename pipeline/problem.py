@@ -6,9 +6,9 @@ whole data set taken as one batch.
 """
 
 import copy
-import fnmatch
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,29 +18,44 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from pipeline.contexts import unchanged
-from pipeline.data import Batch, byte_count, dense, digest, microbatches, read_batches, sample_count
-from pipeline.errors import ProblemError, nearest
+from pipeline.data import Batch, OfTerm, byte_count, cast, dense, digest, is_cuttable, microbatches, sample_count
+from pipeline.errors import HessianError, ProblemError
+from pipeline.explain import explained
 from pipeline.layout import ParameterLayout
-from pipeline.losses import Reduction, SumAndWeight, as_terms, checked, known_reduction
+from pipeline.lifting import evaluated_in
+from pipeline.losses import Reduction, SumAndWeight, as_terms, known_reduction, sum_and_weight
+from pipeline.reading import read_batches
+from pipeline.selection import check_finite, parameters_of_loss, require_ready, select
 
-Objective = Callable[[Callable[..., Any], Batch], SumAndWeight]
+Objective = Callable[[Callable[..., Any], Batch], Any]
+Term = tuple[float, Objective, Any]  # coefficient, function, data
+
+_log = logging.getLogger(__name__)
 
 
 class Problem:
     """A model, a loss and data: L(theta), whose Hessian d2L / dtheta2 is wanted.
 
     Args:
-        model: the network. Nothing of it is changed; train or eval mode is taken as it stands.
+        model: the network. Nothing of it is changed; train or eval mode is taken as it stands. What only wraps one
+            (DataParallel, torch.compile) is taken off.
         loss: a loss of `torch.nn` or `torch.nn.functional`, or a callable (output, target) that gives a scalar (see
-            `reduction`) or (sum, weight). The weight must not depend on the parameters.
+            `reduction`) or (sum, weight). The weight must not depend on the parameters. Parameters that it has of its
+            own are constants.
         data: a tuple (inputs, target), a `Dataset`, a `DataLoader` of fixed order, or a re-iterable of batches; inputs
-            are a tensor, a tuple (positional) or a dict (keywords), dimension 0 of every tensor is the sample. A batch
-            that is a dict goes whole to the model, as keywords, and to the loss, in the place of the target.
+            are a tensor, a tuple (positional), a dict (keywords), or a list or an object (one argument); dimension 0 of
+            every tensor is the sample. Of longer tuples, (inputs, target, weight), the loss takes all that follows the
+            inputs. A batch that is a dict goes whole to the model, as keywords, and to the loss, in the place of the
+            target; so does an object with tensors by name (a graph of torch_geometric, a dataclass, a named tuple), as
+            the one argument.
         params: globs of parameter names; `!glob` excludes. All that require grad when None.
-        objective: instead of a loss, `objective(call, batch) -> (sum, weight)`, where `call(*inputs)` runs the model:
-            for losses of several forward passes.
-        reduction: of a loss that gives a scalar: "mean" (default) or "sum" over samples. Checked.
-        separable: whether each sample's loss depends on that sample alone. Checked. If not, there is one batch only.
+        objective: instead of a loss, `objective(call, batch)`, where `call(*inputs)` runs the model, gives a scalar or
+            (sum, weight): for losses of several forward passes.
+        terms: instead of a loss and data, a sum of terms (coefficient, objective, data), each over data of its own:
+            L = sum_k c_k sum_k / weight_k.
+        reduction: of a function that gives a scalar: "mean" (default) or "sum" over samples. Checked.
+        separable: whether each sample's loss depends on that sample alone. Checked. If not, there is one batch only (of
+            each term), which is never cut, and whose tensors need not agree in dimension 0.
         l2: adds l2 / 2 |theta|^2 over the selected parameters to the loss, once.
 
     Raises:
@@ -50,6 +65,7 @@ class Problem:
     Attributes:
         layout: the selected parameters, in `named_parameters()` order.
         batches: the data in memory.
+        constants: parameters of the loss itself, which H does not differentiate with respect to.
         checkpoint: SHA-256 of the file that the weights are from; None where they are the model's own.
     """
 
@@ -61,44 +77,76 @@ class Problem:
         *,
         params: Sequence[str] | str | None = None,
         objective: Objective | None = None,
+        terms: Sequence[Term] | None = None,
         reduction: Reduction | None = None,
         separable: bool = True,
         l2: float = 0.0,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ProblemError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
-        if (loss is None) == (objective is None):
-            raise ProblemError("expected either a loss or an objective, got " + ("none" if loss is None else "both"))
-        self.model, self.objective, self.separable, self.l2 = model, objective, separable, float(l2)
-        if loss is None:
-            self.reduction = known_reduction(reduction)
+        given = [
+            name for name, value in {"loss": loss, "objective": objective, "terms": terms}.items() if value is not None
+        ]
+        if len(given) != 1:
+            raise ProblemError(
+                f"expected either a loss or an objective, or terms; got {' and '.join(given) if given else 'none'}"
+            )
+        self.model, self.unwrapped = _unwrapped(model)
+        require_ready(self.model)
+        self.objective, self.separable, self.l2 = objective, separable, float(l2)
+        self._terms: tuple[tuple[float, Objective], ...] = ()
+        self._totals: dict[int, float] = {}  # weight of all data of a term, once it is known; shared by copies
+        if loss is not None:
+            self._loss, self._given, self.reduction = as_terms(loss, reduction)
         else:
-            self._terms, self._given, self.reduction = as_terms(loss, reduction)
+            self.reduction = known_reduction(reduction)
+        self.constants = tuple(parameters_of_loss(loss, self.model))
         self.checkpoint: str | None = None
         self._values: dict[str, Tensor] | None = None  # in place of the model's own, see `at`
-        self._slots = _slots(model)
-        self.layout = _select(model, params)
-        check_finite(dict(model.named_parameters()), "model")
-        with unchanged(model):
-            self.batches = read_batches(data)
-        if not separable and len(self.batches) > 1:
-            raise ProblemError(
-                f"got {len(self.batches)} batches of a loss that is not separable: its value depends on what is in "
-                "a batch together, so pass all samples as one batch"
+        self._slots = _slots(self.model)
+        self.layout = select(self.model, params, self.constants)
+        check_finite(dict(self.model.named_parameters()), "model")
+        with unchanged(self.model):
+            if terms is not None:
+                self._read_terms(terms)
+            else:
+                self.batches = read_batches(data, separable=separable, bare=objective is not None)
+        if self.constants:
+            _log.warning(
+                "loss: its own parameters (%s) are constants here; H is of the model's. To have them in it, make one "
+                "module of model and loss",
+                ", ".join(self.constants),
             )
+
+    def _read_terms(self, terms: Sequence[Term]) -> None:
+        """Read the data of each term."""
+        if not terms or any(not isinstance(term, tuple) or len(term) != 3 or not callable(term[1]) for term in terms):
+            raise ProblemError("terms: expected a list of (coefficient, objective, data), at least one")
+        self._terms = tuple((float(coefficient), function) for coefficient, function, _ in terms)
+        self._sums_as, self.reduction = self.reduction, "sum"  # of each term; of all of them
+        self.batches = tuple(
+            OfTerm(k, batch)
+            for k, (_, _, data) in enumerate(terms)
+            for batch in read_batches(data, separable=self.separable, bare=True)
+        )
 
     def select(self, params: Sequence[str] | None) -> "Problem":
         """Give the same problem with respect to other parameters (globs as in `params`; None leaves it as it is)."""
         if params is None:
             return self
         other = copy.copy(self)
-        other.layout = _select(self.model, params)
+        other.layout = select(self.model, params, self.constants)
         return other
 
     @property
     def sample_count(self) -> int:
         """N, samples in all batches."""
         return sum(map(sample_count, self.batches))
+
+    @property
+    def is_cuttable(self) -> bool:
+        """Whether batches may be cut into micro-batches."""
+        return self.separable and all(map(is_cuttable, self.batches))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -136,15 +184,16 @@ class Problem:
     def on(self, batches: tuple[Batch, ...], *, l2: float) -> "Problem":
         """Give the same problem on other data, which was checked already, with another L2 term."""
         other = copy.copy(self)
+        other._weigh_terms()  # over all data: a few of them have the same denominators
         other.batches, other.l2 = batches, l2
         return other
 
     def as_given(self) -> "Problem | None":
         """Give the same problem with its loss as torch reduces it, of weight 1; None where it is not torch's."""
-        if self.objective is not None or self._given is None:
+        if self.objective is not None or self._terms or self._given is None:
             return None
         other = copy.copy(self)
-        other._terms = self._given
+        other._loss = self._given
         return other
 
     def weights_digest(self) -> str:
@@ -155,11 +204,16 @@ class Problem:
         """Hash the data."""
         return digest(self.batches)
 
+    def microbatches(self, most: int | None) -> Iterator[Batch]:
+        """Give all data in micro-batches of at most so many samples; whole where they may not be cut."""
+        return microbatches(self.batches, most if self.separable else None)
+
     def loss_sum(self, params: Mapping[str, Tensor] | None, batch: Batch) -> SumAndWeight:
         """Evaluate the un-normalised loss of a batch, without the L2 term.
 
         Args:
-            params: parameters and buffers to use in place of the model's; None calls the module as it stands.
+            params: parameters and buffers to use in place of the model's, for whatever of the model the loss reads,
+                inside the forward pass and out of it; None evaluates the module as it stands.
             batch: as in `batches`.
 
         Returns:
@@ -167,32 +221,72 @@ class Problem:
 
         Raises:
             ProblemError: the loss gives something else.
+            NotImplementedError: the model holds scripted modules, and parameters are given.
         """
+        if params is None:
+            return self._sum(batch)
+        if any(isinstance(module, torch.jit.ScriptModule) for module in self.model.modules()):
+            raise NotImplementedError("a scripted module computes with its own parameters alone")
+        slots = {f"model.{slot}": params[name] for slot, name in self._slots.items() if name in params}
+        found: SumAndWeight = functional_call(_Evaluation(self.model, self._sum), slots, (batch,), tie_weights=False)
+        return found
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if params is None:
-                return self.model(*args, **kwargs)
-            slots = {slot: params[name] for slot, name in self._slots.items() if name in params}
-            return functional_call(self.model, slots, args, kwargs, tie_weights=False)
-
+    def _sum(self, batch: Batch) -> SumAndWeight:
+        """Evaluate the un-normalised loss with what the model holds."""
+        if isinstance(batch, OfTerm):
+            coefficient, function = self._terms[batch.term]
+            total, _ = self._term(function, batch.batch)
+            return total * (coefficient / self._totals[batch.term]), torch.ones_like(total)
         if self.objective is not None:
-            return checked(self.objective(call, batch), "objective")
-        inputs, target = (batch, batch) if isinstance(batch, dict) else _pair(batch)
+            return sum_and_weight(self.objective(self.model, batch), self.reduction, batch, "objective")
+        inputs, targets = _parts(batch)
         if isinstance(inputs, dict):
-            output = call(**inputs)
+            output = self.model(**inputs)
         else:
-            output = call(*inputs) if isinstance(inputs, tuple) else call(inputs)
-        return self._terms(output, target, batch)
+            output = self.model(*inputs) if type(inputs) is tuple else self.model(inputs)
+        return self._loss(output, targets, batch)
+
+    def _term(self, function: Objective, batch: Batch) -> SumAndWeight:
+        return sum_and_weight(function(self.model, batch), self._sums_as, batch, "terms")
+
+    def _weigh_terms(self) -> None:
+        """Find what the sum of each term is divided by, from all its data; once."""
+        if not self._terms or self._totals:
+            return
+        weights = dict.fromkeys(range(len(self._terms)), 0.0)
+        with unchanged(self.model), torch.enable_grad():
+            for batch in self.batches:
+                try:
+                    _, weight = self._term(self._terms[batch.term][1], tree_map(_detached, batch.batch))
+                except HessianError:
+                    raise
+                except Exception as error:
+                    doing = f"evaluated as it is on {sample_count(batch)} samples of term {batch.term}"
+                    raise ProblemError(explained(error, self.model, doing)) from error
+                weights[batch.term] += float(weight)
+        if wrong := [k for k, weight in weights.items() if not weight > 0]:
+            raise ProblemError(f"terms: the weights of term {wrong[0]} sum to {weights[wrong[0]]}, expected above 0")
+        self._totals |= weights if self._sums_as == "mean" else dict.fromkeys(weights, 1.0)
 
     def place(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> "PlacedProblem":
         """Give the problem with its tensors in one type on one device; the model itself stays as it is."""
+        self._weigh_terms()
         sparse = {n: b.layout for n, b in self.model.named_buffers() if b.layout != torch.strided}
-        tensors = {
-            name: t.to(device, dtype) if t.is_floating_point() else t.to(device) for name, t in self.tensors().items()
-        }
+        tensors = {name: cast(tensor, dtype, device) for name, tensor in self.tensors().items()}
         tensors |= {name: tensors[name].to_sparse(layout=layout) for name, layout in sparse.items()}
         parameters = {name: tensors.pop(name) for name in self.layout.names}
         return PlacedProblem(self, parameters, tensors, dtype, torch.device(device))
+
+
+class _Evaluation(nn.Module):
+    """A loss as one module, so that tensors swapped in reach all that reads the model, closures and methods too."""
+
+    def __init__(self, model: nn.Module, evaluate: Callable[[Batch], SumAndWeight]) -> None:
+        super().__init__()
+        self.model, self._evaluate = model, evaluate
+
+    def forward(self, batch: Batch) -> SumAndWeight:
+        return self._evaluate(batch)
 
 
 @dataclass(frozen=True)
@@ -218,28 +312,46 @@ class PlacedProblem:
         """The selected parameters' places in the Hessian."""
         return self.problem.layout
 
-    def loss_sum(self, params: Mapping[str, Tensor], batch: Batch) -> SumAndWeight:
-        """Evaluate the un-normalised loss as a function of selected parameters (those left out keep their values)."""
-        return self.problem.loss_sum({**self.constants, **self.parameters, **params}, batch)
+    def loss_sum(self, params: Mapping[str, Tensor] | None, batch: Batch) -> SumAndWeight:
+        """Evaluate the un-normalised loss as a function of selected parameters.
+
+        Args:
+            params: those left out keep their values; None evaluates the module as it stands, in `own_parameters`.
+            batch: of this type, on this device.
+
+        Returns:
+            Sum and weight, 0-d tensors.
+
+        Raises:
+            ProblemError: the model or the loss raised something, or gave something else.
+        """
+        values = None if params is None else {**self.constants, **self.parameters, **params}
+        try:
+            with nullcontext() if values is None else evaluated_in(self.dtype):
+                return self.problem.loss_sum(values, batch)
+        except (HessianError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            name = str(self.dtype).removeprefix("torch.")
+            through = "" if values is None else ", through torch.func"
+            doing = f"evaluated in {name} on {sample_count(batch)} samples{through}"
+            raise ProblemError(explained(error, self.problem.model, doing)) from error
 
     def batches(self, microbatch: int | None) -> Iterator[Batch]:
         """Give all data in micro-batches of this type on this device."""
-        for batch in microbatches(self.problem.batches, microbatch if self.problem.separable else None):
-            yield self.cast(batch)
+        return map(self.cast, self.problem.microbatches(microbatch))
 
     def cast(self, batch: Batch) -> Batch:
         """Give a batch in this type on this device."""
-
-        def move(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor):
-                return leaf
-            return leaf.to(self.device, self.dtype) if leaf.is_floating_point() else leaf.to(self.device)
-
-        return tree_map(move, batch)
+        return tree_map(
+            lambda leaf: cast(leaf.detach(), self.dtype, self.device) if isinstance(leaf, Tensor) else leaf, batch
+        )
 
     @contextmanager
     def own_parameters(self) -> Iterator[dict[str, nn.Parameter]]:
         """Put this problem's values into the module itself, for as long as the context lasts.
+
+        What autograd evaluates once more meanwhile, as at checkpoints, is evaluated in this type too.
 
         Yields:
             The module's own selected parameters. They alone require grad.
@@ -248,23 +360,49 @@ class PlacedProblem:
         named, buffers = dict(model.named_parameters()), dict(model.named_buffers())
         tensors = {**named, **buffers}
         saved = {name: (tensor.data, tensor.requires_grad) for name, tensor in tensors.items()}
-        try:
+        with ExitStack() as stack:
+            stack.callback(_put_back, tensors, saved)
             for name, tensor in tensors.items():
                 # Running statistics are changed by evaluations: those of a copy.
                 tensor.data = values[name].clone() if name in buffers else values[name]
                 tensor.requires_grad_(name in self.parameters)
+            stack.enter_context(evaluated_in(self.dtype))
             yield {name: named[name] for name in self.parameters}
-        finally:
-            for name, (data, requires_grad) in saved.items():
-                tensors[name].data = data
-                tensors[name].requires_grad_(requires_grad)
 
 
-def _pair(batch: Batch) -> tuple[Any, Any]:
-    """Take a batch as (inputs, target)."""
-    if not isinstance(batch, tuple) or len(batch) != 2:
-        raise ProblemError(f"batch: got {type(batch).__name__}, expected (inputs, target), or a dict of inputs")
-    return batch
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
+
+
+def _put_back(tensors: Mapping[str, Tensor], saved: Mapping[str, tuple[Tensor, bool]]) -> None:
+    for name, (data, requires_grad) in saved.items():
+        tensors[name].data = data
+        tensors[name].requires_grad_(requires_grad)
+
+
+def _parts(batch: Batch) -> tuple[Any, tuple[Any, ...]]:
+    """Take a batch as inputs, and what the loss takes beside the output."""
+    if type(batch) is not tuple:
+        if isinstance(batch, Tensor | list):
+            raise ProblemError(f"batch: got {type(batch).__name__}, expected (inputs, target), or a dict of inputs")
+        return batch, (batch,)
+    if len(batch) < 2:
+        raise ProblemError(f"batch: got a tuple of {len(batch)}, expected (inputs, target)")
+    return batch[0], batch[1:]
+
+
+def _unwrapped(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """Take off what only wraps a module, and name it."""
+    taken: list[str] = []
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        elif type(model).__name__ == "OptimizedModule":  # of torch.compile, whose own module is slow to import
+            inner = model._orig_mod
+        else:
+            return model, tuple(taken)
+        taken.append("torch.compile" if type(model).__name__ == "OptimizedModule" else type(model).__name__)
+        model = inner
 
 
 def _slots(model: nn.Module) -> dict[str, str]:
@@ -283,54 +421,3 @@ def _slots(model: nn.Module) -> dict[str, str]:
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     """Hash parameters and buffers, whatever their order."""
     return digest(dict(sorted(tensors.items())))
-
-
-def _select(model: nn.Module, params: Sequence[str] | str | None) -> ParameterLayout:
-    """Lay out the parameters that globs choose among those that require grad."""
-    named = dict(model.named_parameters())
-    free = [name for name, p in named.items() if p.requires_grad]
-    globs = ("*",) if params is None else (params,) if isinstance(params, str) else tuple(params)
-    chosen: set[str] = set()
-    if globs and all(g.startswith("!") for g in globs):
-        chosen.update(free)
-    for glob in globs:
-        pattern = glob.removeprefix("!")
-        matches = set(fnmatch.filter(free, pattern))
-        if not matches:
-            raise ProblemError(_nothing_matches(glob, named, free))
-        chosen = chosen - matches if glob.startswith("!") else chosen | matches
-    if not chosen:
-        raise ProblemError(f"params: {list(globs)} leave no parameter, expected at least one")
-    if wrong := [n for n in chosen if named[n].dtype.is_complex]:
-        raise ProblemError(f"params: `{wrong[0]}` is complex; only real parameters have a Hessian here")
-    layout = ParameterLayout.of([(name, named[name].shape) for name in free if name in chosen])
-    if layout.size == 0:
-        raise ProblemError("params: all selected parameters have no entries")
-    return layout
-
-
-def _nothing_matches(glob: str, named: Mapping[str, Any], free: Sequence[str]) -> str:
-    """Say why a glob matches nothing."""
-    if not named:
-        return "params: the model has no parameters"
-    if not free:
-        return "params: no parameter of the model requires grad; call requires_grad_(True) on those that are wanted"
-    if frozen := fnmatch.filter(named, glob.removeprefix("!")):
-        return f"params: `{glob}` matches only frozen parameters ({frozen[0]}, ...); call requires_grad_(True) on them"
-    return f"params: `{glob}` matches no parameter{nearest(glob.removeprefix('!'), free)}"
-
-
-def check_finite(parameters: Mapping[str, Tensor], source: str) -> None:
-    """Refuse weights that are not finite.
-
-    Args:
-        parameters: by name.
-        source: named in the error.
-
-    Raises:
-        ProblemError: some are not.
-    """
-    for name, p in parameters.items():
-        if p.is_floating_point() and not bool(p.isfinite().all()):
-            count = int((~p.isfinite()).sum())
-            raise ProblemError(f"{source}: {count} of {p.numel()} entries of `{name}` are NaN or infinite")

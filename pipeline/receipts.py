@@ -40,6 +40,7 @@ class Receipt:
         device: of the engine.
         finished: seconds since the epoch.
         halvings: of engines' sizes in this worker so far, where memory ran out; they change last bits.
+        products: of the tile with vectors of the run, as text; empty in receipts from before there were any.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
@@ -59,6 +60,7 @@ class Receipt:
     device: str
     finished: float
     halvings: int = 0
+    products: str = ""
 
     def to_bytes(self) -> bytes:
         """Write as JSON."""

@@ -3,7 +3,7 @@
 The module's own parameters are used, without torch.func; the graph is freed after every batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from pipeline.data import dense
+from pipeline.differences import Differences, agreeing, fourth_order
 from pipeline.errors import ProblemError
 from pipeline.problem import PlacedProblem
 
 Vector = npt.NDArray[np.float64]
 
 FEWEST_SAMPLES, MOST_SAMPLES = 32, 1024
+SMALL = 1e-2  # share of the largest piece's entry that counts in every piece
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def loss_and_gradient(placed: PlacedProblem, microbatch: int | None = None) -> L
     gradient = torch.zeros(problem.layout.size, dtype=placed.dtype, device=placed.device)
     with torch.enable_grad(), placed.own_parameters() as own:
         for batch in placed.batches(microbatch):
-            value, batch_weight = problem.loss_sum(None, batch)
+            value, batch_weight = placed.loss_sum(None, batch)
             if batch_weight.requires_grad:
                 raise ProblemError("loss: the weight depends on the parameters; only the sum may")
             gradient += gradient_sum(value, own)
@@ -122,7 +124,9 @@ def require_finite(placed: PlacedProblem, gradient: Tensor) -> None:
             )
 
 
-def hessian_vector_products(placed: PlacedProblem, vectors: Vector, weight: float, microbatch: int | None) -> Vector:
+def hessian_vector_products(
+    placed: PlacedProblem, vectors: Vector, weight: float, microbatch: int | None = None
+) -> Vector:
     """Multiply H with vectors by plain double backward.
 
     Args:
@@ -139,7 +143,7 @@ def hessian_vector_products(placed: PlacedProblem, vectors: Vector, weight: floa
     with torch.enable_grad(), placed.own_parameters() as own:
         theta = list(own.values())
         for batch in placed.batches(microbatch):
-            value, _ = placed.problem.loss_sum(None, batch)
+            value, _ = placed.loss_sum(None, batch)
             gradient = grad(value, theta, create_graph=True, materialize_grads=True)
             flat = _flat(gradient)
             if not flat.requires_grad:
@@ -149,27 +153,61 @@ def hessian_vector_products(placed: PlacedProblem, vectors: Vector, weight: floa
     return _numpy(products / weight + placed.problem.l2 * directions)
 
 
-def differenced_products(placed: PlacedProblem, vectors: Vector, microbatch: int | None, step: float) -> Vector:
-    """Multiply H with vectors by central differences of the gradient, of fourth order.
+def differenced_products(
+    placed: PlacedProblem, vectors: Vector, scales: Vector, microbatch: int | None
+) -> tuple[Vector, Vector]:
+    """Multiply H with vectors by central differences of the gradient.
 
         H v = (8 (g(+h) - g(-h)) - (g(+2h) - g(-2h))) / 12 h,        g(t) = dL / dtheta at theta + t v
+
+    The steps are those that agree best, row parameter by row parameter: see `differences.agreeing`.
 
     Args:
         placed: the problem, usually in float64.
         vectors: one a row.  # shape: (k, P)
+        scales: of rows, in which steps are to agree.  # shape: (P,)
         microbatch: samples at a time.
-        step: h, relative to the length of v.
 
     Returns:
-        The products, exact up to rounding (gradient's last bit over h) and O(h^4).  # shape: (k, P)
+        The products, exact up to rounding (gradient's last bit over h) and O(h^4), and how far steps that are next to
+        each other are apart, relative to the largest of a row parameter's scaled entries.  # shapes: (k, P), (k, rows)
     """
-    products = np.zeros_like(vectors)
+    products, gaps = np.zeros_like(vectors), np.zeros((len(vectors), len(placed.layout)))
     for k, vector in enumerate(vectors):
-        h = step / max(float(np.linalg.norm(vector)), 1e-300)
-        for sign, factor in ((1, 8), (-1, -8), (2, -1), (-2, 1)):
-            at = loss_and_gradient(moved(placed, sign * h * vector), microbatch)
-            products[k] += factor * at.gradient / (12 * h)
-    return products
+        found = _differenced(placed, vector / max(float(np.linalg.norm(vector)), 1e-300), scales, microbatch)
+        products[k] = np.concatenate(found.values) * scales * np.linalg.norm(vector)
+        gaps[k] = found.gaps
+    return products, gaps
+
+
+def _differenced(placed: PlacedProblem, vector: Vector, scales: Vector, microbatch: int | None) -> Differences:
+    """Differentiate the scaled gradient along a direction of length one."""
+
+    def scaled_gradient(t: float) -> Vector:
+        return loss_and_gradient(moved(placed, t * vector), microbatch).gradient / scales
+
+    return agreeing(lambda step: _by_parameter(placed, fourth_order(scaled_gradient, step)), _own_sizes)
+
+
+def _by_parameter(placed: PlacedProblem, vector: Vector) -> list[Vector]:
+    return [vector[p.place] for p in placed.layout]
+
+
+def _own_sizes(pieces: list[Vector]) -> list[float]:
+    """Hold each piece against its own largest entry, or a share of the largest of all, whose rounding it carries."""
+    sizes = [float(np.abs(piece).max(initial=0.0)) for piece in pieces]
+    return [size + SMALL * max(sizes) or 1.0 for size in sizes]
+
+
+def jittered(placed: PlacedProblem) -> PlacedProblem:
+    """Give a problem whose selected parameters are moved by their last bit: what that changes is rounding."""
+    generator = torch.Generator().manual_seed(0)
+    last_bit = torch.finfo(placed.dtype).eps
+    parameters = {
+        name: t * (1 + last_bit * (torch.rand(t.shape, generator=generator) > 0.5).to(t))
+        for name, t in placed.parameters.items()
+    }
+    return replace(placed, parameters=parameters)
 
 
 def moved(placed: PlacedProblem, shift: Vector) -> PlacedProblem:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.attempt import Attempt, Outcome
 from pipeline.checkpoint import load_checkpoint
-from pipeline.contexts import unchanged
+from pipeline.contexts import differentiable, unchanged
 from pipeline.devices import worker_count
-from pipeline.errors import OutputError, SpecError
+from pipeline.errors import OutputError, SpecError, VerificationError
 from pipeline.factory import build_problem
 from pipeline.handle import Hessian
 from pipeline.jobplan import JobPlan
@@ -183,9 +183,14 @@ def run(
         raise SpecError("`formats` got parquet, but no reader can reach files in this process's memory: give an output")
     report = report or Reporter()
     problem = problem.select(settings.params)
-    with unchanged(problem.model), _destination(url, settings) as output:
-        outcome = Attempt(problem, settings, output, report, name, check=check).outcome()
-        return outcome if url is not None else _kept_in_memory(outcome, output)
+    with differentiable(), unchanged(problem.model), _destination(url, settings) as output:
+        try:
+            outcome = Attempt(problem, settings, output, report, name, check=check).outcome()
+        except VerificationError as error:
+            if url is None:
+                error.hessian = _kept_in_memory(error.hessian, output)
+            raise
+        return outcome if url is not None else replace(outcome, hessian=_kept_in_memory(outcome.hessian, output))
 
 
 def plan(spec: JobSpec, folder: Path, workers: int | None = None, profile: Profile | None = None) -> JobPlan:
@@ -235,12 +240,12 @@ def _destination(url: str | None, settings: Settings) -> Iterator[Output]:
             yield Output(folder)
 
 
-def _kept_in_memory(outcome: Outcome, output: Output) -> Outcome:
+def _kept_in_memory(hessian: Hessian, output: Output) -> Hessian:
     """Move a result into this process's memory."""
-    memory = output
-    if not output.is_memory:
-        memory = Output.private()
-        memory.check_room(outcome.hessian.manifest.matrix_bytes)
-        for name in output.sizes():
-            memory.put(name, output.get(name) or b"")
-    return replace(outcome, hessian=Hessian(memory, outcome.hessian.manifest))
+    if output.is_memory:
+        return hessian
+    memory = Output.private()
+    memory.check_room(hessian.manifest.matrix_bytes)
+    for name in output.sizes():
+        memory.put(name, output.get(name) or b"")
+    return Hessian(memory, hessian.manifest)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pipeline.data import Batch, sample_count, take
+from pipeline.data import Batch, OfTerm, has_rows, is_cuttable, sample_count, take
 from pipeline.problem import Problem
 
 SPREAD = 4  # samples taken from the first batch, and from the last
@@ -26,16 +26,26 @@ def representative(problem: Problem) -> Problem:
     if not problem.separable:
         return problem.on(problem.batches, l2=0.0)
     picked: dict[int, set[int]] = {}
-    for index in {0, len(problem.batches) - 1}:
+    for index in _ends(problem.batches):
         count = sample_count(problem.batches[index])
         picked[index] = {round(k) for k in torch.linspace(0, count - 1, min(SPREAD, count)).tolist()}
     for index, sample in _extremes(problem.batches):
         picked.setdefault(index, set()).add(sample)
-    few = [
-        take(problem.batches[index], torch.tensor(sorted(samples, reverse=True)))
-        for index, samples in sorted(picked.items())
-    ]
+    few = [_some(problem.batches[index], samples) for index, samples in sorted(picked.items())]
     return problem.on(tuple(few), l2=0.0)
+
+
+def _ends(batches: tuple[Batch, ...]) -> set[int]:
+    """Give the places of the first and the last batch, of each term where there are several."""
+    terms = [batch.term if isinstance(batch, OfTerm) else 0 for batch in batches]
+    firsts = {term: k for k, term in reversed(list(enumerate(terms)))}
+    lasts = {term: k for k, term in enumerate(terms)}
+    return {*firsts.values(), *lasts.values()}
+
+
+def _some(batch: Batch, samples: set[int]) -> Batch:
+    """Give some samples of a batch, all of one that cannot be cut."""
+    return take(batch, torch.tensor(sorted(samples, reverse=True))) if is_cuttable(batch) else batch
 
 
 def uneven_parts(problem: Problem) -> Problem:
@@ -48,8 +58,10 @@ def uneven_parts(problem: Problem) -> Problem:
 def two_parts(batch: Batch) -> tuple[Batch, ...]:
     """Cut a batch in two, as long as it has two samples; equal parts would hide a mean of means."""
     count = sample_count(batch)
+    if count == 1 or not is_cuttable(batch):
+        return (batch,)
     cut = max(1, count // 3)
-    return (batch,) if count == 1 else (take(batch, slice(0, cut)), take(batch, slice(cut, None)))
+    return take(batch, slice(0, cut)), take(batch, slice(cut, None))
 
 
 def _extremes(batches: tuple[Batch, ...]) -> list[tuple[int, int]]:
@@ -57,7 +69,7 @@ def _extremes(batches: tuple[Batch, ...]) -> list[tuple[int, int]]:
     found: dict[tuple[int, str], tuple[float, int, int]] = {}
     common: dict[int, Tensor] = {}
     for index, batch in enumerate(batches):
-        for k, leaf in enumerate(tree_leaves(batch)):
+        for k, leaf in enumerate(tree_leaves(batch) if has_rows(batch) else []):
             if not isinstance(leaf, Tensor) or leaf.is_floating_point() or leaf.is_complex() or leaf.numel() == 0:
                 continue
             flat = leaf.reshape(len(leaf), -1).long()

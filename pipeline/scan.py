@@ -4,17 +4,20 @@ Parquet files beside the array are read back too, and compared with its chunks.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.ahead import ahead
 from pipeline.chunks import Matrix
 from pipeline.errors import IncompleteError
 from pipeline.handle import Hessian
 from pipeline.output import PARQUET
 from pipeline.parquet import ParquetFiles, file_key
-from pipeline.receipts import read_receipt
+from pipeline.receipts import own_receipt, read_receipt
 from pipeline.store import chunk_key, tile_keys
+from pipeline.tile_products import StoredProducts, check_vectors
 
 Vector = npt.NDArray[np.float64]
 
@@ -30,9 +33,8 @@ class Scan:
     Attributes:
         chunks: read, mirrors included.
         files: Parquet files read, mirrors included.
-        faults: what is wrong, one line a chunk.
+        faults: what is wrong, one line a chunk or a tile.
         products: H V'.  # shape: (k, P)
-        largest: max|H_aa| by parameter; max|H| where that block was not computed.
     """
 
     def __init__(self, hessian: Hessian, vectors: Vector, *, parquet: bool = False) -> None:
@@ -40,20 +42,24 @@ class Scan:
         self.faults: list[str] = self._files.foreign() if self._files else []
         self.chunks = self.files = 0
         self.products = np.zeros_like(vectors)
-        self.largest = {p.name: 0.0 for p in hessian.parameters}
         self._hessian, self._store = hessian, hessian.store
-        plan, maximum = hessian.manifest.plan, 0.0
-        selected = [(int(i), int(j)) for i, j in np.argwhere(plan.selected)]
-        for (i, j), chunk in zip(selected, self._chunks(selected), strict=True):
-            if chunk is None:
-                continue
-            rows, cols = plan.span(range(i, i + 1)), plan.span(range(j, j + 1))
-            self._multiply(chunk, rows, cols, vectors)
-            self._measure(chunk, rows, cols)
-            maximum = max(maximum, float(np.abs(chunk).max()))
-        for p in hessian.parameters:
-            if not plan.covers(p.span, p.span):
-                self.largest[p.name] = maximum
+        plan, manifest = hessian.manifest.plan, hessian.manifest
+        tiles = plan.tiles()
+        receipts = ahead(partial(own_receipt, hessian.output, manifest), tiles)
+        found = self._chunks([key for tile in tiles for key in plan.chunks(tile)])
+        of_run = check_vectors(manifest.digest, hessian.shape[0])
+        for tile, receipt in zip(tiles, receipts, strict=True):
+            products = StoredProducts(of_run, plan.span(tile.rows), plan.span(tile.cols))
+            is_whole = True
+            for i, j in plan.chunks(tile):
+                chunk, rows, cols = next(found), plan.span(range(i, i + 1)), plan.span(range(j, j + 1))
+                if chunk is None:
+                    is_whole = False
+                    continue
+                self._multiply(chunk, rows, cols, vectors)
+                products.add(chunk, rows, cols)
+            if receipt and is_whole and (fault := products.fault_of(receipt.products)):
+                self.faults.append(f"tile {tile.id}: {fault}")
 
     def _chunks(self, selected: list[tuple[int, int]]) -> Iterator[npt.NDArray[np.float64] | None]:
         """Read chunks and their mirror images, and compare them; None for those that are at fault."""
@@ -82,17 +88,15 @@ class Scan:
         return found
 
     def _multiply(self, chunk: npt.NDArray[np.float64], rows: range, cols: range, vectors: Vector) -> None:
-        self.products[:, rows.start : rows.stop] += vectors[:, cols.start : cols.stop] @ chunk.T
+        self._add(vectors, cols, rows, chunk.T)
         if rows != cols:
-            self.products[:, cols.start : cols.stop] += vectors[:, rows.start : rows.stop] @ chunk
+            self._add(vectors, rows, cols, chunk)
 
-    def _measure(self, chunk: npt.NDArray[np.float64], rows: range, cols: range) -> None:
-        """Note the largest entries of diagonal blocks."""
-        for p, r in self._hessian.parameters.segments(rows):
-            c = range(max(cols.start, p.offset), min(cols.stop, p.span.stop))
-            if c:
-                part = chunk[r.start - rows.start : r.stop - rows.start, c.start - cols.start : c.stop - cols.start]
-                self.largest[p.name] = max(self.largest[p.name], float(np.abs(part).max()))
+    def _add(self, vectors: Vector, where: range, to: range, factor: npt.NDArray[np.float64]) -> None:
+        """Multiply the vectors that are not zero there."""
+        part = vectors[:, where.start : where.stop]
+        active = part.any(1)
+        self.products[active, to.start : to.stop] += part[active] @ factor
 
 
 class _Files:

@@ -84,9 +84,9 @@ class _Chooser:
 
     def choose(self, microbatch: int | None, row_group: int | None) -> tuple[EngineSizes, dict[str, Measured], int]:
         """Choose; see `choose_sizes`."""
-        habit, separable = HABITS[self._engine], self._placed.problem.separable
-        fixed = min(microbatch or self._largest, self._largest) if separable else self._largest
-        may_cut = separable and microbatch is None
+        habit, cuttable = HABITS[self._engine], self._placed.problem.is_cuttable
+        fixed = min(microbatch or self._largest, self._largest) if cuttable else self._largest
+        may_cut = cuttable and microbatch is None
         target = min(self._budget, habit.bytes[self._placed.device.type])
         model = _BytesModel.fit(self._placed, self._widest, self._largest if may_cut else fixed, habit)
         rows = row_group or habit.most_rows

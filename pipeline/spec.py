@@ -69,7 +69,7 @@ def _selectors(value: dict[str, str]) -> dict[str, str]:
 
 FloatName = Annotated[Literal["float32", "float64"], BeforeValidator(_dtype_name)]
 FormatName = Literal["zarr", "parquet"]
-EngineName = Literal["auto", "factored", "jacrev", "rows"]
+EngineName = Literal["auto", "factored", "jacrev", "rows", "differences"]
 BlockSelection = Annotated[Literal["all", "diagonal"] | tuple[tuple[str, str], ...], BeforeValidator(_tuples)]
 
 

@@ -65,6 +65,11 @@ class TilingPlan:
         """List the chunks that a tile leaves in the store, mirrors not counted."""
         return [(i, j) for i in tile.rows for j in tile.cols if self.selected[i, j]]
 
+    def stored_columns(self, tile: Tile, row: int) -> list[range]:
+        """Give the flat indices of the columns that a tile leaves in one chunk row, chunks that touch joined."""
+        runs = _runs(self.selected[row, tile.cols.start : tile.cols.stop])
+        return [self.span(range(tile.cols.start + run.start, tile.cols.start + run.stop)) for run in runs]
+
     def tiles(self) -> list[Tile]:
         """Cover every selected chunk once, top to bottom."""
         height, width = self.tile_shape

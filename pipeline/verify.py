@@ -1,31 +1,42 @@
 """Proof on the finished matrix, by paths that share nothing with the engine that computed it."""
 
+import math
+import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from itertools import pairwise, starmap
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.contexts import exact_kernels, unchanged
+from pipeline.contexts import differentiable, exact_kernels, unchanged
 from pipeline.handle import Hessian, open_hessian
 from pipeline.identity import require_same
-from pipeline.layout import Parameter
 from pipeline.output import PARQUET
-from pipeline.problem import Problem
-from pipeline.reference import Vector, differenced_products, hessian_vector_products, reference_samples
+from pipeline.problem import PlacedProblem, Problem
+from pipeline.reference import (
+    Vector,
+    differenced_products,
+    hessian_vector_products,
+    jittered,
+    loss_and_gradient,
+    reference_samples,
+)
+from pipeline.scales import Products, Yardstick, directions, yardstick
 from pipeline.scan import Scan
 
-# Block errors that are let pass, by the types that compute and store, and by the reference.
-TOLERANCE = {"float64": 1e-9, "float32": 1e-5, "double backward": 0.0, "differences": 1e-5}
-ROUNDING = {"double backward": 4e-15, "differences": 1e-8}  # of max|H|, in the reference itself
-NOISE = 8  # times the rounding that plain double backward shows in the run's own type, which excuses as much,
-MOST_NOISE = 1e-5  # but never more than this of max|H|
-FLOOR = 1e-9  # of max|H|, in the denominator of a block error
-STEPS = (1e-2, 1e-3, 1e-4, 1e-5)  # lengths of the shift in parameter space; two neighbours must agree
+# Errors that are let pass, in units of an entry's row and column scales, by the types that compute and store, and by
+# the reference.
+TOLERANCE = {"float64": 1e-8, "float32": 1e-5, "double backward": 0.0, "differences": 1e-5}
+WEIGHT_TOLERANCE = 1e-9  # relative, of sums over all data in another order
+CONCLUSIVE = 1e-5  # gap between steps of differences up to which they contradict double backward
+DIRECTIONS = 3  # dense ones, for each group of columns
+GROUP = 16_384  # columns of a direction: rounding adds up over them, and hides what is wrong in one
 VECTOR_BYTES = 256 * 2**20  # of directions multiplied in one pass over the store
-SAMPLED_ROWS = 16  # recomputed entry by entry from the other side of the diagonal
+SAMPLED_ROWS = 4  # compared entry by entry
+
+_Entry = tuple[int, int, float, str, str]  # row, column, error, names of its block
 
 
 @dataclass(frozen=True)
@@ -35,17 +46,20 @@ class Verification:
     Attributes:
         ok: nothing is wrong.
         chunks: stored chunks read back against their checksums.
-        faults: chunks that are missing, damaged, or not the mirror image of their partner; Parquet files that are
-            missing, damaged, of something else, or not what the chunk is.
+        faults: chunks that are missing, damaged, or not the mirror image of their partner; tiles that are not what was
+            computed; Parquet files that are missing, damaged, of something else, or not what the chunk is; a manifest
+            that is not of the problem.
         method: of the reference: "double backward", "differences", or None when there was no problem at hand.
         blocks: pairs of parameters compared.
-        worst_block: the pair with the largest block error.
-        block_error: that error.
-        sampled_rows: rows recomputed entry by entry from the other side of the diagonal.
-        worst_entry: row, column and block error of the worst sampled entry, and the names of its block.
+        worst_block: the pair with the largest error; None where nothing failed and columns were compared together.
+        block_error: that error, in units of the scales of its rows and columns.
+        sampled_rows: rows compared entry by entry.
+        worst_entry: row, column and error of the worst entry of these, and the names of its block.
         tolerance: that errors are held against.
-        inconclusive: pairs at which no two steps of the differences agreed.
+        inconclusive: parameters at which no steps of the differences agreed, where double backward computed H and is
+            its own reference: nothing but that is open.
         files: Parquet files read back against their checksums and the chunks.
+        seed: of the directions.
     """
 
     ok: bool
@@ -56,10 +70,11 @@ class Verification:
     worst_block: tuple[str, str] | None = None
     block_error: float = 0.0
     sampled_rows: int = 0
-    worst_entry: tuple[int, int, float, str, str] | None = None
+    worst_entry: _Entry | None = None
     tolerance: float | None = None
-    inconclusive: list[tuple[str, str]] = field(default_factory=list)
+    inconclusive: list[str] = field(default_factory=list)
     files: int = 0
+    seed: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Give a plain mapping."""
@@ -74,11 +89,10 @@ class Verification:
             return f"{stored} present, checksums right; numbers not checked (no problem given)"
         found = (
             f"{stored}, {self.blocks} blocks against {self.method}, {self.sampled_rows} rows entry by "
-            f"entry: block error {self.block_error:.1e}, tolerance {self.tolerance:.0e}"
+            f"entry: error {self.block_error:.1e} of the rows' and columns' scales, tolerance {self.tolerance:.0e}"
         )
         if self.inconclusive:
-            a, b = self.inconclusive[0]
-            return f"{found}; inconclusive at {len(self.inconclusive)} blocks, the first H[{a}, {b}]"
+            found += f"; differences of the gradient are inconclusive (kinks?) at {', '.join(self.inconclusive[:3])}"
         return found if self.ok else f"{found}; worst is {self._worst()}"
 
     def _worst(self) -> str:
@@ -92,15 +106,16 @@ class Verification:
 def verify_hessian(hessian: Hessian | str, problem: Problem | None = None, *, retrained: bool = False) -> Verification:
     """Check a finished Hessian.
 
-    Every chunk must be present and match its checksum, and its mirror image where the matrix is stored whole. With the
-    problem at hand, H v is compared with plain double backward in float64 (differences of the gradient for rows that
-    were computed by double backward), for v supported on one parameter at a time, row parameter by row parameter; and
-    some rows are recomputed entry by entry from the other side of the diagonal. Parquet files in the output must be
-    those of its chunks, entry for entry.
+    Every chunk must be present and match its checksum, and its mirror image where the matrix is stored whole; the
+    chunks of a tile must have the products that were taken of it where it was computed. With the problem at hand, H v
+    is compared with plain double backward in float64 (differences of the gradient where H was computed by them), row by
+    row, in the scales of rows and columns, for several random v that are others each time; and some rows entry by
+    entry. Loss, gradient and weight are the problem's, not the manifest's. Parquet files in the output must be those of
+    its chunks, entry for entry.
 
     Args:
         hessian: a handle, or the output's URL.
-        problem: what it is the Hessian of; without it only chunks and checksums are checked.
+        problem: what it is the Hessian of; without it only what is stored is checked.
         retrained: whether the problem was trained anew since, to other last bits; the stored weights are used.
 
     Returns:
@@ -111,7 +126,7 @@ def verify_hessian(hessian: Hessian | str, problem: Problem | None = None, *, re
         OutputError: there is no Hessian.
         IncompleteError: the run is not finished.
     """
-    hessian = open_hessian(hessian) if isinstance(hessian, str) else hessian
+    hessian = open_hessian(hessian, unproven=True) if isinstance(hessian, str) else hessian
     parquet = "parquet" in hessian.manifest.formats or bool(hessian.output.sizes(PARQUET))
     if problem is None:
         scan = Scan(hessian, np.zeros((0, hessian.shape[0])), parquet=parquet)
@@ -131,7 +146,7 @@ def check(hessian: Hessian, problem: Problem, *, parquet: bool) -> Verification:
     Returns:
         What was found.
     """
-    with unchanged(problem.model), exact_kernels(problem.model):
+    with differentiable(), unchanged(problem.model), exact_kernels(problem.model):
         return _Check(hessian, problem, parquet=parquet).run()
 
 
@@ -140,130 +155,162 @@ class _Check:
 
     def __init__(self, hessian: Hessian, problem: Problem, *, parquet: bool) -> None:
         manifest, self._parquet = hessian.manifest, parquet
-        self._hessian, self._plan, self._weight = hessian, manifest.plan, manifest.fingerprint.weight
+        self._hessian, self._plan = hessian, manifest.plan
         self._placed = problem.place(torch.float64)
         self._samples = reference_samples(manifest.microbatch)
-        self._same_type = problem.place(torch.float32) if manifest.dtype == "float32" else None
-        self._method = "differences" if "rows" in manifest.engines.values() else "double backward"
-        kinds = (manifest.dtype, manifest.store_dtype, self._method)
-        self._tolerance = max(TOLERANCE[kind] for kind in kinds)
+        self._weight = loss_and_gradient(self._placed, self._samples).weight
+        engines = set(manifest.engines.values())
+        self._method = "differences" if "differences" in engines else "double backward"
+        self._by_rows = "rows" in engines
+        self._other = problem.place(torch.float32) if manifest.dtype == "float32" else jittered(self._placed)
+        self._tolerance = max(TOLERANCE[kind] for kind in (manifest.dtype, manifest.store_dtype, self._method))
         self._parameters = [p for p in hessian.parameters if p.size]
-        self._random = np.random.default_rng(0)
+        self._seed = secrets.randbits(63)
+        self._random = np.random.default_rng(self._seed)
+        self._rows = self._sampled_rows()
         self._scan: Scan  # the latest
+        self._files = 0
 
     def run(self) -> Verification:
-        """Scan, multiply, compare."""
-        errors: dict[tuple[str, str], float] = {}
-        files = 0
-        for group in self._groups():
-            vectors = np.stack([self._direction(p) for p in group])
-            self._scan = Scan(self._hessian, vectors, parquet=self._parquet and not files)  # once is enough
-            files = files or self._scan.files
+        """Multiply, scan, compare."""
+        stored = self._hessian.manifest.fingerprint.weight
+        if abs(stored - self._weight) > WEIGHT_TOLERANCE * abs(self._weight):
+            return self._at_fault([f"the manifest's total weight is {stored:.9g}, the problem's {self._weight:.9g}"], 0)
+        measure = self._yardstick()
+        errors: dict[tuple[str, range], float] = {}
+        entries: list[_Entry] = []
+        for vectors, spans in self._batches(measure):
+            products = self._read(vectors)
             if self._scan.faults:
-                return Verification(ok=False, chunks=self._scan.chunks, faults=self._scan.faults, files=files)
-            errors |= self._block_errors(group, vectors)
-        known = {pair: error for pair, error in errors.items() if not np.isnan(error)}
-        inconclusive = [pair for pair in errors if pair not in known]
-        worst = max(known, key=lambda pair: known[pair]) if known else None
-        block_error = known[worst] if worst else 0.0
-        rows = self._sampled_rows()
-        entry = self._worst_entry(rows) if rows else None
-        failed = max(block_error, entry[2] if entry else 0.0) > self._tolerance
+                return self._at_fault(self._scan.faults, self._scan.chunks)
+            found = measure.errors(products, self._truth(vectors, measure), self._tolerance)
+            errors |= self._by_block(found, spans)
+            entries += [entry] if (entry := self._worst_entry(found, spans)) else []
+        chunks = self._scan.chunks
+        worst = max(errors, key=lambda pair: errors[pair], default=None)
+        inconclusive, contradicted = self._against_differences(measure) if self._by_rows else ([], 0.0)
+        error = errors[worst] if worst else 0.0
         return Verification(
-            ok=not (failed or inconclusive),
-            chunks=self._scan.chunks,
+            ok=error <= self._tolerance and contradicted <= CONCLUSIVE,
+            chunks=chunks,
             faults=[],
             method=self._method,
-            blocks=len(errors),
-            worst_block=worst,
-            block_error=block_error,
-            sampled_rows=len(rows),
-            worst_entry=entry,
+            blocks=sum(self._plan.covers(a.span, b.span) for a in self._parameters for b in self._parameters),
+            worst_block=self._located(measure, *worst) if worst and error > self._tolerance else None,
+            block_error=max(error, contradicted),
+            sampled_rows=len(self._rows),
+            worst_entry=max(entries, key=lambda entry: entry[2], default=None),
             tolerance=self._tolerance,
             inconclusive=inconclusive,
-            files=files,
+            files=self._files,
+            seed=self._seed,
         )
 
-    def _groups(self) -> Iterator[list[Parameter]]:
-        """Give parameters in groups whose directions fit into memory."""
-        size = max(1, VECTOR_BYTES // (8 * self._hessian.shape[0]))
-        for start in range(0, len(self._parameters), size):
-            yield self._parameters[start : start + size]
+    def _at_fault(self, faults: list[str], chunks: int) -> Verification:
+        """Say what is wrong with what is stored: numbers are not compared then."""
+        return Verification(False, chunks, faults, method=self._method, files=self._files, seed=self._seed)
 
-    def _direction(self, p: Parameter) -> Vector:
-        """Give a vector of random signs on one parameter, of length one.  # shape: (P,)."""
-        vector = np.zeros(self._hessian.shape[0])
-        vector[p.place] = self._random.choice((-1.0, 1.0), p.size) / p.size**0.5
-        return vector
-
-    def _block_errors(self, group: list[Parameter], vectors: Vector) -> dict[tuple[str, str], float]:
-        """Compare the scan's products, column parameter by row parameter; NaN where no two steps agree."""
-        references = self._references(vectors)
-        noise = self._noise(vectors, references[-1])
-        errors: dict[tuple[str, str], float] = {}
-        for k, b in enumerate(group):
-            for a in self._parameters:
-                if self._plan.covers(a.span, b.span):
-                    rows = a.place
-                    scale = self._scale(a, b, float(noise[k, rows].max()))
-                    reference = self._agreed([r[k, rows] for r in references], scale)
-                    errors[a.name, b.name] = float(np.abs(self._scan.products[k, rows] - reference).max()) / scale
-        return errors
-
-    def _references(self, vectors: Vector) -> list[Vector]:
-        """Give H V' by other means; by several steps where differences are taken.  # shape of each: (k, P)."""
+    def _yardstick(self) -> Yardstick:
+        """Find what errors are held against, from the problem alone."""
         if self._method == "double backward":
-            return [hessian_vector_products(self._placed, vectors, self._weight, self._samples)]
-        return [differenced_products(self._placed, vectors, self._samples, step) for step in STEPS]
+            multiply, otherwise = self._products(self._placed), self._products(self._other)
+            return yardstick(self._placed.layout, multiply, otherwise, self._hessian.manifest.dtype, self._random)
+        ones = np.ones(self._hessian.shape[0])
 
-    def _agreed(self, references: list[Vector], scale: float) -> Vector:
-        """Give the reference of the two neighbouring steps that agree best; NaN where none do."""
-        if len(references) == 1:
-            return references[0]
-        gaps = [float(np.abs(x - y).max()) / scale for x, y in pairwise(references)]
-        best = int(np.argmin(gaps))
-        return references[best + 1] if gaps[best] <= self._tolerance else np.full_like(references[0], np.nan)
+        def by_steps(vectors: Vector) -> Vector:
+            return differenced_products(self._placed, vectors, ones, self._samples)[0]
 
-    def _noise(self, vectors: Vector, reference: Vector) -> Vector:
-        """Measure the rounding of plain double backward in the run's own type.  # shape: (k, P)."""
-        if self._same_type is None:
-            return np.zeros_like(reference)
-        rounded = hessian_vector_products(self._same_type, vectors, self._weight, self._samples)
-        return NOISE * np.abs(rounded - reference)
+        return yardstick(self._placed.layout, by_steps, by_steps, "float32", self._random)
 
-    def _scale(self, a: Parameter, b: Parameter, noise: float) -> float:
-        """Give the denominator of a block error; 1 where all of H is zero."""
-        # Never so small that rounding alone would exceed the tolerance: structural zeros (a bias before a
-        # normalisation) carry the rounding of max|H| whatever their own size.
-        largest = self._scan.largest
-        scale = (largest[a.name] * largest[b.name]) ** 0.5 + FLOOR * max(largest.values())
-        rounding = max(min(noise, MOST_NOISE * max(largest.values())), ROUNDING[self._method] * max(largest.values()))
-        return max(scale, rounding / self._tolerance) or 1.0
+    def _products(self, placed: PlacedProblem) -> Products:
+        return lambda vectors: hessian_vector_products(placed, vectors, self._weight, self._samples)
+
+    def _truth(self, vectors: Vector, measure: Yardstick) -> Vector:
+        """Give H V' by other means.  # shape: (k, P)."""
+        if self._method == "double backward":
+            return self._products(self._placed)(vectors)
+        return differenced_products(self._placed, vectors, measure.scales, self._samples)[0]
+
+    def _groups(self) -> list[range]:
+        """Give columns whose directions are drawn together: as many as one pass over the store has room for."""
+        size = self._hessian.shape[0]
+        if not self._plan.covers(range(size), range(size)):
+            return [p.span for p in self._parameters]
+        most = max(1, (VECTOR_BYTES // (8 * size) - SAMPLED_ROWS) // DIRECTIONS)
+        count = min(most, math.ceil(size / GROUP))
+        cuts = [round(k * size / count) for k in range(count + 1)]
+        return list(starmap(range, pairwise(cuts)))
+
+    def _batches(self, measure: Yardstick) -> Iterator[tuple[Vector, list[range]]]:
+        """Give directions with the columns that they are on, as many at a time as memory has room for."""
+        size = self._hessian.shape[0]
+        spans = [cols for cols in self._groups() for _ in range(DIRECTIONS)]
+        spans += [range(row, row + 1) for row in self._rows]
+        room = max(1, VECTOR_BYTES // (8 * size))
+        for start in range(0, len(spans), room):
+            some = spans[start : start + room]
+            vectors = np.zeros((len(some), size))
+            for vector, cols in zip(vectors, some, strict=True):
+                place = slice(cols.start, cols.stop)
+                vector[place] = directions(self._random, measure.scales[place])
+            yield vectors, some
+
+    def _read(self, vectors: Vector) -> Vector:
+        """Multiply the stored matrix, and check it on the way; the files once, which is enough."""
+        self._scan = Scan(self._hessian, vectors, parquet=self._parquet and not self._files)
+        self._files = self._files or self._scan.files
+        return self._scan.products
+
+    def _by_block(self, errors: Vector, spans: list[range]) -> dict[tuple[str, range], float]:
+        """Give the worst error of each row parameter against the columns of each direction."""
+        worst: dict[tuple[str, range], float] = {}
+        for found, cols in zip(errors, spans, strict=True):
+            for a in self._parameters:
+                if self._plan.covers(a.span, cols):
+                    worst[a.name, cols] = max(worst.get((a.name, cols), 0.0), float(found[a.place].max()))
+        return worst
+
+    def _located(self, measure: Yardstick, row: str, cols: range) -> tuple[str, str]:
+        """Name the block of the rows and some columns that is furthest off: each parameter's columns by themselves."""
+        segments = list(self._hessian.parameters.segments(cols))
+        vectors = np.zeros((len(segments), self._hessian.shape[0]))
+        for vector, (_, span) in zip(vectors, segments, strict=True):
+            place = slice(span.start, span.stop)
+            vector[place] = directions(self._random, measure.scales[place])
+        errors = measure.errors(self._read(vectors), self._truth(vectors, measure), self._tolerance)
+        worst = int(errors[:, self._hessian.parameters[row].place].max(1).argmax())
+        return row, segments[worst][0].name
 
     def _sampled_rows(self) -> list[int]:
-        """Choose the last rows of some parameters, whose columns to the left are all there."""
-        last = [p.span.stop - 1 for p in self._parameters if self._plan.covers(range(p.span.stop), p.span)]
+        """Choose the last rows of some parameters."""
+        last = [p.span.stop - 1 for p in self._parameters]
         if len(last) > SAMPLED_ROWS:
             last = [last[-1], *self._random.choice(last[:-1], SAMPLED_ROWS - 1, replace=False)]
         return sorted(map(int, last))
 
-    def _worst_entry(self, rows: list[int]) -> tuple[int, int, float, str, str]:
-        """Recompute rows from their own gradient entry and compare every entry left of the diagonal."""
-        units = np.zeros((len(rows), self._hessian.shape[0]))
-        units[np.arange(len(rows)), rows] = 1
-        truth = hessian_vector_products(self._placed, units, self._weight, self._samples)
-        noise = self._noise(units, truth)
-        worst = (rows[0], 0, 0.0, "", "")
-        for k, row in enumerate(rows):
-            found = self._hessian[row, : row + 1].astype(np.float64)
-            b, _ = next(self._hessian.parameters.segments(range(row, row + 1)))
-            for a, cols in self._hessian.parameters.segments(range(row + 1)):
-                scale = self._scale(a, b, float(noise[k, _slice(cols)].max()))
-                gap = np.abs(found[_slice(cols)] - truth[k, _slice(cols)]) / scale
-                if gap.max() > worst[2]:
-                    worst = (row, cols.start + int(gap.argmax()), float(gap.max()), b.name, a.name)
+    def _worst_entry(self, errors: Vector, spans: list[range]) -> _Entry | None:
+        """Give the worst entry of the rows that were compared entry by entry."""
+        layout, worst = self._hessian.parameters, None
+        for found, cols in zip(errors, spans, strict=True):
+            if cols.start not in self._rows or len(cols) > 1:
+                continue
+            for a in self._parameters:
+                if self._plan.covers(a.span, cols):
+                    col = a.offset + int(found[a.place].argmax())
+                    if worst is None or found[col] > worst[2]:
+                        b = next(layout.segments(cols))[0]
+                        worst = cols.start, col, float(found[col]), b.name, a.name
         return worst
 
+    def _against_differences(self, measure: Yardstick) -> tuple[list[str], float]:
+        """Compare the reference with differences of the gradient, where it is no other than the engine.
 
-def _slice(span: range) -> slice:
-    return slice(span.start, span.stop)
+        Returns:
+            The parameters at which no steps agree, as at kinks, and the largest error at the others.
+        """
+        vector = measure.directions(self._random, 1)
+        found, gaps = differenced_products(self._placed, vector, measure.scales, self._samples)
+        errors = measure.errors(self._truth(vector, measure), found, CONCLUSIVE)[0]
+        clear = {p.name for p, gap in zip(self._placed.layout, gaps[0], strict=True) if gap <= CONCLUSIVE / 10}
+        worst = max((float(errors[p.place].max()) for p in self._parameters if p.name in clear), default=0.0)
+        return [p.name for p in self._parameters if p.name not in clear], worst

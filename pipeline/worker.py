@@ -4,7 +4,7 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from pipeline.parquet import ParquetFiles
 from pipeline.problem import Problem
 from pipeline.receipts import Receipt, receipt_name
 from pipeline.store import MatrixStore, StoredObject
+from pipeline.tile_products import TileProducts, check_vectors
 from pipeline.tiling import Tile
 
 BAND = 64  # rows, which stay in a CPU's cache from one operation to the next
@@ -55,6 +56,9 @@ class Worker:
         self._placed = problem.place(getattr(torch, manifest.dtype), device)
         self._l2, self._weight = problem.l2, manifest.fingerprint.weight
         self._sizes, self._halvings = dict(manifest.sizes), 0
+        self._stored: torch.dtype = getattr(torch, manifest.store_dtype)
+        self._vectors = torch.from_numpy(check_vectors(manifest.digest, self.layout.size)).to(device)
+        self._products: TileProducts  # of the tile computed last
         self._buffers = _Buffers(self._placed.dtype, self._placed.device)
         self._output, self._store = output, MatrixStore(output, manifest)
         self._files = ParquetFiles(output, manifest) if "parquet" in manifest.formats else None
@@ -80,7 +84,8 @@ class Worker:
         values = self.values(tile)
         seconds = time.perf_counter() - start
         receipts = self.flush()
-        self._pending = tile.id, self._writer.submit(self._write, tile, values, seconds, attempt, self._halvings)
+        made = self._products.to_text(), seconds, attempt, self._halvings
+        self._pending = tile.id, self._writer.submit(self._write, tile, values, *made)
         self._buffers.turn()
         return receipts
 
@@ -129,16 +134,14 @@ class Worker:
         """
         rows, cols = self.plan.span(tile.rows), self.plan.span(tile.cols)
         host, out = self._buffers.take(len(rows), len(cols))
-        parts = [_view(out, rows, cols, some_rows, some_cols) for some_rows, some_cols in self._bands(tile)]
-        for part in parts:
-            part.zero_()
+        for some_rows, some_cols in self._bands(tile):
+            _view(out, rows, cols, some_rows, some_cols).zero_()
         with exact_kernels(self._placed.problem.model):
             for segment, engine in self._segments(rows):
                 right = range(max(cols.start, segment.start), cols.stop)
                 if right:  # not all below the diagonal
                     self._add(engine, segment, right, _view(out, rows, cols, segment, right))
-        self._normalise(parts, out, rows, cols)
-        out.diagonal(rows.start - cols.start).add_(self._l2)
+        self._finish(tile, out)
         if out is not host:
             host.copy_(out)
         return host.numpy()
@@ -169,7 +172,7 @@ class Worker:
                     add_batch(engine, self._placed, sizes.row_group, batch, rows, cols, out)
                 return
             except torch.OutOfMemoryError:
-                smaller = sizes.halved(self._placed.problem.separable)
+                smaller = sizes.halved(self._placed.problem.is_cuttable)
                 if smaller is None:
                     raise
                 self._sizes[engine] = smaller
@@ -178,16 +181,28 @@ class Worker:
 
     def _bands(self, tile: Tile) -> Iterator[tuple[range, range]]:
         """Give a few rows at a time, with the columns of their chunks that are not below the diagonal."""
-        rows, cols = self.plan.span(tile.rows), self.plan.span(tile.cols)
-        for start in range(rows.start, rows.stop, BAND):
-            first = start // self.plan.chunk * self.plan.chunk
-            yield range(start, min(start + BAND, rows.stop)), range(max(first, cols.start), cols.stop)
+        cols = self.plan.span(tile.cols)
+        for row in tile.rows:
+            here = self.plan.span(range(row, row + 1))
+            for start in range(here.start, here.stop, BAND):
+                yield range(start, min(start + BAND, here.stop)), range(max(here.start, cols.start), cols.stop)
 
-    def _normalise(self, parts: Iterable[Tensor], out: Tensor, rows: range, cols: range) -> None:
-        """Divide the parts of a tile by the total weight; refuse NaN and infinities, naming the block."""
-        total = sum((part.div_(self._weight).sum() for part in parts), out.new_zeros(()))
-        if bool(total.isfinite()):
-            return
+    def _finish(self, tile: Tile, out: Tensor) -> None:
+        """Divide a tile by the total weight, add the L2 term, and take its products; refuse what is not finite."""
+        rows, cols = self.plan.span(tile.rows), self.plan.span(tile.cols)
+        self._products = TileProducts(torch, self._vectors, rows, cols)
+        for some_rows, some_cols in self._bands(tile):  # one pass, while a band is in the cache
+            part = _view(out, rows, cols, some_rows, some_cols)
+            part.div_(self._weight)
+            part.diagonal(some_rows.start - some_cols.start).add_(self._l2)
+            for left in self.plan.stored_columns(tile, some_rows.start // self.plan.chunk):
+                kept = _view(out, rows, cols, some_rows, left)
+                self._products.add(kept.to(self._stored).double(), some_rows, left)
+        if not bool(self._products.right.isfinite().all()):
+            self._refuse(out, rows, cols)
+
+    def _refuse(self, out: Tensor, rows: range, cols: range) -> None:
+        """Refuse NaN and infinities, naming the block."""
         for row in rows:  # one by one: a mask of all of a tile is memory that is not planned
             right = range(max(row, cols.start), cols.stop)
             finite = _view(out, rows, cols, range(row, row + 1), right).isfinite()
@@ -197,7 +212,13 @@ class Worker:
                 raise NotFiniteError(f"entries are NaN or infinite, the first at row {row}, column {col}: H[{a}, {b}]")
 
     def _write(
-        self, tile: Tile, values: npt.NDArray[Any], compute_seconds: float, attempt: int, halvings: int
+        self,
+        tile: Tile,
+        values: npt.NDArray[Any],
+        products: str,
+        compute_seconds: float,
+        attempt: int,
+        halvings: int,
     ) -> Receipt:
         """Put all chunks of a tile, then its receipt; runs on the writer's thread."""
         start = time.perf_counter()
@@ -216,6 +237,7 @@ class Worker:
             peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             attempt=attempt,
             halvings=halvings,
+            products=products,
             host=platform.node(),
             pid=os.getpid(),
             device=str(self._placed.device),

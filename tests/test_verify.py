@@ -10,10 +10,22 @@ import pytest
 import torch
 import zarr
 import zoo
+from oracle import block_error
 
-from pipeline import FingerprintError, ProblemError, VerificationError, compute_hessian, open_hessian, verify_hessian
+import pipeline.verify
+from pipeline import (
+    FingerprintError,
+    IncompleteError,
+    ProblemError,
+    VerificationError,
+    compute_hessian,
+    open_hessian,
+    verify_hessian,
+)
 from pipeline.engines import ENGINES
 from pipeline.engines.jacrev import Jacrev
+from pipeline.store import MatrixStore
+from pipeline.verify import check
 
 
 def compute(path, make=zoo.mlp, **options):
@@ -28,11 +40,19 @@ def test_every_problem_verifies(case, dtype, tmp_path):
     assert found["blocks"] == len([p for p in case.problem.layout if p.size]) ** 2
 
 
-def test_rows_are_judged_by_differences(tmp_path):
-    compute(tmp_path, engine="rows", dtype="float64")
-    found = verify_hessian(str(tmp_path), zoo.mlp().problem)
+def without_products(path):
+    """Make the receipts those of an output from before tiles had products: what is left is the numbers' own proof."""
+    for receipt in (path / "receipts").iterdir():
+        receipt.write_text(json.dumps(json.loads(receipt.read_text()) | {"products": ""}))
+
+
+@pytest.mark.parametrize("make", [zoo.mlp, zoo.relu_mse])
+def test_rows_are_judged_by_differences_too(tmp_path, make):
+    compute(tmp_path, make, engine="rows", dtype="float64")
+    found = verify_hessian(str(tmp_path), make().problem)
     assert found.ok
-    assert found.method == "differences"
+    assert found.method == "double backward"
+    assert not found.inconclusive
 
 
 @pytest.mark.parametrize("symmetry", ["mirrored", "upper"])
@@ -45,7 +65,11 @@ def test_one_wrong_entry(tmp_path, entry, symmetry):
     array[i, j] = wrong
     if symmetry == "mirrored" or i // 16 == j // 16:
         array[j, i] = wrong
-    assert verify_hessian(str(tmp_path)).ok  # chunks and checksums are right
+    (fault,) = verify_hessian(str(tmp_path)).faults  # chunks and checksums are right, they are not what was computed
+    assert fault == f"tile r0-4_c0-4: its stored entries are not those that were computed: {fault.rpartition(': ')[2]}"
+    assert fault.endswith((f"row {i} is off", f"column {j} is off"))
+    without_products(tmp_path)
+    assert verify_hessian(str(tmp_path)).ok
     found = verify_hessian(str(tmp_path), zoo.mlp().problem)
     assert not found.ok
     H = open_hessian(str(tmp_path))
@@ -76,6 +100,66 @@ def test_every_flipped_bit_is_found(tmp_path, codec):
         assert len(verify_hessian(str(tmp_path)).faults) == 1
     chunk.unlink()
     assert verify_hessian(str(tmp_path)).faults == ["chunk c/1/2 is missing"]
+
+
+def flipped(value, bit):
+    """A float32 with one bit of it flipped."""
+    return (np.float32(value).view(np.uint32) ^ np.uint32(1 << bit)).view(np.float32)
+
+
+@pytest.mark.parametrize("formats", [("zarr",), ("zarr", "parquet")])
+@pytest.mark.parametrize("bit", [31, 30, 25, 20])
+def test_a_bit_flipped_before_encoding_is_found_and_mended(tmp_path, monkeypatch, bit, formats):
+    """Of an entry in a worker's memory, after it was computed and before any checksum was taken of it."""
+    put = MatrixStore.write_chunk
+
+    def write(self, i, j, values):
+        if (i, j) == (1, 2) and not (tmp_path / "mended").exists():
+            values = values.copy()
+            values[3, 4] = flipped(values[3, 4], bit)
+        return put(self, i, j, values)
+
+    monkeypatch.setattr(MatrixStore, "write_chunk", write)
+    options = {"executor": "serial", "chunk": 16, "dtype": "float32", "formats": formats}
+    with pytest.raises(
+        VerificationError, match=r"r\d-\d_c\d-\d: its stored entries are not .* run the job with --check"
+    ):
+        compute_hessian(zoo.mlp().problem, str(tmp_path), **options)
+    (tmp_path / "mended").touch()
+    assert not (tmp_path / "_SUCCESS").exists()
+    H = compute_hessian(zoo.mlp().problem, str(tmp_path), check=True, **options)
+    assert verify_hessian(H, zoo.mlp().problem).ok
+
+
+def test_a_failed_proof_keeps_the_matrix(tmp_path, monkeypatch):
+    """Also one that is in memory only."""
+    monkeypatch.setattr("pipeline.verify.TOLERANCE", dict.fromkeys(pipeline.verify.TOLERANCE, -1.0))
+    for output in (None, str(tmp_path)):
+        with pytest.raises(VerificationError, match=r"The matrix is kept, unproven.*unproven=True") as caught:
+            compute_hessian(zoo.mlp().problem, output, executor="serial", dtype="float64")
+        assert block_error(caught.value.hessian.to_numpy(), zoo.mlp().truth(), zoo.mlp().problem.layout) < 1e-12
+        assert not caught.value.verification.ok
+    with pytest.raises(IncompleteError, match="the proof failed"):
+        open_hessian(str(tmp_path))
+    assert open_hessian(str(tmp_path), unproven=True).shape == (59, 59)
+
+
+def test_a_manifest_is_not_believed(tmp_path):
+    """Its total weight is what the matrix was divided by: a problem's, not its own."""
+    H = compute(tmp_path, dtype="float64")
+    changed = H.manifest.model_copy(
+        update={"fingerprint": H.manifest.fingerprint.model_copy(update={"weight": 2 * H.manifest.fingerprint.weight})}
+    )
+    changed.write(H.output)
+    with pytest.raises(FingerprintError, match=r"the weight is 7.0, stored 14.0"):
+        verify_hessian(str(tmp_path), zoo.mlp().problem)
+    found = check(pipeline.handle.Hessian(H.output, changed), zoo.mlp().problem, parquet=False)
+    assert found.faults == ["the manifest's total weight is 14, the problem's 7"]
+
+
+def test_directions_differ(tmp_path):
+    H = compute(tmp_path)
+    assert verify_hessian(H, zoo.mlp().problem).seed != verify_hessian(H, zoo.mlp().problem).seed
 
 
 def one_percent(out, rows, cols, **_):

@@ -13,10 +13,12 @@ from typing import Protocol
 from torch import Tensor
 
 from pipeline.data import Batch
+from pipeline.engines.differences import Differences
 from pipeline.engines.factored import Factored
 from pipeline.engines.jacrev import Jacrev
 from pipeline.engines.rows import Rows
 from pipeline.engines.stages import Application, NotFactoredError, Stages
+from pipeline.errors import ProblemError
 from pipeline.problem import PlacedProblem
 
 
@@ -64,9 +66,11 @@ def applications(placed: PlacedProblem, samples: int | None) -> dict[str, Applic
     Returns:
         By name.
     """
+    if not placed.problem.is_cuttable:
+        return {}
     try:
         stages = Stages(placed, next(placed.batches(samples)))
-    except NotFactoredError:
+    except (NotFactoredError, ProblemError):  # the latter: torch.func cannot evaluate it, or the user's code failed
         return {}
     return {p.name: found for p in placed.layout if (found := stages.application(p.name))}
 
@@ -76,4 +80,5 @@ ENGINES: dict[str, Callable[[PlacedProblem, int], Engine]] = {
     "factored": Factored,
     "jacrev": Jacrev,
     "rows": lambda placed, _: Rows(placed),  # one at a time
+    "differences": lambda placed, _: Differences(placed),  # where double backward is wrong or missing
 }

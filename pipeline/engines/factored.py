@@ -50,7 +50,7 @@ class Factored:
         Raises:
             NotFactoredError: rows are of a parameter that is used in other ways, or not cheaper so.
         """
-        if not self.problem.problem.separable:
+        if not self.problem.problem.is_cuttable:
             raise NotFactoredError("samples act on each other")
         stages, layout = Stages(self.problem, batch), self.problem.layout
         matrix = _Matrix(rows, cols, out)

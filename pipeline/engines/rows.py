@@ -27,7 +27,7 @@ class Rows:
         """Add one micro-batch's part of H[rows, cols]; see `Engine.add`."""
         columns = list(self.problem.layout.segments(cols))
         with torch.enable_grad(), self.problem.own_parameters() as own:
-            loss = self.problem.problem.loss_sum(None, batch)[0]
+            loss = self.problem.loss_sum(None, batch)[0]
             for parameter, segment in self.problem.layout.segments(rows):
                 (gradient,) = grad(loss, own[parameter.name], create_graph=True, materialize_grads=True)
                 if not gradient.requires_grad:  # the loss is linear in everything

@@ -1,0 +1,137 @@
+"""Scales of rows and columns: what an entry of H is held against, besides the largest of its block.
+
+Features have sizes of their own, and so have the rows and columns that they make: an entry may be wrong by all of
+itself and pass where its block holds others that are 1e8 times larger. With s such that the rows of H_ij / (s_i s_j)
+are of one length, errors are judged in those coordinates.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.layout import ParameterLayout
+
+Vector = npt.NDArray[np.float64]
+Products = Callable[[Vector], Vector]  # from vectors, one a row, to H times them  # shape: (k, P) to (k, P)
+
+SWEEPS = 4  # each halves the exponents of what is left: ranges of 1e8 come to 3
+LEAST = 1e-9  # of the largest scale: rows below are zeros, or rounding
+FLOORED = 1e-2  # of the largest scale, in directions that measure rounding: zeros would be blown up by it
+MEASURED = 3  # directions along which rounding is measured
+NOTHING_ELSE = {"float64": 1e-9, "float32": 1e-6}  # relative rounding, above which a row is hardly anything but that
+NOISE = 8  # times the rounding that is measured excuses as much,
+MOST_NOISE = 1e-5  # but never more than this, in scaled coordinates
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What errors of products with H are held against, row by row.
+
+    Attributes:
+        scales: s, positive.  # shape: (P,)
+        rounding: that is let pass, of a product with a direction of `directions`, over s.  # shape: (P,)
+    """
+
+    scales: Vector
+    rounding: Vector
+
+    def directions(self, random: np.random.Generator, count: int) -> Vector:
+        """Draw directions in the scaled coordinates; see `directions`.  # shape: (count, P)."""
+        return np.stack([directions(random, self.scales) for _ in range(count)])
+
+    def errors(self, found: Vector, truth: Vector, tolerance: float) -> Vector:
+        """Hold products against the truth.
+
+        Args:
+            found: products.  # shape: (k, P)
+            truth: likewise.
+            tolerance: that they are going to be held against; rounding is let pass beside it.
+
+        Returns:
+            Errors over their scales, infinite where a product is no number.  # shape: (k, P)
+        """
+        scaled = np.abs(found - truth) / self.scales / np.maximum(1.0, self.rounding / tolerance)
+        return np.asarray(np.nan_to_num(scaled, nan=np.inf))
+
+
+def yardstick(
+    layout: ParameterLayout,
+    multiply: Products,
+    otherwise: Products,
+    dtype: str,
+    random: np.random.Generator,
+) -> Yardstick:
+    """Find the scales of rows and columns, and the rounding that is no error.
+
+    Zeros (a bias before a normalisation) carry the rounding of larger entries: their scales are raised to where it is
+    below a few last bits, as far as that is no more than the largest of all.
+
+    Args:
+        layout: of rows and columns.
+        multiply: by H.
+        otherwise: the same, rounded otherwise, as the run does.
+        dtype: of the run, "float32" or "float64".
+        random: generator of directions.
+
+    Returns:
+        The yardstick.
+    """
+    least, last_bit = NOTHING_ELSE[dtype], float(np.finfo(dtype).eps)
+    scales = equilibrate(lambda v: multiply(v[None])[0], layout.size, random)
+    largest, floored = scales.max(initial=0.0), _floored(scales, FLOORED)
+    along = np.stack([directions(random, floored) for _ in range(MEASURED)])
+    rounding = np.abs(multiply(along) - otherwise(along)).max(0)
+    zeros = rounding > 10 * least * scales
+    for p in layout:
+        own, noisy = rounding[p.place], zeros[p.place]
+        own[~noisy] = np.maximum(own[~noisy], np.median(own) if p.size else 0.0)
+        own[noisy] = own[noisy].max(initial=0.0)  # of zeros, one may be right by chance
+    scales = np.maximum(scales, np.minimum(rounding / least, largest))
+    # Zeros against zeros carry last bits of what cancels there, over the product of two small scales.
+    scales[zeros] = np.maximum(scales[zeros], largest * min(1.0, (last_bit / least) ** 0.5))
+    # Directions go further along rows that were raised, whose rounding then shows in all others: up to that.
+    return Yardstick(scales, np.minimum(NOISE * np.maximum(rounding / scales, least), MOST_NOISE))
+
+
+def equilibrate(multiply: Callable[[Vector], Vector], size: int, random: np.random.Generator) -> Vector:
+    """Estimate s such that the rows of H_ij / (s_i s_j) have length one, from products with H alone.
+
+    s is the fixed point of s_i = |(H S^-1 u)_i|, u random, approached by geometric means; after Bradley and Murray,
+    "Matrix-free approximate equilibration" (2011).
+
+    Args:
+        multiply: from a vector to H times it.  # shape: (P,) to (P,)
+        size: P.
+        random: generator of directions.
+
+    Returns:
+        The scales, all positive.  # shape: (P,)
+    """
+    scales = np.ones(size)
+    for _ in range(SWEEPS):
+        scales = _floored(np.sqrt(scales * np.abs(multiply(directions(random, scales)))), LEAST)
+    return scales
+
+
+def directions(random: np.random.Generator, scales: Vector) -> Vector:
+    """Draw a direction in which each entry has its own weight: between 0.5 and 1.5 in the scaled coordinates.
+
+    Continuous, so that errors of a pattern do not cancel, as they may under signs; away from zero, so that none is
+    missed.
+
+    Args:
+        random: generator.
+        scales: of columns.  # shape: (P,)
+
+    Returns:
+        The direction.  # shape: (P,)
+    """
+    return random.choice((-1.0, 1.0), len(scales)) * random.uniform(0.5, 1.5, len(scales)) / scales
+
+
+def _floored(scales: Vector, share: float) -> Vector:
+    """Keep scales from being less than a share of the largest; all are 1 where all are 0."""
+    largest = float(scales.max(initial=0.0))
+    return np.maximum(scales, share * largest) if largest > 0 and np.isfinite(largest) else np.ones_like(scales)
