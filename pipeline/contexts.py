@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from pipeline.data import digest
+from pipeline.written_out import WEIGHT_NORM, WrittenOut
 
 
 def applied_contexts(model: nn.Module, device: torch.device) -> list[str]:
     """Name what `exact_kernels` sets for a model on a device."""
-    names = ["math attention", *(["weight norm written out"] if _has_weight_norm(model) else [])]
+    names = ["math attention", *([f"{WEIGHT_NORM} written out"] if _has_weight_norm(model) else [])]
     if device.type == "cuda":
         names += ["TF32 off", *(["cuDNN off"] if _is_recurrent(model) else [])]
     return names
@@ -41,27 +41,11 @@ def exact_kernels(model: nn.Module) -> Iterator[None]:
         matmul.allow_tf32 = cudnn.allow_tf32 = False
         cudnn.enabled = cudnn.enabled and not _is_recurrent(model)
         mha.set_fastpath_enabled(False)
-        with sdpa_kernel(SDPBackend.MATH), _WeightNormWrittenOut() if _has_weight_norm(model) else nullcontext():
+        with sdpa_kernel(SDPBackend.MATH), WrittenOut({WEIGHT_NORM}) if _has_weight_norm(model) else nullcontext():
             yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.enabled = saved
         mha.set_fastpath_enabled(fast_path)
-
-
-class _WeightNormWrittenOut(TorchFunctionMode):
-    """Computes weight norm, w = g v / |v|, by plain operations.
-
-    The double backward of torch's fused kernel takes |v| for a constant: the block of g and v is off by a third.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch._weight_norm:
-            return func(*args, **(kwargs or {}))
-
-        def written_out(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-            return v * (g / torch.norm_except_dim(v, 2, dim))
-
-        return written_out(*args, **(kwargs or {}))
 
 
 def _has_weight_norm(model: nn.Module) -> bool:
