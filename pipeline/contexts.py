@@ -1,22 +1,22 @@
 """What is set around every evaluation, and put back: exact kernels, and the user's model as it was."""
 
 import random
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from pipeline.data import digest
 
 
 def applied_contexts(model: nn.Module, device: torch.device) -> list[str]:
     """Name what `exact_kernels` sets for a model on a device."""
-    names = ["math attention", *(["weight norm written out"] if _has_weight_norm(model) else [])]
+    names = ["math attention"]
     if device.type == "cuda":
         names += ["TF32 off", *(["cuDNN off"] if _is_recurrent(model) else [])]
     return names
@@ -26,8 +26,8 @@ def applied_contexts(model: nn.Module, device: torch.device) -> list[str]:
 def exact_kernels(model: nn.Module) -> Iterator[None]:
     """Choose kernels that have right second derivatives and full precision.
 
-    The fused attention kernels and layers have no double backward, nor have cuDNN's recurrent ones; that of the fused
-    weight norm is wrong; TF32 leaves 1e-3 of relative noise.
+    The fused attention kernels and layers have no double backward, nor have cuDNN's recurrent ones; TF32 leaves 1e-3 of
+    relative noise. Operations of a loss are written out in `Problem`.
 
     Args:
         model: what is going to be evaluated.
@@ -41,33 +41,17 @@ def exact_kernels(model: nn.Module) -> Iterator[None]:
         matmul.allow_tf32 = cudnn.allow_tf32 = False
         cudnn.enabled = cudnn.enabled and not _is_recurrent(model)
         mha.set_fastpath_enabled(False)
-        with sdpa_kernel(SDPBackend.MATH), _WeightNormWrittenOut() if _has_weight_norm(model) else nullcontext():
+        with sdpa_kernel(SDPBackend.MATH), _eager():
             yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.enabled = saved
         mha.set_fastpath_enabled(fast_path)
 
 
-class _WeightNormWrittenOut(TorchFunctionMode):
-    """Computes weight norm, w = g v / |v|, by plain operations.
-
-    The double backward of torch's fused kernel takes |v| for a constant: the block of g and v is off by a third.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch._weight_norm:
-            return func(*args, **(kwargs or {}))
-
-        def written_out(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-            return v * (g / torch.norm_except_dim(v, 2, dim))
-
-        return written_out(*args, **(kwargs or {}))
-
-
-def _has_weight_norm(model: nn.Module) -> bool:
-    """Say whether a module has the parametrisation, or the hook that came before it."""
-    parts = [part for m in model.modules() for part in (m, *m._forward_pre_hooks.values())]
-    return any(type(part).__name__ in {"_WeightNorm", "WeightNorm"} for part in parts)
+def _eager() -> AbstractContextManager[Any]:
+    """Have what was compiled run as it is written: torch.compile knows no second derivative."""
+    compiler = sys.modules.get("torch._dynamo")  # where nothing was compiled it is not loaded, which takes seconds
+    return torch.compiler.set_stance("force_eager") if compiler is not None else nullcontext()
 
 
 def _is_recurrent(model: nn.Module) -> bool:

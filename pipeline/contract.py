@@ -3,6 +3,7 @@
 Everything is evaluated in float64 on the module itself, so that the checks hold for what `torch.func` cannot transform.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
 from pipeline.contexts import random_state, unchanged
 from pipeline.culprit import (
@@ -24,6 +26,7 @@ from pipeline.errors import ProblemError
 from pipeline.problem import PlacedProblem
 from pipeline.reference import gradient_sum, require_finite
 from pipeline.samples import two_parts
+from pipeline.written_out import REMEDIES
 
 PASSES = 5  # of the loss: a random branch may be rare
 LOSS_TOLERANCE = 1e-9  # relative, in float64
@@ -211,12 +214,23 @@ def reads_outside(placed: PlacedProblem) -> list[str]:
 
     Returns:
         Their names; of a model that nothing can be swapped into, none.
+
+    Raises:
+        ProblemError: what the loss reads was made of them before the call, and does not follow them.
     """
-    model, layout = placed.problem.model, placed.layout
-    names = {id(p): name for name, p in model.named_parameters() if name in set(layout.names)}
+    names = {id(p): name for name, p in placed.problem.model.named_parameters() if name in set(placed.layout.names)}
+    for batch in placed.batches(None):
+        with torch.enable_grad(), placed.own_parameters():
+            began = _now()
+            total, _ = placed.loss_sum(None, batch)
+        if made := [names[id(leaf)] for leaf, since in _leaves(total) if since < began and id(leaf) in names]:
+            raise ProblemError(
+                f"loss: reads a tensor that was made of `{made[0]}` before the call (a view or a concatenation of it, "
+                "say), which does not follow the parameter: make it inside the loss, from the model's own"
+            )
     found: set[str] = set()
-    with torch.enable_grad(), unchanged(model):
-        for parameter in model.parameters():
+    with torch.enable_grad(), unchanged(placed.problem.model):
+        for parameter in placed.problem.model.parameters():
             parameter.requires_grad_(id(parameter) in names)
         swapped = {name: t.detach().clone().requires_grad_() for name, t in placed.parameters.items()}
         for batch in placed.batches(None):
@@ -224,19 +238,52 @@ def reads_outside(placed: PlacedProblem) -> list[str]:
                 total, _ = placed.loss_sum(swapped, batch)
             except ProblemError:
                 return []
-            found |= {names[id(leaf)] for leaf in _leaves(total) if id(leaf) in names}
+            found |= {names[id(leaf)] for leaf, _ in _leaves(total) if id(leaf) in names}
     return sorted(found)
 
 
-def _leaves(value: Tensor) -> Iterator[Tensor]:
-    """Give the leaves of a value's graph."""
-    seen: set[Any] = set()
-    nodes = [value.grad_fn] if value.grad_fn else []
-    while nodes:
-        node = nodes.pop()
-        if node in seen:
-            continue
-        seen.add(node)
+def custom_functions(placed: PlacedProblem) -> str:
+    """Name the functions with a backward of their own in a loss, as in " (`Kernel` has a backward of its own)"."""
+    names: list[str] = []
+    with torch.enable_grad(), placed.own_parameters():
+        for batch in placed.batches(None):
+            nodes, _ = _graph(placed.loss_sum(None, batch)[0])
+            names += [type(n).__name__.removesuffix("Backward") for n in nodes if isinstance(n, BackwardCFunction)]
+    if not names:
+        return ""
+    advice = next((f": {advice}" for part, advice in REMEDIES.items() if part in names[0]), "")
+    return f" (`{names[0]}` has a backward of its own{advice})"
+
+
+def _now() -> int:
+    """Give the number that the next node of autograd's graph would have."""
+    node = torch.zeros((), requires_grad=True).exp().grad_fn
+    return int(node._sequence_nr()) if node else 0
+
+
+def _leaves(value: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Give the leaves of a value's graph, each with the number of the earliest node on some way to it."""
+    nodes, since = _graph(value)
+    for node in nodes:
         if (leaf := getattr(node, "variable", None)) is not None:
-            yield leaf
-        nodes += [before for before, _ in node.next_functions if before is not None]
+            yield leaf, since[node]
+
+
+def _graph(value: Tensor) -> tuple[list[Any], dict[Any, int]]:
+    """Give the nodes of a value's graph, and the number of the earliest node above each."""
+    first = value.grad_fn
+    since: dict[Any, int] = {first: sys.maxsize} if first is not None else {}
+    waiting = list(since)
+    while waiting:
+        node = waiting.pop()
+        own = min(since[node], _number(node))
+        for before, _ in node.next_functions:
+            if before is not None and own < since.get(before, sys.maxsize + 1):
+                since[before] = own
+                waiting.append(before)
+    return list(since), since
+
+
+def _number(node: Any) -> int:
+    """Give when a node was made; leaves have no time."""
+    return sys.maxsize if getattr(node, "variable", None) is not None else int(node._sequence_nr())

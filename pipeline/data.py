@@ -94,7 +94,8 @@ def microbatches(batches: tuple[Batch, ...], most: int | None) -> Iterator[Batch
 
 def byte_count(batches: tuple[Batch, ...]) -> int:
     """Count the bytes of all tensors."""
-    return sum(leaf.nbytes for leaf in tree_leaves(batches) if isinstance(leaf, Tensor))
+    leaves = [leaf for leaf in tree_leaves(batches) if isinstance(leaf, Tensor)]
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
 
 
 def digest(tree: Any) -> str:

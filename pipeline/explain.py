@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import in_words
+from pipeline.written_out import REMEDIES
 
 # By a part of the message: what helps. The first that fits is said.
 _TYPES = "this package evaluates in float64: create tensors in the type of what they meet, as in x.new_zeros(...)"
@@ -35,7 +36,8 @@ def explained(error: BaseException, model: nn.Module, doing: str) -> str:
     Returns:
         One line.
     """
-    remedy = next((f"; {advice}" for part, advice in _REMEDIES.items() if part in str(error)), "")
+    known = _REMEDIES | REMEDIES
+    remedy = next((f"; {advice}" for part, advice in known.items() if part in str(error)), "")
     return (
         f"model or loss: evaluating them raised {in_words(error)}{raising_module(model, error)}{raising_line(error)} "
         f"({doing}){remedy}"

@@ -4,13 +4,16 @@
 loss) would round what is compared at 1e-9, or raise where they meet float64.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from pipeline.modes import within
+from pipeline.written_out import WrittenOut
 
 _WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 _CASTS: Mapping[Callable[..., Any], torch.dtype] = {
@@ -21,27 +24,26 @@ _LEGACY = {"torch.FloatTensor": torch.float64, "torch.cuda.FloatTensor": torch.f
 
 
 @contextmanager
-def evaluated_in(dtype: torch.dtype) -> Iterator[None]:
+def evaluated_in(dtype: torch.dtype, written_out: Collection[str] | None = ()) -> Iterator[None]:
     """Evaluate in a floating type: what is created without a type has it, and float64 is not left for float32.
 
     Args:
         dtype: of the run, or float64 of the truth.
+        written_out: names of operations to be written out, see `WrittenOut`; all that have a form when None.
 
     Yields:
         Nothing; torch's default type is put back at the end.
     """
     before = torch.get_default_dtype()
-    try:
+    with ExitStack() as stack:
         if before != dtype:
             torch.set_default_dtype(dtype)
+            stack.callback(torch.set_default_dtype, before)
+        if written_out is None or written_out:
+            stack.enter_context(WrittenOut(written_out))
         if dtype == torch.float64:
-            with _Lifted():
-                yield
-        else:
-            yield
-    finally:
-        if before != dtype:
-            torch.set_default_dtype(before)
+            stack.enter_context(_Lifted())
+        yield
 
 
 class _Lifted(TorchFunctionMode):
@@ -54,13 +56,10 @@ class _Lifted(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in _CASTS:
             return args[0].to(_CASTS[func])
-        args, kwargs = tuple(map(_wider, args)), {key: _wider(value) for key, value in kwargs.items()}
-        if _meets_double(args) or _meets_double(kwargs.values()):
-            # What an operation in place changes is the tensor itself.
-            kept = args[:1] if _is_in_place(name) else ()
-            args = kept + tuple(map(_doubled, args[len(kept) :]))
-            kwargs = {key: value if key == "out" else _doubled(value) for key, value in kwargs.items()}
-        return func(*args, **kwargs)
+        kept = args[:1] if _is_in_place(name) else ()  # what it changes is the tensor itself
+        args = kept + tuple(map(_wider, args[len(kept) :]))
+        kwargs = {key: value if key == "out" else _wider(value) for key, value in kwargs.items()}
+        return within(self, func, args, kwargs)
 
 
 def _is_in_place(name: str) -> bool:
@@ -69,27 +68,11 @@ def _is_in_place(name: str) -> bool:
 
 
 def _wider(value: Any) -> Any:
-    """Give float64 where float32 is named as a type."""
-    if isinstance(value, torch.dtype):
-        return _WIDER.get(value, value)
-    return _LEGACY.get(value, value) if isinstance(value, str) else value
-
-
-def _meets_double(values: Any) -> bool:
-    """Whether one of the tensors that an operation is given is in double precision."""
-    for value in values:
-        if isinstance(value, Tensor):
-            if value.dtype in {torch.float64, torch.complex128}:
-                return True
-        elif isinstance(value, tuple | list) and _meets_double(value):
-            return True
-    return False
-
-
-def _doubled(value: Any) -> Any:
-    """Give a tensor in double precision where it is in single."""
+    """Give a tensor in double precision where it is in single, and the wider type where one is named."""
     if isinstance(value, Tensor):
         return value.to(_WIDER[value.dtype]) if value.dtype in _WIDER else value
+    if isinstance(value, torch.dtype):
+        return _WIDER.get(value, value)
     if type(value) in {tuple, list}:
-        return type(value)(map(_doubled, value))
-    return value
+        return type(value)(map(_wider, value))
+    return _LEGACY.get(value, value) if isinstance(value, str) else value

@@ -19,6 +19,7 @@ from pipeline.contract import (
     check_reduction,
     check_separable,
     check_without_memory,
+    custom_functions,
     reads_outside,
 )
 from pipeline.culprit import wrong_module
@@ -94,6 +95,7 @@ def preflight(
         found = _check_autograd(few, dtype, device)
         reason = found.wrong
         if reason:
+            reason += custom_functions(found.point.exact)
             _require_differences(reason, candidates, found.point.exact)
         known = applications(problem.place(dtype, device), PROBE_SAMPLES)
         trial = _Trial(found.point, known, found.yardstick, by_differences=bool(reason))
@@ -109,6 +111,7 @@ def preflight(
         samples=few.sample_count,
         contexts=applied_contexts(problem.model, torch.device(device))
         + [f"{wrapper} taken off" for wrapper in problem.unwrapped]
+        + [f"{name} written out" for name in sorted(problem.written_out or ())]
         + [f"buffer {name} restored" for name in buffers]
         + [f"rows by differences of the gradient, right to {DIFFERENCES:.0e}: double backward {reason}"] * bool(reason),
         parameters={

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from pipeline.contexts import unchanged
-from pipeline.data import Batch, OfTerm, byte_count, cast, dense, digest, is_cuttable, microbatches, sample_count
+from pipeline.data import Batch, OfTerm, byte_count, cast, dense, digest, is_cuttable, microbatches, sample_count, take
 from pipeline.errors import HessianError, ProblemError
 from pipeline.explain import explained
 from pipeline.layout import ParameterLayout
@@ -26,9 +26,12 @@ from pipeline.lifting import evaluated_in
 from pipeline.losses import Reduction, SumAndWeight, as_terms, known_reduction, sum_and_weight
 from pipeline.reading import read_batches
 from pipeline.selection import check_finite, parameters_of_loss, require_ready, select
+from pipeline.written_out import WrittenOut
 
 Objective = Callable[[Callable[..., Any], Batch], Any]
 Term = tuple[float, Objective, Any]  # coefficient, function, data
+
+FEW = 4  # samples in which operations that have to be written out are looked for
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +98,8 @@ class Problem:
         require_ready(self.model)
         self.objective, self.separable, self.l2 = objective, separable, float(l2)
         self._terms: tuple[tuple[float, Objective], ...] = ()
-        self._totals: dict[int, float] = {}  # weight of all data of a term, once it is known; shared by copies
+        self._totals: dict[int, float] = {}  # weight of all data of a term, once it is known; shared by copies,
+        self._plain: list[frozenset[str] | None] = []  # as is what has to be written out
         if loss is not None:
             self._loss, self._given, self.reduction = as_terms(loss, reduction)
         else:
@@ -268,9 +272,28 @@ class Problem:
             raise ProblemError(f"terms: the weights of term {wrong[0]} sum to {weights[wrong[0]]}, expected above 0")
         self._totals |= weights if self._sums_as == "mean" else dict.fromkeys(weights, 1.0)
 
+    @property
+    def written_out(self) -> frozenset[str] | None:
+        """Operations that have no right double backward in torch, and are written out; None for all that there may be.
+
+        Found by evaluating a few samples of the first and the last batch, once.
+        """
+        if not self._plain:
+            ends = [self.batches[0], self.batches[-1]]
+            few = [take(b, slice(0, n)) if self.separable and is_cuttable(b) else b for b in ends for n in (1, FEW)]
+            with unchanged(self.model), torch.enable_grad(), WrittenOut() as mode:
+                try:
+                    for batch in few:
+                        self._sum(tree_map(_detached, batch))
+                    self._plain.append(frozenset(mode.replaced))
+                except Exception:  # it will be raised again where it can be explained
+                    self._plain.append(None)
+        return self._plain[0]
+
     def place(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> "PlacedProblem":
         """Give the problem with its tensors in one type on one device; the model itself stays as it is."""
         self._weigh_terms()
+        _ = self.written_out  # found with the model as it is
         sparse = {n: b.layout for n, b in self.model.named_buffers() if b.layout != torch.strided}
         tensors = {name: cast(tensor, dtype, device) for name, tensor in self.tensors().items()}
         tensors |= {name: tensors[name].to_sparse(layout=layout) for name, layout in sparse.items()}
@@ -327,7 +350,7 @@ class PlacedProblem:
         """
         values = None if params is None else {**self.constants, **self.parameters, **params}
         try:
-            with nullcontext() if values is None else evaluated_in(self.dtype):
+            with nullcontext() if values is None else evaluated_in(self.dtype, self.problem.written_out):
                 return self.problem.loss_sum(values, batch)
         except (HessianError, MemoryError, torch.OutOfMemoryError):
             raise
@@ -366,7 +389,7 @@ class PlacedProblem:
                 # Running statistics are changed by evaluations: those of a copy.
                 tensor.data = values[name].clone() if name in buffers else values[name]
                 tensor.requires_grad_(name in self.parameters)
-            stack.enter_context(evaluated_in(self.dtype))
+            stack.enter_context(evaluated_in(self.dtype, self.problem.written_out))
             yield {name: named[name] for name in self.parameters}
 
 

@@ -22,7 +22,8 @@ FLOORED = 1e-2  # of the largest scale, in directions that measure rounding: zer
 MEASURED = 3  # directions along which rounding is measured
 NOTHING_ELSE = {"float64": 1e-9, "float32": 1e-6}  # relative rounding, above which a row is hardly anything but that
 NOISE = 8  # times the rounding that is measured excuses as much,
-MOST_NOISE = 1e-5  # but never more than this, in scaled coordinates
+MOST_NOISE = {"float64": 1e-5, "float32": 5e-4}  # but never more than this, in scaled coordinates: low precision
+# inside a model is no excuse, a model that float32 is little enough for is one
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def yardstick(
     # Zeros against zeros carry last bits of what cancels there, over the product of two small scales.
     scales[zeros] = np.maximum(scales[zeros], largest * min(1.0, (last_bit / least) ** 0.5))
     # Directions go further along rows that were raised, whose rounding then shows in all others: up to that.
-    return Yardstick(scales, np.minimum(NOISE * np.maximum(rounding / scales, least), MOST_NOISE))
+    return Yardstick(scales, np.minimum(NOISE * np.maximum(rounding / scales, least), MOST_NOISE[dtype]))
 
 
 def equilibrate(multiply: Callable[[Vector], Vector], size: int, random: np.random.Generator) -> Vector:
