@@ -127,7 +127,7 @@ def nan_report(batches: tuple[Batch, ...]) -> str:
 def _graphs(batch: Batch) -> Any:
     """Give the object of torch_geometric that a batch is, None for any other batch."""
     batch = batch.batch if isinstance(batch, OfTerm) else batch
-    return batch if type(batch).__module__.startswith("torch_geometric.") else None
+    return batch if any(kind.__module__.startswith("torch_geometric.") for kind in type(batch).__mro__) else None
 
 
 def _length(leaf: Tensor) -> int:

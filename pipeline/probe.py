@@ -1,17 +1,12 @@
 """What an engine costs, measured on the real model: seconds, FLOPs and bytes of one row group of one micro-batch."""
 
-import time
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from pipeline.contexts import exact_kernels
 from pipeline.data import Batch, sample_count
@@ -19,6 +14,7 @@ from pipeline.engines import add_batch
 from pipeline.engines.stages import Application
 from pipeline.errors import HessianError, ProblemError, in_words
 from pipeline.layout import Parameter
+from pipeline.meter import metered
 from pipeline.problem import PlacedProblem
 
 PROBE_SAMPLES = 1024  # at most, of what is timed
@@ -58,8 +54,8 @@ class Measured:
         work: that is; see `work`.
         samples: in the micro-batch.
         seconds: wall time.
-        flops: as torch counts them: matrix products and convolutions.
-        peak_bytes: most bytes alive at once in tensors made by the call.
+        flops: of matrix products and convolutions; 0 where they were not counted.
+        peak_bytes: most bytes alive at once, of what the call allocated.
     """
 
     rows: int
@@ -83,42 +79,6 @@ class Measured:
     def flops_per_work(self) -> float:
         """FLOPs likewise."""
         return self.flops / self.work / self.samples
-
-
-class Meter(TorchDispatchMode):
-    """Counts FLOPs, as torch does for matrix products and convolutions, and the bytes alive in storages made inside.
-
-    Args:
-        out: what results are added to; not counted.
-
-    torch's own FlopCounterMode also tracks modules, by hooks that parametrised modules and losses that differentiate
-    do not bear.
-    """
-
-    def __init__(self, out: Tensor) -> None:
-        super().__init__()
-        self.live = self.peak = self.flops = 0
-        self._known = {out.untyped_storage()._cdata: 0}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if count := flop_registry.get(func.overloadpacket):
-            self.flops += int(count(*args, **(kwargs or {}), out_val=result))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
-                self._note(leaf.untyped_storage())
-        return result
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self._known:
-            self._known[key] = storage.nbytes()
-            self.live += storage.nbytes()
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._forget, key)
-
-    def _forget(self, key: int) -> None:
-        self.live -= self._known.pop(key)
 
 
 @dataclass(frozen=True)
@@ -191,7 +151,9 @@ def work(engine: str, rows: range, cols: range, symmetric: range) -> float:
     return len(rows) * (len(right) - below - twice)
 
 
-def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_group: int) -> Measured:
+def measure(
+    placed: PlacedProblem, segment: Segment, samples: int | None, row_group: int, *, counted: bool = False
+) -> Measured:
     """Run an engine once on real data.
 
     Args:
@@ -199,17 +161,18 @@ def measure(placed: PlacedProblem, segment: Segment, samples: int | None, row_gr
         segment: which rows, columns and engine.
         samples: in the micro-batch, taken from the largest batch; None for all.
         row_group: rows at a time; as many are computed.
+        counted: whether FLOPs are, which slows small operators.
 
     Returns:
         What it took.
     """
     batch, rows = batch_of(placed, samples), rows_of(placed, segment, row_group)
     out = torch.zeros(len(rows), len(segment.cols), dtype=placed.dtype, device=placed.device)
-    with exact_kernels(placed.problem.model), Meter(out) as meter:
-        start = time.perf_counter()
-        call_engine(placed, row_group, batch, rows, segment, out)
-        seconds = time.perf_counter() - start
-    return Measured(len(rows), segment.work(rows), sample_count(batch), seconds, meter.flops, meter.peak)
+    call = partial(call_engine, placed, row_group, batch, rows, segment, out)
+    count = sample_count(batch)
+    with exact_kernels(placed.problem.model):
+        took = metered(call, placed.device, placed.dtype, count, counted=counted)
+    return Measured(len(rows), segment.work(rows), count, took.seconds, took.flops, took.peak_bytes)
 
 
 def batch_of(placed: PlacedProblem, samples: int | None) -> Batch:

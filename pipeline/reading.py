@@ -71,7 +71,12 @@ def _is_batch(data: Any) -> bool:
 def _is_record(value: Any) -> bool:
     """Whether an object is a batch with tensors by name: of torch_geometric, or a dataclass."""
     is_data = dataclasses.is_dataclass(value) and not isinstance(value, type | Dataset | DataLoader)
-    return is_data or type(value).__module__.startswith("torch_geometric.data")
+    return is_data or _is_graph(value)
+
+
+def _is_graph(value: Any) -> bool:
+    """Whether an object is of torch_geometric, whose batches are of classes made as they are needed."""
+    return any(kind.__module__.startswith("torch_geometric.data") for kind in type(value).__mro__)
 
 
 def _guarded(data: Any) -> tuple[Batch, ...]:
@@ -123,7 +128,7 @@ def _until_the_end(data: Any) -> Iterator[Any]:
 
 def _collate(samples: list[Any]) -> Batch:
     """Make one batch of samples."""
-    if type(samples[0]).__module__.startswith("torch_geometric.data"):
+    if _is_graph(samples[0]):
         return import_module("torch_geometric.data").Batch.from_data_list(samples)
     try:
         return default_collate(samples)

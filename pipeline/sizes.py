@@ -126,7 +126,7 @@ class _Chooser:
             if segment.leader in costs:  # a bias, whose weight's calls do for both
                 costs[segment.parameter.name] = costs[segment.leader]
                 continue
-            cost = measure(self._placed, segment, min(samples, PROBE_SAMPLES), row_group)
+            cost = measure(self._placed, segment, min(samples, PROBE_SAMPLES), row_group, counted=True)
             costs[segment.parameter.name] = cost
             spent += cost.seconds
         known = list(costs.values())

@@ -10,7 +10,7 @@ from pipeline import Problem, compute_hessian
 from pipeline.contexts import exact_kernels
 from pipeline.engines import ENGINES
 from pipeline.engines.stages import NotFactoredError
-from pipeline.probe import Meter
+from pipeline.meter import metered
 
 GENERAL = ["jacrev", "rows"]  # for any parameter
 FACTORED = [
@@ -122,9 +122,9 @@ def test_what_is_held_constant_costs_nothing_per_row(engine):
     def flops(problem, rows):
         placed = problem.place(torch.float64)
         out = torch.zeros(rows, placed.layout.size, dtype=placed.dtype)
-        with Meter(out) as meter:
-            ENGINES[engine](placed, rows).add(next(placed.batches(None)), range(rows), range(placed.layout.size), out)
-        return meter.flops
+        batch, add = next(placed.batches(None)), ENGINES[engine](placed, rows).add
+        call = lambda: add(batch, range(rows), range(placed.layout.size), out)
+        return metered(call, placed.device, placed.dtype, placed.problem.sample_count, counted=True).flops
 
     def per_row(problem):
         return (flops(problem, 10) - flops(problem, 5)) / 5

@@ -348,3 +348,20 @@ def test_the_verdict_is_kept():
 def test_no_parameter_is_computed_that_was_not_asked_for():
     H = compute_hessian(Problem(zoo.tanh_net(), loss(), (X, Y)), params=["4.*"], executor="serial")
     assert H.parameters.names == ("4.weight", "4.bias")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # which torch.func.hessian calls
+def test_nested_transforms_in_an_objective():
+    """The Laplacian of the output, squared: any dispatch mode around it crashes the process."""
+    model = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+    x = torch.linspace(-1, 1, 12)[:, None]
+
+    def squared(call, batch):
+        bent = torch.func.vmap(torch.func.hessian(lambda point: call(point[None])[0, 0]))(batch[0])
+        return bent.sum() ** 2, torch.ones((), dtype=bent.dtype)
+
+    problem = Problem(model, data=(x,), objective=squared, separable=False)
+    H = compute_hessian(problem, executor="serial", dtype="float64").to_numpy()
+    whole = lambda m, batch: squared(m, batch)[0]
+    truth = dense_hessian(model, whole, (x,), problem.layout.names, 0.0)
+    np.testing.assert_allclose(H, truth, rtol=0, atol=1e-10 * abs(truth).max())
