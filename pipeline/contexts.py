@@ -89,6 +89,20 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         _set_random_state(state)
 
 
+@contextmanager
+def on_copies(model: nn.Module) -> Iterator[None]:
+    """Evaluate a model as it is, on copies of its weights: a forward pass may write into them (`max_norm`)."""
+    saved = [(p, p.data) for p in model.parameters()]
+    try:
+        with unchanged(model), torch.enable_grad():
+            for p, data in saved:
+                p.data = data.clone()
+            yield
+    finally:
+        for p, data in saved:
+            p.data = data
+
+
 def _put_back(place: Any, values: dict[str, Any]) -> None:
     """Put back entries that were replaced; scripted modules hold theirs in no dict."""
     for name, value in values.items():

@@ -45,9 +45,16 @@ def check_deterministic(placed: PlacedProblem) -> list[str]:
         ProblemError: values differ, or random numbers are drawn; the message names the module.
     """
     with placed.own_parameters() as own:
+        values = {name: digest(p) for name, p in placed.problem.model.named_parameters()}
         before = {name: digest(b) for name, b in placed.problem.model.named_buffers()}
         for batch in placed.batches(None):
             _check_passes(placed, own, batch)
+        if changed := [n for n, p in placed.problem.model.named_parameters() if digest(p) != values[n]]:
+            raise ProblemError(
+                f"loss: evaluating it changes the parameter `{changed[0]}` itself (an embedding's max_norm does): a "
+                "Hessian is of a function that leaves its parameters as they are. Apply the change to what is computed "
+                "from it, or leave it out of the model"
+            )
         return [name for name, b in placed.problem.model.named_buffers() if digest(b) != before[name]]
 
 

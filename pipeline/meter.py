@@ -3,6 +3,7 @@
 A dispatch mode would see them all too, but under any of them nested transforms of torch.func crash the process.
 """
 
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from heapq import merge
 from itertools import accumulate, chain
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,6 +20,8 @@ import torch
 from torch._C._autograd import _disable_profiler_legacy, _enable_profiler_legacy, _enable_record_function
 from torch._C._profiler import ProfilerConfig, ProfilerState, _ExperimentalConfig
 
+_C10 = Path(torch.__file__).parent / "lib" / "libc10.so"
+ERRORS = 2  # of torch's levels of messages: errors, and no warnings
 TAKEN = "Profiler is already enabled"  # torch's words
 LOOK_SECONDS = 1e-3  # between looks at the process's memory, where the profiler is taken
 LEAST_BYTES = 64 * 2**10  # a sample, there: what the heap still had, and what went between looks, is not seen
@@ -90,10 +94,26 @@ def _recorded(counted: bool) -> Iterator[list[Any]]:
     )
     _enable_record_function(counted)
     try:
-        yield threads
+        with _quiet():
+            yield threads
     finally:
         _enable_record_function(True)  # as torch has it
         threads += _disable_profiler_legacy()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's allocator from warning that memory is freed which was there before: it is, and is not counted."""
+    try:
+        level = ctypes.c_int.in_dll(ctypes.CDLL(str(_C10)), "FLAGS_caffe2_log_level")
+    except (OSError, ValueError):  # built otherwise: it warns
+        yield
+        return
+    before, level.value = level.value, ERRORS
+    try:
+        yield
+    finally:
+        level.value = before
 
 
 def _timed(call: Callable[[], object], device: torch.device) -> tuple[float, int | None]:

@@ -8,7 +8,7 @@ whole data set taken as one batch.
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from pipeline.contexts import unchanged
+from pipeline.contexts import on_copies, unchanged
 from pipeline.data import Batch, OfTerm, byte_count, cast, dense, digest, is_cuttable, microbatches, sample_count, take
 from pipeline.errors import HessianError, ProblemError
 from pipeline.explain import explained
@@ -108,6 +108,7 @@ class Problem:
         self.checkpoint: str | None = None
         self._values: dict[str, Tensor] | None = None  # in place of the model's own, see `at`
         self._slots = _slots(self.model)
+        self._types = {name: p.dtype for name, p in self.model.named_parameters()}  # while values are swapped, too
         self.layout = select(self.model, params, self.constants)
         check_finite(dict(self.model.named_parameters()), "model")
         with unchanged(self.model):
@@ -155,8 +156,7 @@ class Problem:
     @property
     def dtype(self) -> torch.dtype:
         """The model's own type of the selected parameters; float32 where that is narrower."""
-        named = dict(self.model.named_parameters())
-        types = {named[name].dtype for name in self.layout.names}
+        types = {self._types[name] for name in self.layout.names}
         return torch.float64 if torch.float64 in types else torch.float32
 
     @property
@@ -258,7 +258,7 @@ class Problem:
         if not self._terms or self._totals:
             return
         weights = dict.fromkeys(range(len(self._terms)), 0.0)
-        with unchanged(self.model), torch.enable_grad():
+        with on_copies(self.model):
             for batch in self.batches:
                 try:
                     _, weight = self._term(self._terms[batch.term][1], tree_map(_detached, batch.batch))
@@ -281,7 +281,7 @@ class Problem:
         if not self._plain:
             ends = [self.batches[0], self.batches[-1]]
             few = [take(b, slice(0, n)) if self.separable and is_cuttable(b) else b for b in ends for n in (1, FEW)]
-            with unchanged(self.model), torch.enable_grad(), WrittenOut() as mode:
+            with on_copies(self.model), WrittenOut() as mode:
                 try:
                     for batch in few:
                         self._sum(tree_map(_detached, batch))
@@ -350,7 +350,7 @@ class PlacedProblem:
         """
         values = None if params is None else {**self.constants, **self.parameters, **params}
         try:
-            with nullcontext() if values is None else evaluated_in(self.dtype, self.problem.written_out):
+            with nullcontext() if values is None else self._evaluated():
                 return self.problem.loss_sum(values, batch)
         except (HessianError, MemoryError, torch.OutOfMemoryError):
             raise
@@ -359,6 +359,10 @@ class PlacedProblem:
             through = "" if values is None else ", through torch.func"
             doing = f"evaluated in {name} on {sample_count(batch)} samples{through}"
             raise ProblemError(explained(error, self.problem.model, doing)) from error
+
+    def _evaluated(self) -> AbstractContextManager[None]:
+        """Set what is evaluated in this type."""
+        return evaluated_in(self.dtype, self.problem.dtype, self.problem.written_out)
 
     def batches(self, microbatch: int | None) -> Iterator[Batch]:
         """Give all data in micro-batches of this type on this device."""
@@ -389,7 +393,7 @@ class PlacedProblem:
                 # Running statistics are changed by evaluations: those of a copy.
                 tensor.data = values[name].clone() if name in buffers else values[name]
                 tensor.requires_grad_(name in self.parameters)
-            stack.enter_context(evaluated_in(self.dtype, self.problem.written_out))
+            stack.enter_context(self._evaluated())
             yield {name: named[name] for name in self.parameters}
 
 
