@@ -73,7 +73,7 @@ def assert_right(found, engines, known: Truth):
 
 def assert_right_in_single(found, known: Truth):
     assert known.kind != "uncomputable", f"a matrix where {known.reason}"
-    assert block_error(found, known.autograd, known.layout, ulps=SINGLE_ULPS) < SINGLE
+    assert block_error(found, known.autograd, known.layout, ulps=SINGLE_ULPS, noise=2**29 * known.noise) < SINGLE
 
 
 def keeps_its_word(hazard, known: Truth):
@@ -125,7 +125,7 @@ def test_right_or_refused(name, device):
     assert_right_or_refused(name, device)
 
 
-@pytest.mark.parametrize("name", [name for name, make in HAZARDS.items() if make.kind == "C5"])
+@pytest.mark.parametrize("name", [name for name, make in HAZARDS.items() if make.kind in {"B4", "C5"}])
 def test_right_or_refused_in_single_precision(name):
     assert_right_or_refused(name, "cpu", "float32")
 
