@@ -71,6 +71,19 @@ def assert_right(found, engines, known: Truth):
         assert known.entry_error(found) < SAME
 
 
+def assert_right_as_written(name, found, engines):
+    """Right of its twin; or of itself, with what single precision rounds in it, where that has a Hessian.
+
+    Of fresh ones: what a run leaves behind is no part of the truth.
+    """
+    try:
+        assert_right(found, engines, truth(HAZARDS[name]()))
+    except AssertionError:
+        if HAZARDS[name]().twin is None or (own := truth(HAZARDS[name](), of_itself=True)).kind != "computable":
+            raise
+        assert_right(found, engines, own)
+
+
 def assert_right_in_single(found, known: Truth):
     assert known.kind != "uncomputable", f"a matrix where {known.reason}"
     assert block_error(found, known.autograd, known.layout, ulps=SINGLE_ULPS, noise=2**29 * known.noise) < SINGLE
@@ -113,7 +126,7 @@ def assert_right_or_refused(name, device, dtype="float64"):
     elif dtype == "float32":
         assert_right_in_single(found[0], truth(HAZARDS[name]()))
     else:
-        assert_right(*found, truth(HAZARDS[name]()))  # of a fresh one: what a run leaves behind is no part of the truth
+        assert_right_as_written(name, *found)
     assert after == before
 
 

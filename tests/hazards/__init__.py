@@ -5,7 +5,7 @@ No verdict is written down here: `derive.truth` finds it from the model and `who
 
 # ruff: noqa: F401, I001 - imported in the order in which tables list them
 from hazards import layers, tokens, sequences, activations, losses, wrappers, tricks, state, points
-from hazards import outside, held, magnitudes, zeros, kinks
+from hazards import outside, held, magnitudes, zeros, kinks, float32, float32_layers, float32_losses, inseparable
 from hazards.base import HAZARDS, Hazard, like
 
 __all__ = ["HAZARDS", "Hazard", "like"]
