@@ -23,7 +23,8 @@ class Hazard:
 
     `culprit` is what the message of a refusal must match. `problem` is made on first use: that may refuse already.
     `twin` is the model written a second time, of the same parameters in the same order, where it cannot be judged
-    itself: it writes float32, or is wrapped. `around` is set around the run. `kind` is its kind of problem.
+    itself: it writes float32, or is wrapped. `around` is set around the run. `kind` is its kind of problem. What is
+    `optional` may be refused though it has a Hessian: data of a form that the message says to convert.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Hazard:
     culprit: str = ""
     kind: str = ""
     around: Callable[[], AbstractContextManager] = nullcontext
+    optional: bool = False
 
     @cached_property
     def problem(self) -> Problem:
@@ -44,7 +46,7 @@ class Hazard:
 HAZARDS: dict[str, Callable[[], Hazard]] = {}
 
 
-def add(name, make, culprit="", kind="", around=nullcontext):
+def add(name, make, culprit="", kind="", **options):
     """Register `make() -> (model, whole_loss, whole_batch, arguments)`, a twin after them where there is one."""
     assert name not in HAZARDS, name
 
@@ -53,7 +55,7 @@ def add(name, make, culprit="", kind="", around=nullcontext):
         torch.manual_seed(0)
         np.random.seed(0)
         random.seed(0)
-        return Hazard(name, *make(), culprit=culprit, kind=kind, around=around)
+        return Hazard(name, *make(), culprit=culprit, kind=kind, **options)
 
     build.kind = kind
     HAZARDS[name] = build
