@@ -3,22 +3,22 @@
 Everything is evaluated in float64 on a copy of the model whose parameters are changed in place.
 """
 
-import copy
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from oracle import block_error, dense_hessian, double
+from evaluate import Loss, Span, duplicate
+from oracle import block_error, dense_hessian
+from scales import NOISE, RANDOM_SHIFTS, bounds, entry_error
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
-STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
 STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))  # f' of fourth order, over the step
 AGREEMENT = 1e-7  # of two steps, relative to the entry
 ROUNDING = 1e-10  # of the largest entry: what differences of rounded gradients leave
@@ -28,16 +28,9 @@ INCONCLUSIVE = 0.02  # of all entries
 DIFFERENCE_ULPS = math.ceil(ROUNDING / np.finfo(np.float64).eps)
 MOVED = 0.01
 PASSES = 25  # a branch taken once in five is missed once in 250
+GAPS = 100  # between two steps: what the better of them may be off
+ENTRY_TOLERANCE = 1e-4  # of an entry of autograd against differences, over the scales of its row and its column
 LARGE = 1e3  # a Hessian entry over the gradient's, beyond which a kink is suspected
-
-
-@dataclass(frozen=True)
-class Span:
-    """Where a parameter lies; what `block_error` wants to know."""
-
-    name: str
-    size: int
-    span: range
 
 
 @dataclass(frozen=True)
@@ -54,6 +47,8 @@ class Truth:
         sums: of "mean" and "sum", what the loss is over samples.
         layout: of the parameters.
         conclusive: fraction of entries on which two steps agree.
+        noise: of each entry of `autograd`, as far as rounding may take it.
+        gap: of each entry of `differences`, between the two steps that agree best.
     """
 
     kind: Literal["computable", "kinked", "uncomputable", "inconclusive"]
@@ -63,6 +58,8 @@ class Truth:
     sums: frozenset[str]
     layout: tuple[Span, ...]
     conclusive: float = 0.0
+    noise: np.ndarray | None = None
+    gap: np.ndarray | None = None
 
     def error(self, found: np.ndarray) -> float:
         """Block error against differences, where they are conclusive."""
@@ -71,70 +68,32 @@ class Truth:
         truth = np.where(known, self.differences, 0.0)
         return block_error(np.where(known, found, 0.0), truth, self.layout, ulps=DIFFERENCE_ULPS)
 
+    def entry_error(self, found: np.ndarray) -> float:
+        """Error of an entry against double backward, over the scales of its row and its column."""
+        assert self.autograd is not None
+        assert self.noise is not None
+        return entry_error(found, self.autograd, self.noise)
 
-def duplicate(model: nn.Module) -> nn.Module:
-    """Copy a model; tensors it keeps as plain attributes may be parts of an old graph, which deepcopy refuses."""
-    kept = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
-    return copy.deepcopy(model, {id(v): v.detach().clone() for v in kept})
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """Copy a model in float64."""
-    return duplicate(model).double()
-
-
-class Loss:
-    """A loss as a function of a copy's parameters."""
-
-    def __init__(self, model: nn.Module, whole_loss: Callable[[nn.Module, Any], Tensor], batch: Any) -> None:
-        self.model, self.whole_loss, self.batch = copied(model), whole_loss, double(batch)
-        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self.names, self.parameters = tuple(named), tuple(named.values())
-        ends = np.cumsum([p.numel() for p in self.parameters])
-        self.layout = tuple(
-            Span(n, p.numel(), range(end - p.numel(), end))
-            for (n, p), end in zip(named.items(), map(int, ends), strict=True)
-        )
-        # A forward pass may write into parameters (max_norm), so every evaluation starts from these.
-        self.start = [(p, p.detach().clone()) for p in self.model.parameters()]
-
-    def value(self, batch: Any = None, shift: float = 0.0) -> float:
-        """The loss at the start, or with a shift of all parameters that is not along them."""
-        self._reset()
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            for parameter in self.parameters if shift else ():
-                parameter += shift * torch.linspace(1, 2, parameter.numel()).reshape(parameter.shape).to(parameter)
-            return float(self.whole_loss(self.model, self.batch if batch is None else batch))
-
-    def with_gradient(self, index: tuple[int, int] | None = None, shift: float = 0.0) -> tuple[float, np.ndarray]:
-        """Loss and gradient with one entry, (parameter, flat index), shifted."""
-        self._reset()
-        if index is not None:
-            parameter = self.parameters[index[0]]
-            with torch.no_grad():
-                parameter[np.unravel_index(index[1], parameter.shape)] += shift
-        with sdpa_kernel(SDPBackend.MATH):
-            value = self.whole_loss(self.model, self.batch)
-            parts = torch.autograd.grad(value, self.parameters, materialize_grads=True)
-        dense = [(g.to_dense() if g.is_sparse else g).reshape(-1) for g in parts]
-        return float(value.detach()), torch.cat(dense).numpy()
-
-    def entries(self) -> Iterator[tuple[int, int]]:
-        return ((k, i) for k, p in enumerate(self.parameters) for i in range(p.numel()))
-
-    def _reset(self) -> None:
-        with torch.no_grad():
-            for parameter, value in self.start:
-                parameter.copy_(value)
+    def off_differences(self, found: np.ndarray) -> float:
+        """Error of an entry against differences, beyond what these resolve."""
+        assert self.differences is not None
+        assert self.gap is not None
+        known = np.isfinite(self.differences) & np.isfinite(self.gap)
+        truth = np.where(known, self.differences, 0.0)
+        noise = np.where(known, GAPS * self.gap, 0.0) + (0.0 if self.noise is None else self.noise)
+        return entry_error(np.where(known, found, 0.0), truth, noise)
 
 
-def truth(hazard: Any, *, nearby: bool = False) -> Truth:
+def truth(hazard: Any, *, nearby: bool = False, of_itself: bool = False) -> Truth:
     """Derive whether the loss of a hazard has a Hessian that double backward gives, and which.
 
-    At its weights, or with all of them moved a little.
+    At its weights, or with all of them moved a little; of its twin where it has one, or of itself all the same.
     """
     with _random_state_kept():
-        model = duplicate(hazard.model)
+        judged = hazard.model if of_itself or hazard.twin is None else hazard.twin
+        if any(is_lazy(p) for p in judged.parameters()):
+            return Truth("uncomputable", "a parameter has no shape yet", None, None, frozenset(), ())
+        model = duplicate(judged)
         for p in model.parameters() if nearby else ():
             p.data += MOVED * torch.linspace(1, 2, p.numel()).reshape(p.shape).to(p)
         found = _Finding(model, hazard)
@@ -146,9 +105,7 @@ def truth(hazard: Any, *, nearby: bool = False) -> Truth:
             found.double_backward()
         except _Uncomputable as reason:
             found.kind, found.reason = "uncomputable", str(reason)
-        return Truth(
-            found.kind, found.reason, found.differences, found.autograd, found.sums, found.loss.layout, found.conclusive
-        )
+        return found.truth()
 
 
 class _Uncomputable(Exception):  # noqa: N818  a verdict
@@ -169,15 +126,36 @@ class _Finding:
         self.autograd: np.ndarray | None = None
         self.sums: frozenset[str] = frozenset()
         self.conclusive = 0.0
+        self.gap: np.ndarray | None = None
+        self.noise: np.ndarray | None = None
 
-    def fresh(self) -> Loss:
-        return Loss(self.model, self.hazard.whole_loss, self.hazard.whole_batch)
+    def fresh(self, shifted: int = 0) -> Loss:
+        """Give a loss of its own, its parameters shifted by an ulp or two."""
+        loss = Loss(self.model, self.hazard.whole_loss, self.hazard.whole_batch, self.hazard.arguments.get("params"))
+        if shifted:
+            loss.shift_by_ulps(shifted)
+        return loss
+
+    def truth(self) -> Truth:
+        return Truth(
+            self.kind,
+            self.reason,
+            self.differences,
+            self.autograd,
+            self.sums,
+            self.loss.layout,
+            self.conclusive,
+            self.noise,
+            self.gap,
+        )
 
     def derive(self) -> None:
         self._deterministic()
         self.sums = _sums(self.loss)
         if any(p.is_complex() for p in self.loss.parameters):
             raise _Uncomputable("a parameter is complex")
+        if not self.loss.parameters:
+            raise _Uncomputable("no parameter is selected")
         differences = self._differences()
         self.conclusive = float(np.isfinite(differences).mean())
         if self.conclusive >= 1 - INCONCLUSIVE:
@@ -185,8 +163,10 @@ class _Finding:
         self.double_backward()
         if self.differences is None:
             self.kind, self.reason = "inconclusive", f"two steps agree on {self.conclusive:.1%} of entries"
-        elif (error := self._agreement()) > TOLERANCE:
+        elif (error := self.truth().error(self.autograd)) > TOLERANCE:
             raise _Uncomputable(f"autograd is off by {error:.1e}")
+        elif (error := self.truth().off_differences(self.autograd)) > ENTRY_TOLERANCE:
+            raise _Uncomputable(f"an entry of autograd is off by {error:.1e}")
 
     def _deterministic(self) -> None:
         try:
@@ -216,41 +196,51 @@ class _Finding:
             raise _Uncomputable(f"autograd raises {type(error).__name__}: {error}") from error
         if not np.isfinite(gradient).all():
             raise _Uncomputable("the gradient is not finite")
-        columns, slopes = [], []
+        columns, gaps, slopes = [], [], []
+        steps = self.loss.steps()
         for entry in self.loss.entries():
-            column, slope = _column(self.loss, entry, value, gradient)
+            column, gap, slope = _column(self.loss, entry, value, gradient, steps)
             columns.append(column)
+            gaps.append(gap)
             slopes.append(slope)
         slope, kink = np.array(slopes).T
         scale = np.abs(np.concatenate([gradient, slope[np.isfinite(slope)]])).max(initial=0) + ROUNDING * abs(value)
         for name, wrong in (("the gradient is not the loss's", slope - gradient), ("the loss has a kink", kink)):
             if (worst := np.nanmax(np.abs(wrong), initial=0)) > GRADIENT_TOLERANCE * scale:
                 raise _Kink(f"{name} (by {worst:.1e} of {scale:.1e})")
-        matrix = np.stack(columns, axis=1)
+        matrix, self.gap = np.stack(columns, axis=1), np.stack(gaps, axis=1)
         # Below this there is rounding alone, in which a zero block would be compared with noise.
-        return np.where(np.abs(matrix) < ROUNDING / 10 * scale, 0.0, matrix)
+        small = np.abs(matrix) < ROUNDING / 10 * scale
+        self.gap = np.maximum(self.gap, np.where(small, np.abs(matrix), 0.0))
+        return np.where(small, 0.0, matrix)
 
     def double_backward(self) -> None:
         # `value` and `with_gradient` may have left tensors of a graph on the copy.
         try:
-            loss = self.fresh()
-            self.autograd = dense_hessian(loss.model, loss.whole_loss, loss.batch, list(loss.names))
+            self.autograd = _dense(self.fresh())
+            if not np.isfinite(self.autograd).all():
+                raise _Uncomputable("second derivatives are not finite")
+            others = [_dense(self.fresh(1 + shift)) for shift in range(RANDOM_SHIFTS)]
+        except _Uncomputable:
+            raise
         except Exception as error:
             raise _Uncomputable(f"autograd raises {type(error).__name__}: {error}") from error
-        if not np.isfinite(self.autograd).all():
-            raise _Uncomputable("second derivatives are not finite")
-
-    def _agreement(self) -> float:
-        assert self.autograd is not None
-        return Truth("computable", "", self.differences, None, self.sums, self.loss.layout).error(self.autograd)
+        spread = np.max([np.abs(other - self.autograd) for other in others], axis=0)
+        self.noise = NOISE * bounds(np.nan_to_num(spread, posinf=0.0))
 
 
-def _column(loss: Loss, entry: tuple[int, int], value: float, gradient: np.ndarray) -> tuple[np.ndarray, tuple]:
-    """A column of H, NaN where no two steps agree; the loss's slope, and by how much its two sides differ."""
+def _dense(loss: Loss) -> np.ndarray:
+    return dense_hessian(loss.model, loss.whole_loss, loss.batch, list(loss.names))
+
+
+def _column(
+    loss: Loss, entry: tuple[int, int], value: float, gradient: np.ndarray, steps: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray, tuple]:
+    """A column of H, NaN where no two steps agree; the gap; the loss's slope, and by how much its two sides differ."""
     scale = np.abs(gradient).max(initial=0)
     best, gap = np.full(gradient.shape, np.nan), np.full(gradient.shape, np.inf)
     slopes, kinks, columns = [], [], []
-    for step in STEPS:
+    for step in steps:
         values, gradients = {0: value}, []
         for k, weight in STENCIL:
             values[k], shifted = loss.with_gradient(entry, k * step)
@@ -268,18 +258,19 @@ def _column(loss: Loss, entry: tuple[int, int], value: float, gradient: np.ndarr
         tame = scale_of[scale_of < LARGE * scale]
         noise = ROUNDING * (scale + tame.max(initial=0))
         settled = gap <= np.maximum(AGREEMENT * np.abs(best), noise)
-        if settled.all() and _settled(slopes, scale, value) is not None:
+        if settled.all() and _settled(slopes, scale, value, steps) is not None:
             break
-    slope, kink = _settled(slopes, scale, value), _settled(kinks, scale, value)
-    return np.where(settled, best, np.nan), (
-        math.nan if slope is None else slope,
-        math.nan if kink is None else kink,
+    slope, kink = _settled(slopes, scale, value, steps), _settled(kinks, scale, value, steps)
+    return (
+        np.where(settled, best, np.nan),
+        gap,
+        (math.nan if slope is None else slope, math.nan if kink is None else kink),
     )
 
 
-def _settled(numbers: list[float], scale: float, value: float) -> float | None:
+def _settled(numbers: list[float], scale: float, value: float, steps: tuple[float, ...]) -> float | None:
     """The first number that the next one, of a smaller step, confirms."""
-    for step, a, b in zip(STEPS[1:], numbers, numbers[1:], strict=False):
+    for step, a, b in zip(steps[1:], numbers, numbers[1:], strict=False):
         if abs(a - b) <= 1e-7 * max(abs(a), scale) + 1e-15 * abs(value) / step:
             return a
     return None
@@ -287,7 +278,9 @@ def _settled(numbers: list[float], scale: float, value: float) -> float | None:
 
 def _sums(loss: Loss) -> frozenset[str]:
     """Whether the whole batch's loss is the mean, or the sum, of those of uneven parts, and of single samples."""
-    n = len(next(leaf for leaf in tree_leaves(loss.batch) if isinstance(leaf, Tensor)))
+    n = next((len(leaf) for leaf in tree_leaves(loss.batch) if isinstance(leaf, Tensor) and leaf.ndim), 0)
+    if n == 0:
+        return frozenset()
     cut = 1 + n // 3
     kinds = {"sum", "mean"}
     for parts in ((range(cut), range(cut, n)), [range(k, k + 1) for k in range(n)]):

@@ -9,7 +9,12 @@ from torch.utils._pytree import tree_map
 
 
 def double(tree):
-    return tree_map(lambda t: t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t, tree)
+    return tree_map(lambda t: wide(t) if isinstance(t, torch.Tensor) else t, tree)
+
+
+def wide(t):
+    """In the type of twice the width."""
+    return t.double() if t.is_floating_point() else t.to(torch.complex128) if t.is_complex() else t
 
 
 def dense_hessian(model, loss, batch, names=None, l2=0.0, only=slice(None)):
@@ -17,7 +22,7 @@ def dense_hessian(model, loss, batch, names=None, l2=0.0, only=slice(None)):
 
     `only` some rows of it are computed where that takes long.
     """
-    model = copy.deepcopy(model).double()
+    model = copy.deepcopy(model)._apply(wide)
     named = dict(model.named_parameters())
     theta = [named[n] for n in (names or named)]
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no double backward
@@ -36,11 +41,11 @@ def dense_hessian(model, loss, batch, names=None, l2=0.0, only=slice(None)):
     return torch.stack(rows).numpy()
 
 
-def block_error(found, truth, layout, ulps=16):
+def block_error(found, truth, layout, ulps=16, noise=0.0):
     """Largest error of a block over sqrt(max|H_aa| max|H_bb|) + 1e-9 max|H|, beyond some last bits of max|H| itself.
 
     Structural zeros (a bias before a normalisation) carry that rounding whatever their own size; `ulps=0` allows for
-    none. Prints where the worst error is, since a test that fails shows it.
+    none, `noise` for more, entry by entry. Prints where the worst error is, since a test that fails shows it.
     """
     found, truth = np.asarray(found, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     assert found.shape == truth.shape
@@ -48,10 +53,11 @@ def block_error(found, truth, layout, ulps=16):
     largest = {n: np.abs(truth[s, s]).max() for n, s in spans.items()}
     floor = 1e-9 * np.abs(truth).max()
     rounding = ulps * np.finfo(np.float64).eps * np.abs(truth).max()
+    noise = np.broadcast_to(noise, truth.shape)
     worst, where = 0.0, None
     for a, rows in spans.items():
         for b, cols in spans.items():
-            gap = np.maximum(np.abs(found[rows, cols] - truth[rows, cols]) - rounding, 0)
+            gap = np.maximum(np.abs(found - truth)[rows, cols] - (rounding + noise)[rows, cols], 0)
             scale = np.sqrt(largest[a] * largest[b]) + floor or 1.0
             error = np.nan_to_num(gap, nan=np.inf).max() / scale
             if error > worst:

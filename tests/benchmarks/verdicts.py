@@ -26,7 +26,8 @@ from torch.utils._pytree import tree_map
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from derive import TOLERANCE, copied, truth
+from derive import TOLERANCE, truth
+from evaluate import copied
 from hazards import HAZARDS, like
 from oracle import block_error, double
 

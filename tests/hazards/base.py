@@ -4,6 +4,7 @@ import copy
 import functools
 import random
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,9 @@ class Hazard:
     """A problem, and the loss over all its data in one batch, written a second time in plain torch.
 
     `culprit` is what the message of a refusal must match. `problem` is made on first use: that may refuse already.
+    `twin` is the model written a second time, of the same parameters in the same order, where it cannot be judged
+    itself: it writes float32, or is wrapped. `around` is set around the run. `kind` is its kind of problem. What is
+    `optional` may be refused though it has a Hessian: data of a form that the message says to convert.
     """
 
     name: str
@@ -28,7 +32,11 @@ class Hazard:
     whole_loss: Callable[[nn.Module, Any], Tensor]
     whole_batch: Any
     arguments: dict[str, Any] = field(default_factory=dict)
+    twin: nn.Module | None = None
     culprit: str = ""
+    kind: str = ""
+    around: Callable[[], AbstractContextManager] = nullcontext
+    optional: bool = False
 
     @cached_property
     def problem(self) -> Problem:
@@ -38,8 +46,8 @@ class Hazard:
 HAZARDS: dict[str, Callable[[], Hazard]] = {}
 
 
-def add(name, make, culprit=""):
-    """Register `make() -> (model, whole_loss, whole_batch, arguments)`."""
+def add(name, make, culprit="", kind="", **options):
+    """Register `make() -> (model, whole_loss, whole_batch, arguments)`, a twin after them where there is one."""
     assert name not in HAZARDS, name
 
     @functools.wraps(make)
@@ -47,9 +55,26 @@ def add(name, make, culprit=""):
         torch.manual_seed(0)
         np.random.seed(0)
         random.seed(0)
-        return Hazard(name, *make(), culprit=culprit)
+        return Hazard(name, *make(), culprit=culprit, kind=kind, **options)
 
+    build.kind = kind
     HAZARDS[name] = build
+
+
+def adding(kind):
+    """Give `add` for one kind of problem."""
+    return functools.partial(add, kind=kind)
+
+
+def twinned(model, twin, whole, batch, arguments):
+    """Give the twin the model's weights, one by one in their order, as wrappers change names."""
+    pairs = zip(model.parameters(), twin.parameters(), strict=True)
+    with torch.no_grad():
+        for source, target in pairs:
+            assert source.shape == target.shape
+            target.copy_(source)
+            target.requires_grad_(source.requires_grad)
+    return model, whole, batch, arguments, twin
 
 
 class Fn(nn.Module):
