@@ -24,7 +24,7 @@ from pipeline.explain import explained
 from pipeline.layout import ParameterLayout
 from pipeline.lifting import evaluated_in
 from pipeline.losses import Reduction, SumAndWeight, as_terms, known_reduction, sum_and_weight
-from pipeline.reading import read_batches
+from pipeline.reading import read_batches, recognise
 from pipeline.selection import check_finite, parameters_of_loss, require_ready, select
 from pipeline.written_out import WrittenOut
 
@@ -122,6 +122,11 @@ class Problem:
                 "module of model and loss",
                 ", ".join(self.constants),
             )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in another process, which has not seen the kinds of objects in the data."""
+        self.__dict__.update(state)
+        recognise(self.batches)
 
     def _read_terms(self, terms: Sequence[Term]) -> None:
         """Read the data of each term."""

@@ -16,6 +16,7 @@ from torch.utils._pytree import (
     SequenceKey,
     register_pytree_node,
     tree_flatten_with_path,
+    tree_leaves,
 )
 from torch.utils._pytree import keystr as path_of
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, default_collate
@@ -61,6 +62,13 @@ def read_batches(data: Any, *, separable: bool, bare: bool = False) -> tuple[Bat
     for index, batch in enumerate(batches):
         _check(batch, f"data: batch {index}", separable=separable)
     return batches
+
+
+def recognise(batches: tuple[Batch, ...]) -> None:
+    """Let pytrees reach the tensors of batches that were read in another process."""
+    while found := [leaf for leaf in tree_leaves(batches) if _is_record(leaf)]:
+        for record in found:
+            _register(type(record))
 
 
 def _is_batch(data: Any) -> bool:
