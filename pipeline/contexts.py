@@ -3,7 +3,7 @@
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -60,8 +60,23 @@ def _is_recurrent(model: nn.Module) -> bool:
 
 @contextmanager
 def differentiable() -> Iterator[None]:
-    """Let autograd work whatever the caller has switched off around the call: `no_grad`, `inference_mode`."""
-    with torch.inference_mode(False), torch.enable_grad():
+    """Let autograd work, in the run's type, whatever is on around the call.
+
+    That may be `no_grad`, `inference_mode`, autocast, or hooks on saved tensors, which torch.func does not bear.
+
+    Yields:
+        Nothing; all is put back at the end.
+    """
+    with ExitStack() as stack:
+        autograd: Any = torch._C._autograd
+        while (hooks := autograd._top_saved_tensors_default_hooks(True)) is not None:
+            autograd._pop_saved_tensors_default_hooks()
+            stack.callback(autograd._push_saved_tensors_default_hooks, *hooks)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 

@@ -15,7 +15,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch._C._autograd import _disable_profiler_legacy, _enable_profiler_legacy, _enable_record_function
 from torch._C._profiler import ProfilerConfig, ProfilerState, _ExperimentalConfig
@@ -153,6 +152,8 @@ def _resident() -> Iterator[list[int]]:
     Yields:
         How much more it is than in the beginning, of all looks.
     """
+    import psutil  # where this is not needed, engines do without it
+
     process, over = psutil.Process(), threading.Event()
     before, seen = process.memory_info().rss, [0]
 

@@ -102,8 +102,8 @@ def _one_pass(data: Any) -> tuple[Batch, ...]:
     if isinstance(data, DataLoader):
         _check_loader(data)
         return tuple(_tensors(_collated(batch), f"data: batch {k}") for k, batch in enumerate(data))
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        samples = _samples(data)
+    if isinstance(data, Dataset):
+        samples = list(data) if isinstance(data, IterableDataset) else _samples(data)
         return (_tensors(_collated(_collate(samples)), "data"),) if samples else ()
     if isinstance(data, Tensor) or not isinstance(data, Iterable):
         raise ProblemError(
@@ -151,6 +151,8 @@ def _check_loader(loader: DataLoader[Any]) -> None:
     """Refuse loaders that do not give all samples in one order."""
     if isinstance(loader.sampler, RandomSampler):
         raise ProblemError("data: the DataLoader shuffles: pass shuffle=False")
+    if loader.batch_size is None and loader.batch_sampler is None and not isinstance(loader.dataset, IterableDataset):
+        raise ProblemError("data: the DataLoader gives samples, not batches: pass its dataset, or say a batch_size")
     if loader.drop_last or getattr(loader.batch_sampler, "drop_last", False):
         raise ProblemError("data: the DataLoader drops its last batch, whose samples count as well: drop_last=False")
 
@@ -187,7 +189,7 @@ def _tensor_of(array: np.ndarray[Any, Any], where: str) -> Tensor:
             array = np.empty(0, object)
     if array.dtype.kind not in "biufc":
         raise ProblemError(
-            f"{where}: got an array of {array.dtype}, expected numbers in a regular shape: convert or pad it"
+            f"{where}: got an array of dtype {array.dtype}, expected numbers in a regular shape: convert or pad it"
         )
     return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
 
@@ -221,12 +223,16 @@ def _rebuilt(value: Any, parts: dict[Any, Any]) -> Any:
 
 def _stores(graph: Any) -> dict[Any, Any]:
     """Give what a graph of torch_geometric holds, by store and name; of one kind of nodes there is one store."""
-    return {(k, name): store[name] for k, store in enumerate(graph.stores) for name in sorted(store.keys())}
+    return {(k, name): store[name] for k, store in enumerate(_kept(graph)) for name in sorted(store.keys())}
+
+
+def _kept(graph: Any) -> list[Any]:
+    return list(graph.stores) if hasattr(graph, "stores") else [vars(graph)]
 
 
 def _restored(graph: Any, parts: dict[Any, Any]) -> Any:
     other = copy.copy(graph)
-    stores = other.stores
+    stores = _kept(other)
     for (k, name), part in parts.items():
         stores[k][name] = part
     return other

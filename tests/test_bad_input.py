@@ -50,7 +50,7 @@ CASES = {
     "pattern": (["--set", "params=['0.wieght']"], "matches no parameter; did you mean `0.weight`?"),
     "block": (["--set", "blocks=[['0.weight', '2.wait']]"], "no parameter `2.wait`"),
     "NaN in weights": (["--set", "problem=made.py:nan_weights"], "3 of 3 entries of `bias` are NaN"),
-    "NaN in data": (["--set", "problem=made.py:nan_data"], "30 of 30 values are NaN"),
+    "NaN in data": (["--set", "problem=made.py:nan_data"], "leaf [0]: 20 of 20 values are NaN"),
     "dropout": (["--set", "problem=made.py:dropout"], "drawn in `1` (Dropout)"),
     "shuffling": (["--set", "problem=made.py:shuffling"], "shuffles"),
     "output is a file": (["--output", "made.py/out"], "cannot write"),

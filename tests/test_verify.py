@@ -121,9 +121,8 @@ def test_a_bit_flipped_before_encoding_is_found_and_mended(tmp_path, monkeypatch
 
     monkeypatch.setattr(MatrixStore, "write_chunk", write)
     options = {"executor": "serial", "chunk": 16, "dtype": "float32", "formats": formats}
-    with pytest.raises(
-        VerificationError, match=r"r\d-\d_c\d-\d: its stored entries are not .* run the job with --check"
-    ):
+    found = r"(its stored entries are not|c/1/2 in 1 entries).*run the job with --check"
+    with pytest.raises(VerificationError, match=found):
         compute_hessian(zoo.mlp().problem, str(tmp_path), **options)
     (tmp_path / "mended").touch()
     assert not (tmp_path / "_SUCCESS").exists()

@@ -85,7 +85,7 @@ def test_a_tile_that_is_being_written_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "_write_chunk", lambda *arguments: may_write.wait(60) and write(*arguments))
     worker.compute(first)
     with monkeypatch.context() as broken:
-        broken.delattr(Worker, "_normalise")
+        broken.delattr(Worker, "_finish")
         with pytest.raises(AttributeError):
             worker.compute(second)
     worker.values(third)

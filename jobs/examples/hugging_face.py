@@ -1,6 +1,6 @@
 """A Hugging Face model with a loss of your own: the Hessian of its head, or of any layers.
 
-    python -m pip install transformers && python jobs/examples/hugging_face.py
+python -m pip install transformers && python jobs/examples/hugging_face.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """LoRA adapters by peft: the Hessian with respect to them alone, at their start or after training.
 
-    python -m pip install transformers peft && python jobs/examples/lora.py
+python -m pip install transformers peft && python jobs/examples/lora.py
 """
 
 import torch
@@ -20,7 +20,7 @@ batch = {
     "labels": torch.randint(0, 2, (20,)),
 }
 
-# The adapters alone require grad, so params= could be left out. B is zero at the start: blocks of A with itself are zero.
+# The adapters alone require grad: params= could be left out. B is zero at the start, so blocks of A with itself are.
 problem = Problem(model, lambda output, _: output.loss, batch, params="*lora_*")
 H = compute_hessian(problem, executor="serial")
 for a in H.parameters.names:

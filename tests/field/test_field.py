@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from field.cases import CASES
 import zoo
 from oracle import block_error, dense_hessian
 
+from field.cases import CASES
 from pipeline import Problem, compute_hessian, load_checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "jobs" / "examples"
