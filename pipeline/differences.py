@@ -33,12 +33,17 @@ class Differences:
         return max(self.gaps, default=0.0)
 
 
-def agreeing(pieces: Callable[[float], list[Vector]], scales: Callable[[list[Vector]], list[float]]) -> Differences:
+def agreeing(
+    pieces: Callable[[float], list[Vector]],
+    scales: Callable[[list[Vector]], list[float]],
+    largest: float = max(STEPS),
+) -> Differences:
     """Try steps until three neighbours agree; two may agree by accident where there is noise.
 
     Args:
         pieces: the derivative by one step, in pieces that are judged apart: one may need other steps than another.
         scales: of the pieces of a derivative; a gap counts relative to its piece's.
+        largest: step that is tried: far away, steps may agree on something else.
 
     Returns:
         Of each piece the value at the middle one of the three steps that agree best. Whether that is enough is the
@@ -46,7 +51,7 @@ def agreeing(pieces: Callable[[float], list[Vector]], scales: Callable[[list[Vec
     """
     tried: dict[float, list[Vector]] = {}
     best = Differences([], [])
-    for step in STEPS:
+    for step in (s for s in STEPS if s <= largest):
         tried[step] = pieces(step)
         steps = sorted(tried)
         for window in zip(steps, steps[1:], steps[2:], strict=False):

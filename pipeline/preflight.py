@@ -451,14 +451,15 @@ class _Trial:
         """
         own = self._scales[self._picked]
         sides = np.concatenate(list(self._sides.values())) / np.outer(own, own) if self._sides else np.zeros((0, 0))
-        top, start, worst = float(np.abs(sides).max(initial=0.0)), 0, 0.0
+        least = float(np.abs(sides).max(initial=0.0) * self._rounding.max(initial=0.0)) / MOST_UNCERTAIN
+        start, worst = 0, 0.0
         for a, rows in self._sides.items():
             stop, first = start + len(rows), 0
             for b, other in self._sides.items():
                 last = first + len(other)
                 block, mirror = sides[start:stop, first:last], sides[first:last, start:stop].T
                 gap = float(np.abs(block - mirror).max(initial=0.0))
-                error = gap / (float(np.abs(block).max(initial=0.0)) + 1e-6 * top or 1.0)
+                error = gap / (float(np.abs(block).max(initial=0.0)) + least or 1.0)
                 if error > MOST_UNCERTAIN:
                     raise ProblemError(f"engines: H[{a}, {b}] and H[{b}, {a}] differ by {error:.1e}; take engine=rows")
                 worst, first = max(worst, error), last

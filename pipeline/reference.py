@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from pipeline.data import dense
-from pipeline.differences import Differences, agreeing, fourth_order
+from pipeline.differences import STEPS, Differences, agreeing, fourth_order
 from pipeline.errors import ProblemError
 from pipeline.problem import PlacedProblem
 
@@ -154,7 +154,7 @@ def hessian_vector_products(
 
 
 def differenced_products(
-    placed: PlacedProblem, vectors: Vector, scales: Vector, microbatch: int | None
+    placed: PlacedProblem, vectors: Vector, scales: Vector, microbatch: int | None, largest: float = max(STEPS)
 ) -> tuple[Vector, Vector]:
     """Multiply H with vectors by central differences of the gradient.
 
@@ -167,6 +167,7 @@ def differenced_products(
         vectors: one a row.  # shape: (k, P)
         scales: of rows, in which steps are to agree.  # shape: (P,)
         microbatch: samples at a time.
+        largest: step that is tried.
 
     Returns:
         The products, exact up to rounding (gradient's last bit over h) and O(h^4), and how far steps that are next to
@@ -174,26 +175,29 @@ def differenced_products(
     """
     products, gaps = np.zeros_like(vectors), np.zeros((len(vectors), len(placed.layout)))
     for k, vector in enumerate(vectors):
-        found = _differenced(placed, vector / max(float(np.linalg.norm(vector)), 1e-300), scales, microbatch)
+        found = _differenced(placed, vector / max(float(np.linalg.norm(vector)), 1e-300), scales, microbatch, largest)
         products[k] = np.concatenate(found.values) * scales * np.linalg.norm(vector)
         gaps[k] = found.gaps
     return products, gaps
 
 
-def _differenced(placed: PlacedProblem, vector: Vector, scales: Vector, microbatch: int | None) -> Differences:
+def _differenced(
+    placed: PlacedProblem, vector: Vector, scales: Vector, microbatch: int | None, largest: float
+) -> Differences:
     """Differentiate the scaled gradient along a direction of length one."""
 
     def scaled_gradient(t: float) -> Vector:
         return loss_and_gradient(moved(placed, t * vector), microbatch).gradient / scales
 
-    return agreeing(lambda step: _by_parameter(placed, fourth_order(scaled_gradient, step)), _own_sizes)
+    return agreeing(lambda step: by_parameter(placed, fourth_order(scaled_gradient, step)), own_sizes, largest)
 
 
-def _by_parameter(placed: PlacedProblem, vector: Vector) -> list[Vector]:
+def by_parameter(placed: PlacedProblem, vector: Vector) -> list[Vector]:
+    """Cut a vector at parameter borders.  # shape: (P,)."""
     return [vector[p.place] for p in placed.layout]
 
 
-def _own_sizes(pieces: list[Vector]) -> list[float]:
+def own_sizes(pieces: list[Vector]) -> list[float]:
     """Hold each piece against its own largest entry, or a share of the largest of all, whose rounding it carries."""
     sizes = [float(np.abs(piece).max(initial=0.0)) for piece in pieces]
     return [size + SMALL * max(sizes) or 1.0 for size in sizes]

@@ -21,7 +21,8 @@ LEAST = 1e-9  # of the largest scale: rows below are zeros, or rounding
 FLOORED = 1e-2  # of the largest scale, in directions that measure rounding: zeros would be blown up by it
 MEASURED = 3  # directions along which rounding is measured
 NOTHING_ELSE = {"float64": 1e-9, "float32": 1e-6}  # relative rounding, above which a row is hardly anything but that
-NOISE = 8  # times the rounding that is measured excuses as much,
+LITTLE = 0.5  # of that, rounding that is let pass in any case
+NOISE = 12  # times the rounding that is measured excuses as much,
 MOST_NOISE = {"float64": 1e-5, "float32": 5e-4}  # but never more than this, in scaled coordinates: low precision
 # inside a model is no excuse, a model that float32 is little enough for is one
 
@@ -81,19 +82,34 @@ def yardstick(
     """
     least, last_bit = NOTHING_ELSE[dtype], float(np.finfo(dtype).eps)
     scales = equilibrate(lambda v: multiply(v[None])[0], layout.size, random)
-    largest, floored = scales.max(initial=0.0), _floored(scales, FLOORED)
-    along = np.stack([directions(random, floored) for _ in range(MEASURED)])
-    rounding = np.abs(multiply(along) - otherwise(along)).max(0)
-    zeros = rounding > 10 * least * scales
-    for p in layout:
-        own, noisy = rounding[p.place], zeros[p.place]
-        own[~noisy] = np.maximum(own[~noisy], np.median(own) if p.size else 0.0)
-        own[noisy] = own[noisy].max(initial=0.0)  # of zeros, one may be right by chance
-    scales = np.maximum(scales, np.minimum(rounding / least, largest))
+    largest = scales.max(initial=0.0)
+
+    def rounding(widths: Vector) -> Vector:
+        along = np.stack([directions(random, widths) for _ in range(MEASURED)])
+        return np.asarray(np.abs(multiply(along) - otherwise(along)).max(0))
+
+    found = rounding(_floored(scales, FLOORED))
+    zeros = found > 10 * least * scales
+    found = _pooled(layout, found, scales, zeros)
+    scales = np.maximum(scales, np.minimum(found / least, largest))
     # Zeros against zeros carry last bits of what cancels there, over the product of two small scales.
     scales[zeros] = np.maximum(scales[zeros], largest * min(1.0, (last_bit / least) ** 0.5))
-    # Directions go further along rows that were raised, whose rounding then shows in all others: up to that.
-    return Yardstick(scales, np.minimum(NOISE * np.maximum(rounding / scales, least), MOST_NOISE[dtype]))
+    # Along directions of these scales, whose rounding of small columns shows in all rows.
+    again = _pooled(layout, rounding(scales), scales, zeros)
+    return Yardstick(
+        scales, np.minimum(NOISE * np.maximum(np.maximum(found, again) / scales, LITTLE * least), MOST_NOISE[dtype])
+    )
+
+
+def _pooled(layout: ParameterLayout, rounding: Vector, scales: Vector, zeros: npt.NDArray[np.bool_]) -> Vector:
+    """Take no row for finer than most of its parameter are: one may be exact by chance."""
+    pooled = rounding.copy()
+    for p in layout:
+        own, noisy, size = pooled[p.place], zeros[p.place], scales[p.place]
+        if not noisy.all():
+            own[~noisy] = np.maximum(own[~noisy], size[~noisy] * np.median((own / size)[~noisy]))
+        own[noisy] = own[noisy].max(initial=0.0)
+    return pooled
 
 
 def equilibrate(multiply: Callable[[Vector], Vector], size: int, random: np.random.Generator) -> Vector:

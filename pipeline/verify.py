@@ -17,10 +17,12 @@ from pipeline.output import PARQUET
 from pipeline.problem import PlacedProblem, Problem
 from pipeline.reference import (
     Vector,
+    by_parameter,
     differenced_products,
     hessian_vector_products,
     jittered,
     loss_and_gradient,
+    own_sizes,
     reference_samples,
 )
 from pipeline.scales import Products, Yardstick, directions, yardstick
@@ -28,9 +30,10 @@ from pipeline.scan import Scan
 
 # Errors that are let pass, in units of an entry's row and column scales, by the types that compute and store, and by
 # the reference.
-TOLERANCE = {"float64": 1e-8, "float32": 1e-5, "double backward": 0.0, "differences": 1e-5}
+TOLERANCE = {"float64": 1e-8, "float32": 5e-6, "double backward": 0.0, "differences": 1e-5}
 WEIGHT_TOLERANCE = 1e-9  # relative, of sums over all data in another order
-CONCLUSIVE = 1e-5  # gap between steps of differences up to which they contradict double backward
+NEAR = 1e-4  # largest step of differences over all data, at which double backward computed H itself
+AGREED, CONFIRMED = 1e-6, 1e-4  # gap between steps, and error against them, that confirm double backward
 DIRECTIONS = 3  # dense ones, for each group of columns
 GROUP = 16_384  # columns of a direction: rounding adds up over them, and hides what is wrong in one
 VECTOR_BYTES = 256 * 2**20  # of directions multiplied in one pass over the store
@@ -56,8 +59,8 @@ class Verification:
         sampled_rows: rows compared entry by entry.
         worst_entry: row, column and error of the worst entry of these, and the names of its block.
         tolerance: that errors are held against.
-        inconclusive: parameters at which no steps of the differences agreed, where double backward computed H and is
-            its own reference: nothing but that is open.
+        inconclusive: parameters at which differences of the gradient do not confirm double backward, where that
+            computed H and is its own reference: nothing but that is open.
         files: Parquet files read back against their checksums and the chunks.
         seed: of the directions.
     """
@@ -92,7 +95,7 @@ class Verification:
             f"entry: error {self.block_error:.1e} of the rows' and columns' scales, tolerance {self.tolerance:.0e}"
         )
         if self.inconclusive:
-            found += f"; differences of the gradient are inconclusive (kinks?) at {', '.join(self.inconclusive[:3])}"
+            found += f"; differences of the gradient say nothing (kinks?) at {', '.join(self.inconclusive[:3])}"
         return found if self.ok else f"{found}; worst is {self._worst()}"
 
     def _worst(self) -> str:
@@ -188,16 +191,16 @@ class _Check:
             entries += [entry] if (entry := self._worst_entry(found, spans)) else []
         chunks = self._scan.chunks
         worst = max(errors, key=lambda pair: errors[pair], default=None)
-        inconclusive, contradicted = self._against_differences(measure) if self._by_rows else ([], 0.0)
+        inconclusive = self._unconfirmed(measure) if self._by_rows else []
         error = errors[worst] if worst else 0.0
         return Verification(
-            ok=error <= self._tolerance and contradicted <= CONCLUSIVE,
+            ok=error <= self._tolerance,
             chunks=chunks,
             faults=[],
             method=self._method,
             blocks=sum(self._plan.covers(a.span, b.span) for a in self._parameters for b in self._parameters),
             worst_block=self._located(measure, *worst) if worst and error > self._tolerance else None,
-            block_error=max(error, contradicted),
+            block_error=error,
             sampled_rows=len(self._rows),
             worst_entry=max(entries, key=lambda entry: entry[2], default=None),
             tolerance=self._tolerance,
@@ -302,15 +305,22 @@ class _Check:
                         worst = cols.start, col, float(found[col]), b.name, a.name
         return worst
 
-    def _against_differences(self, measure: Yardstick) -> tuple[list[str], float]:
-        """Compare the reference with differences of the gradient, where it is no other than the engine.
+    def _unconfirmed(self, measure: Yardstick) -> list[str]:
+        """Name the parameters at which differences of the gradient do not confirm the reference.
+
+        Where double backward computed H, the reference is no other. Preflight held it against differences on a few
+        samples; over all data kinks are so dense that steps seldom agree, or agree on what lies behind them: what does
+        not confirm is said, and is no error.
 
         Returns:
-            The parameters at which no steps agree, as at kinks, and the largest error at the others.
+            Their names.
         """
         vector = measure.directions(self._random, 1)
-        found, gaps = differenced_products(self._placed, vector, measure.scales, self._samples)
-        errors = measure.errors(self._truth(vector, measure), found, CONCLUSIVE)[0]
-        clear = {p.name for p, gap in zip(self._placed.layout, gaps[0], strict=True) if gap <= CONCLUSIVE / 10}
-        worst = max((float(errors[p.place].max()) for p in self._parameters if p.name in clear), default=0.0)
-        return [p.name for p in self._parameters if p.name not in clear], worst
+        found, gaps = differenced_products(self._placed, vector, measure.scales, self._samples, NEAR)
+        parts = by_parameter(self._placed, found[0] / measure.scales)
+        truth = by_parameter(self._placed, self._truth(vector, measure)[0] / measure.scales)
+        return [
+            p.name
+            for p, a, b, size, gap in zip(self._placed.layout, parts, truth, own_sizes(parts), gaps[0], strict=True)
+            if p.size and not (gap <= AGREED and float(np.abs(a - b).max()) <= CONFIRMED * size)
+        ]
