@@ -45,6 +45,7 @@ class CompiledForward(Gated):
 
 def wrapped(wrap, inner=net, **options):
     """`wrap` of a model; judged is the model."""
+    torch.compiler.reset()  # else what was compiled before counts against how often a function may be
     model = inner()
     twin = copy.deepcopy(model)
     return twinned(wrap(model), twin, *supervised(model, nn.CrossEntropyLoss(), X, Y, **options)[1:])
@@ -76,6 +77,7 @@ def forward_replaced(model):
 
 
 def compiled_loss():
+    torch.compiler.reset()
     model, loss = net(), lambda o, y: F.cross_entropy(o.sin(), y)
     return model, lambda m, b: loss(m(b[0]), b[1]), (X, Y), {"loss": eager(loss), "data": (X, Y)}
 
