@@ -163,22 +163,23 @@ def large():
 
 def table(results):
     lines = ["| P | type | error | " + " | ".join(results) + " |", "|---" * (3 + len(results)) + "|"]
-    first = next(iter(results.values()))["trials"]
-    for k, shown in enumerate(first):
+    whole = max(results.values(), key=lambda result: len(result["trials"]))["trials"]
+    for shown in whole:
         for name in [*shown["detected"], "false alarms"]:
-            cells = []
-            for result in results.values():
-                if k < len(result["trials"]):
-                    trial = result["trials"][k]
-                    cells.append(
-                        f"{trial['false alarms']} of {trial['right']}"
-                        if name == "false alarms"
-                        else f"{trial['detected'].get(name, '-')} of {trial['times']}"
-                    )
-            lines.append(
-                f"| {shown['P']:,} | {shown['dtype']} | {name.replace('_', ' ')} | " + " | ".join(cells) + " |"
-            )
+            cells = [f"{shown['P']:,}", shown["dtype"], name.replace("_", " ")]
+            cells += [cell(result["trials"], shown, name) for result in results.values()]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def cell(trials, shown, name):
+    """What one tree made of one kind of error."""
+    for trial in trials:
+        if (trial["P"], trial["dtype"]) == (shown["P"], shown["dtype"]):
+            if name == "false alarms":
+                return f"{trial['false alarms']} of {trial['right']}" if trial["right"] else "-"
+            return f"{trial['detected'][name]} of {trial['times']}" if name in trial["detected"] else "-"
+    return "-"
 
 
 def main():
