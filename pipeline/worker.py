@@ -17,7 +17,7 @@ from torch.func import grad
 
 from pipeline.contexts import exact_kernels
 from pipeline.engines import add_batch
-from pipeline.errors import FingerprintError, HessianError, NotFiniteError, TileError
+from pipeline.errors import FingerprintError, HessianError, NotFiniteError, ProblemError, TileError
 from pipeline.manifest import Manifest
 from pipeline.memory import BUFFERED_TILES
 from pipeline.output import Output
@@ -78,10 +78,13 @@ class Worker:
 
         Raises:
             NotFiniteError: an entry is NaN or infinite.
-            TileError: the tile before could not be written.
+            TileError: the tile before could not be written, or the user's code raised something.
         """
         start = time.perf_counter()
-        values = self.values(tile)
+        try:
+            values = self.values(tile)
+        except ProblemError as error:  # of the user's code, which preflight saw work: it may do so again
+            raise TileError(f"tile {tile.id}: {error}", tile.id) from error
         seconds = time.perf_counter() - start
         receipts = self.flush()
         made = self._products.to_text(), seconds, attempt, self._halvings

@@ -76,9 +76,9 @@ def ran(cloud):
 def test_the_main_job(ran):
     """Run, found finished, verified with and without the problem, and read."""
     url, shown, _ = ran
-    assert "block error" in shown
+    assert "error" in shown
     assert "nothing to do" in command("run", JOB, "--output", url, *SMALL)[2]
-    assert "block error" in command("verify", url, "--job", JOB, *SMALL[:4])[1]
+    assert "error" in command("verify", url, "--job", JOB, *SMALL[:4])[1]
     assert command("status", url)[1].count("True") == 2  # finished, verified
     H = open_hessian(url)
     full, v = H.to_numpy(), np.random.default_rng(0).standard_normal(H.shape[0])
