@@ -12,10 +12,10 @@ from torch.func import grad, vjp, vmap
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.contexts import applied_contexts, exact_kernels
+from pipeline import Problem
 from pipeline.differences import agreeing, fourth_order
 from pipeline.plain_special import POLYNOMIALS, SLOPES
-from pipeline.written_out import PLAIN, REMEDIES, WrittenOut, needed
+from pipeline.written_out import PLAIN, REMEDIES, WEIGHT_NORM, WrittenOut, needed
 
 pytestmark = pytest.mark.filterwarnings("ignore:index_reduce.. is in beta:UserWarning")
 LAST = torch.channels_last
@@ -336,7 +336,7 @@ def hessian_of_layer(call):
         for k, p in enumerate(layer.parameters()):
             p.copy_(normal(*p.shape, seed=k))
     own = list(layer.parameters())
-    with exact_kernels(layer):
+    with WrittenOut({WEIGHT_NORM}):
         slopes = torch.autograd.grad(call(layer).square().sum(), own, create_graph=True)
         entries = torch.cat([slope.reshape(-1) for slope in slopes])
         return torch.stack(
@@ -366,9 +366,8 @@ def test_only_what_is_named_is_written_out():
     with WrittenOut({"cdist"}) as mode:
         F.hardsigmoid(torch.cdist(x, x))
     assert mode.replaced == {"cdist"}
-    normed = parametrizations.weight_norm(nn.Linear(3, 2))
-    assert "weight norm written out" in applied_contexts(normed, torch.device("cpu"))
-    assert applied_contexts(nn.Linear(3, 2), torch.device("cpu")) == ["math attention"]
+    for layer, expected in ((parametrizations.weight_norm(nn.Linear(3, 2)), {WEIGHT_NORM}), (nn.Linear(3, 2), set())):
+        assert Problem(layer, nn.MSELoss(), (torch.randn(4, 3), torch.randn(4, 2))).written_out == expected
 
 
 def test_the_table_names_operations_of_torch():
