@@ -4,7 +4,6 @@ A dispatch mode would see them all too, but under any of them nested transforms 
 """
 
 import ctypes
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,8 +21,8 @@ from torch._C._profiler import ProfilerConfig, ProfilerState, _ExperimentalConfi
 _C10 = Path(torch.__file__).parent / "lib" / "libc10.so"
 ERRORS = 2  # of torch's levels of messages: errors, and no warnings
 TAKEN = "Profiler is already enabled"  # torch's words
-LOOK_SECONDS = 1e-3  # between looks at the process's memory, where the profiler is taken
-LEAST_BYTES = 64 * 2**10  # a sample, there: what the heap still had, and what went between looks, is not seen
+_CLEAR_PEAK = Path("/proc/self/clear_refs")
+LEAST_BYTES = 64 * 2**10  # a sample, where the profiler is taken: what the heap still had is not seen
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def metered(
         return Metered(seconds, flops, _peak([changes for _, changes in read]) if on_gpu is None else on_gpu)
     with _resident() as seen:
         seconds, on_gpu = _timed(call, device)
-    return Metered(seconds, 0, max(*seen, samples * LEAST_BYTES) if on_gpu is None else on_gpu)
+    return Metered(seconds, 0, max([*seen, samples * LEAST_BYTES]) if on_gpu is None else on_gpu)
 
 
 @contextmanager
@@ -147,27 +146,26 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 @contextmanager
 def _resident() -> Iterator[list[int]]:
-    """Look at this process's resident memory, time and again.
+    """Watch this process's resident memory.
 
     Yields:
-        How much more it is than in the beginning, of all looks.
+        Once all is over, by how much its peak was more than it had in the beginning; empty where the system keeps none.
     """
-    import psutil  # where this is not needed, engines do without it
-
-    process, over = psutil.Process(), threading.Event()
-    before, seen = process.memory_info().rss, [0]
-
-    def look() -> None:
-        while not over.wait(LOOK_SECONDS):
-            seen.append(process.memory_info().rss - before)
-
-    thread = threading.Thread(target=look, name="hessian-meter", daemon=True)
-    thread.start()
+    seen: list[int] = []
     try:
+        _CLEAR_PEAK.write_text("5")  # of VmHWM; Linux alone
+        before = _status("VmRSS")
+    except OSError:
         yield seen
-    finally:
-        over.set()
-        thread.join()
+        return
+    yield seen
+    seen.append(_status("VmHWM") - before)
+
+
+def _status(field: str) -> int:
+    """Give a field of this process's status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 2**10 for line in lines if line.startswith(field))
 
 
 def _read(events: Sequence[Any], itemsize: int) -> tuple[int, list[tuple[Any, int]]]:

@@ -24,6 +24,7 @@ MEASURED = 3  # directions along which rounding is measured
 NOTHING_ELSE = {"float64": 1e-9, "float32": 1e-6}  # relative rounding, above which a row is hardly anything but that
 LITTLE = 0.5  # of that, rounding that is let pass in any case
 NOISE = 12  # times the rounding that is measured excuses as much,
+DROWNED = {"float64": 1e-9, "float32": 4e-5}  # rounding over its scale, above which a row is held against larger ones
 MOST_NOISE = {"float64": 1e-5, "float32": 5e-4}  # but never more than this, in scaled coordinates: low precision
 # inside a model is no excuse, a model that float32 is little enough for is one
 
@@ -94,9 +95,15 @@ def yardstick(
     found = _pooled(layout, found, scales, zeros)
     scales = np.maximum(scales, np.minimum(found / least, largest))
     # Zeros against zeros carry last bits of what cancels there, over the product of two small scales.
-    scales[zeros] = np.maximum(scales[zeros], largest * min(1.0, (last_bit / least) ** 0.5))
+    least_of_all = largest * min(1.0, (last_bit / least) ** 0.5)
+    scales[zeros] = np.maximum(scales[zeros], least_of_all)
     # Along directions of these scales, whose rounding of small columns shows in all rows.
     again = _pooled(layout, rounding(scales), scales, zeros)
+    drowned = again > DROWNED[dtype] * scales
+    if drowned.any():  # by last bits of larger rows: to be held against these like zeros
+        zeros |= drowned
+        scales[zeros] = np.maximum(scales[zeros], least_of_all)
+        again = _pooled(layout, rounding(scales), scales, zeros)
     return Yardstick(
         scales, np.minimum(NOISE * np.maximum(np.maximum(found, again) / scales, LITTLE * least), MOST_NOISE[dtype])
     )

@@ -76,8 +76,8 @@ def assert_right(found, engines, known: Truth):
         assert known.off_differences(found) < ENTRY_TOLERANCE, known.reason
     else:
         assert known.kind in {"kinked", "inconclusive"}, f"a matrix where {known.reason}"
-    if known.kind != "uncomputable":
-        limit = BY_DIFFERENCES if coarse else COARSE if known.kind == "inconclusive" else SAME
+    if known.kind != "uncomputable" and not coarse:
+        limit = COARSE if known.kind == "inconclusive" else SAME
         assert block_error(found, known.autograd, known.layout, noise=known.noise) < limit
     if known.kind == "computable" and not coarse:
         assert known.entry_error(found) < SAME

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 from zoo import Attention, Tied, TwoInputs, Wrapper, tanh_net
 
-from hazards.base import Fn, add, between, classifier, labels, normal, supervised
+from hazards.base import Fn, add, between, classifier, labels, normal, supervised, twinned
 from hazards.layers import tanh
 from hazards.tokens import TOKENS
 
@@ -100,16 +100,22 @@ def aliased():
     return Fn(lambda m, x: torch.tanh(m.net(x)) + x[:, :4] @ m.alias[:, :4].mT.repeat(1, 2), net=net, alias=alias)
 
 
-def half_double():
-    return Fn(
-        lambda m, x: torch.tanh(m.b(m.a(x.float()).double()).to(x)), a=nn.Linear(5, 4), b=nn.Linear(4, 4).double()
-    )
+def half_double(second=lambda m, x: m.b(m.a(x.float()).double()).to(x), dtype=torch.float64):
+    return Fn(lambda m, x: torch.tanh(second(m, x)), a=nn.Linear(5, 4), b=nn.Linear(4, 4).to(dtype))
 
 
 def with_table(keep):
     model = Fn(lambda m, x: torch.tanh(m.net(x) @ m.table), net=nn.Linear(5, 4))
     keep(model, "table", normal(4, 4))
     return model
+
+
+def classified(body):
+    return classifier(nn.Sequential(body, nn.Tanh()), normal(7, 5))
+
+
+def with_twin(body, twin):
+    return twinned(classified(body)[0], classified(twin)[0], *classified(body)[1:])
 
 
 WEIGHT_NORM = r"body\.0|weight_norm"
@@ -180,8 +186,6 @@ WRAPPED = {
     "hook that detaches": (lambda: nn.Sequential(nn.Linear(5, 4), detached_by_hook(nn.Linear(4, 4))), P_NAMED),
     "weight computed in a hook": (computed_in_a_hook, ""),
     "parameter that is a view of another": (aliased, r"alias|net\.weight"),
-    "two floating types": (half_double, r"body|float|dtype|a\.weight|b\.weight"),
-    "plain tensor attribute": (lambda: with_table(object.__setattr__), r"dtype|float|Float|Double"),
     "buffer not persistent": (lambda: with_table(partial(nn.Module.register_buffer, persistent=False)), ""),
 }
 
@@ -190,6 +194,16 @@ for name_, (body_, culprit_) in WRAPPED.items():
     width_ = 4 if name_.startswith(("orthogonal", "symmetric")) else 5
     add(name_, lambda body=body_, d=width_: classifier(nn.Sequential(body(), nn.Tanh()), normal(7, d)), culprit_)
 
+add(
+    "two floating types",
+    lambda: with_twin(half_double(), half_double(lambda m, x: m.b(m.a(x)), torch.float32)),
+    r"body|float|dtype|a\.weight|b\.weight",
+)
+add(
+    "plain tensor attribute",
+    lambda: with_twin(with_table(object.__setattr__), with_table(nn.Module.register_buffer)),
+    r"dtype|float|Float|Double",
+)
 add("shared layer", lambda: (lambda layer: between(tanh(), layer, tanh(), layer))(nn.Linear(4, 4)))
 add("tied embedding", lambda: supervised(Tied(), nn.CrossEntropyLoss(), TOKENS, labels(4, 3, classes=6)))
 add(
