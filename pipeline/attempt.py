@@ -21,6 +21,7 @@ from pipeline.problem import Problem
 from pipeline.progress import Reporter
 from pipeline.receipts import begun_tiles, largest_first, missing_tiles, receipt_name
 from pipeline.remote import explained
+from pipeline.run_files import read_manifest, write_manifest
 from pipeline.spec import Settings
 from pipeline.store import MatrixStore
 from pipeline.tally import Tally
@@ -78,7 +79,7 @@ class Attempt:
     def outcome(self) -> Outcome:
         """Do it, while no other driver does."""
         self.output.check_writable()
-        manifest = Manifest.read(self.output)
+        manifest = read_manifest(self.output)
         if manifest and not self.check and self._is_finished() and not self._resume(manifest):
             return self._nothing_to_do(manifest)
         with self.lease, self.joined:
@@ -96,9 +97,9 @@ class Attempt:
     def _outcome(self) -> Outcome:
         """Plan or resume, compute what is missing, verify, and mark as finished."""
         start = time.monotonic()
-        manifest = Manifest.read(self.output)
+        manifest = read_manifest(self.output)
         tiles = self._start() if manifest is None else self._resume(manifest)
-        manifest = manifest or Manifest.read(self.output)
+        manifest = manifest or read_manifest(self.output)
         if manifest is None:
             raise OutputError(f"output {self.output.url}: the manifest that was just written cannot be read back")
         total = len(manifest.plan.tiles())
@@ -147,7 +148,7 @@ class Attempt:
         save_weights(self.problem, self.output)
         with explained(self.output.url, "cannot be set up"):
             MatrixStore.create(self.output, made.manifest, made.at.gradient)
-        made.manifest.write(self.output)
+        write_manifest(self.output, made.manifest)
         return made.dearest_first()
 
     def _resume(self, manifest: Manifest) -> list[Tile]:

@@ -13,6 +13,7 @@ from pipeline.manifest import Manifest
 from pipeline.output import SUCCESS, Output
 from pipeline.parquet import ParquetFiles, file_key
 from pipeline.receipts import Receipt, begun_tiles, own_receipt, receipt_name
+from pipeline.run_files import read_manifest
 from pipeline.store import MatrixStore, StoredObject, chunk_key
 from pipeline.tile_products import StoredProducts, check_vectors
 from pipeline.tiling import Tile
@@ -169,7 +170,7 @@ def audit_output(url: str, endpoint_url: str | None = None) -> list[Audited]:
     """
     output = Output(url, endpoint_url)
     output.check_readable()
-    manifest = Manifest.read(output)
+    manifest = read_manifest(output)
     if manifest is None:
         raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")
     finished = output.get(SUCCESS) is not None

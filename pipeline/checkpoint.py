@@ -19,8 +19,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.data import dense
-from pipeline.errors import CheckpointError, MemoryRefusedError, in_words, nearest
-from pipeline.memory import available_bytes, mebibytes
+from pipeline.errors import CheckpointError, MemoryRefusedError, in_words, mebibytes, nearest
+from pipeline.memory import (
+    available_bytes,
+)
 from pipeline.patience import patient
 from pipeline.problem import Problem
 from pipeline.remote import at_once, explained, open_filesystem

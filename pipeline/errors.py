@@ -171,3 +171,8 @@ def nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     """
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean `{match[0]}`?" if match else f"; expected one of {', '.join(known)}"
+
+
+def mebibytes(count: float) -> str:
+    """Write a number of bytes for people."""
+    return f"{count / 2**20:,.1f} MiB" if count < 100 * 2**20 else f"{count / 2**20:,.0f} MiB"

@@ -11,10 +11,14 @@ import numpy as np
 from pipeline.errors import IncompleteError, OutputError, SpecError
 from pipeline.handle import Hessian, open_hessian
 from pipeline.output import PARQUET, Output
-from pipeline.parquet import ParquetFiles, file_key, require_room_in_lists
+from pipeline.parquet import (
+    ParquetFiles,
+    file_key,
+)
 from pipeline.progress import Reporter
 from pipeline.receipts import record_files
 from pipeline.store import tile_keys
+from pipeline.tiling import require_room_in_lists
 
 REMEDY = "make room"
 

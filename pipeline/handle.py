@@ -6,11 +6,14 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from pipeline.errors import BlockError, IncompleteError, MemoryRefusedError, OutputError
+from pipeline.errors import BlockError, IncompleteError, MemoryRefusedError, OutputError, mebibytes
 from pipeline.layout import ParameterLayout
 from pipeline.manifest import Manifest
-from pipeline.memory import available_bytes, mebibytes
+from pipeline.memory import (
+    available_bytes,
+)
 from pipeline.output import SUCCESS, VERIFY, Output, has_failed
+from pipeline.run_files import read_manifest
 from pipeline.store import MatrixStore
 
 if TYPE_CHECKING:
@@ -220,7 +223,7 @@ def open_hessian(url: str, endpoint_url: str | None = None, *, unproven: bool = 
     """
     output = Output(url, endpoint_url)
     output.check_readable()
-    manifest = Manifest.read(output)
+    manifest = read_manifest(output)
     if manifest is None:
         raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")
     if output.get(SUCCESS) is None and has_failed(output.get(VERIFY)):

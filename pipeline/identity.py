@@ -11,9 +11,8 @@ from pipeline.data import sample_count
 from pipeline.errors import FingerprintError, OutputError
 from pipeline.manifest import Fingerprint, Manifest
 from pipeline.output import WEIGHTS, Output
-from pipeline.planner import evaluate
 from pipeline.problem import Problem, weights_digest
-from pipeline.reference import Vector, reference_samples
+from pipeline.reference import Vector, evaluate, reference_samples
 from pipeline.spec import Settings
 from pipeline.store import MatrixStore
 

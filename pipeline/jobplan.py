@@ -7,23 +7,29 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
+from pipeline.costs import Finishing, Measured, Timing, work
 from pipeline.errors import ProblemError
 from pipeline.manifest import Manifest
 from pipeline.memory import WorkerMemory
-from pipeline.probe import Measured, work
 from pipeline.profiles import TileCost
-from pipeline.reference import LossAndGradient
 from pipeline.tiling import Tile, TilingPlan
-from pipeline.timing import Timing
 
 
 @dataclass(frozen=True)
-class Finishing:
-    """Seconds of what comes after the engines: for each entry of a tile, and for each object that is put."""
+class LossAndGradient:
+    """A loss over the whole data set, L2 term included.
 
-    entry_seconds: float
-    chunk_seconds: float
+    Attributes:
+        loss: L.
+        gradient: dL / dtheta.  # shape: (P,)
+        weight: what un-normalised sums are divided by; 1 for a sum.
+    """
+
+    loss: float
+    gradient: npt.NDArray[np.float64]
+    weight: float
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 
 from pipeline.errors import LeaseError, OutputError
-from pipeline.manifest import Manifest
 from pipeline.output import LEASE, Output
+from pipeline.run_files import read_manifest
 
 BEAT_SECONDS = 10.0  # between signs of life; Google's stores take one change of an object a second
 LEASE_SECONDS = 60.0  # of silence, after which the next driver may take over
@@ -119,7 +119,7 @@ class Lease:
     def _give_back(self) -> None:
         """Say that the output is free; where nothing was begun, or there is no room to say so, by leaving nothing."""
         try:
-            begun = Manifest.read(self._output) is not None
+            begun = read_manifest(self._output) is not None
             if begun:
                 self._put(released=True)
         except OutputError:

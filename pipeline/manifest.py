@@ -9,9 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_serializer
 
-from pipeline.errors import OutputError
 from pipeline.layout import ParameterLayout
-from pipeline.output import MANIFEST, Output
 from pipeline.spec import BlockSelection, FloatName, FormatName
 from pipeline.tiling import TilingPlan, plan_tiles
 from pipeline.verdict import EngineSizes, PreflightVerdict
@@ -92,37 +90,13 @@ class Manifest(BaseModel):
     @cached_property
     def digest(self) -> str:
         """Name of this run in its receipts: no other plan, of the same problem or not, has the same."""
-        return hashlib.sha256(self._to_bytes()).hexdigest()[:16]
+        return hashlib.sha256(self.to_bytes()).hexdigest()[:16]
 
     @property
     def microbatch(self) -> int:
         """The largest of its engines."""
         return max(sizes.microbatch for sizes in self.sizes.values())
 
-    def write(self, output: Output) -> None:
-        """Put it into the output."""
-        # An empty one, left where the machine ends a moment later, would keep all later runs from the output.
-        output.put(MANIFEST, self._to_bytes(), lasting=True)
-
-    @classmethod
-    def read(cls, output: Output) -> "Manifest | None":
-        """Take it from the output.
-
-        Returns:
-            The manifest, None where there is none.
-
-        Raises:
-            OutputError: it cannot be read or understood.
-        """
-        data = output.get(MANIFEST)
-        if data is None:
-            return None
-        try:
-            return cls.model_validate_json(data)
-        except ValueError as error:
-            raise OutputError(
-                f"output {output.url}: {MANIFEST} is not one of this version (format {FORMAT}): {error}"
-            ) from None
-
-    def _to_bytes(self) -> bytes:
+    def to_bytes(self) -> bytes:
+        """Write it out."""
         return json.dumps(self.model_dump(mode="json"), indent=1).encode()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.errors import MemoryRefusedError
+from pipeline.errors import MemoryRefusedError, mebibytes
 
 PROCESS_BYTES = 512 * 2**20  # a worker process with torch, ray and zarr imported: 360 to 450 MiB resident, measured
 BUFFERED_TILES = 2  # one being computed, one being written
@@ -127,8 +127,3 @@ def allowed_bytes(memory: int | None, workers: int) -> int:
         The setting, or a worker's share of what is free.
     """
     return memory if memory is not None else int(SHARE_OF_FREE * available_bytes() / workers)
-
-
-def mebibytes(count: float) -> str:
-    """Write a number of bytes for people."""
-    return f"{count / 2**20:,.1f} MiB" if count < 100 * 2**20 else f"{count / 2**20:,.0f} MiB"

@@ -16,8 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
-from pipeline.errors import OutputError
-from pipeline.memory import mebibytes
+from pipeline.errors import OutputError, mebibytes
 from pipeline.patience import http_status, patient
 from pipeline.remote import at_once, endpoint_for, explained, open_filesystem, zarr_store
 

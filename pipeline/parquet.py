@@ -5,7 +5,6 @@ Its schema metadata say where the chunk lies: `first_row` and `first_col` (flat 
 """
 
 import io
-import math
 from collections.abc import Mapping
 
 import crc32c as crc
@@ -14,26 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.chunks import Matrix
-from pipeline.errors import IncompleteError, SpecError, in_words
+from pipeline.errors import IncompleteError, in_words
 from pipeline.manifest import Manifest
 from pipeline.output import PARQUET, Output
 from pipeline.store import StoredObject
-
-MOST_ENTRIES = 2**31 - 1  # of a chunk: where its lists begin is counted in 32 bits
-
-
-def require_room_in_lists(chunk: int, size: int) -> None:
-    """Refuse chunks with more entries than a file's lists can count.
-
-    Args:
-        chunk: B.
-        size: P.
-
-    Raises:
-        SpecError: they have more.
-    """
-    if min(chunk, size) ** 2 > MOST_ENTRIES:
-        raise SpecError(f"`chunk` got {chunk}, expected at most {math.isqrt(MOST_ENTRIES)} where Parquet is written")
 
 
 def file_key(i: int, j: int) -> str:

@@ -13,11 +13,15 @@ import torch
 
 from pipeline.contest import take_faster
 from pipeline.contexts import exact_kernels, unchanged
+from pipeline.costs import Finishing
 from pipeline.devices import allowed_device_bytes, device_name, device_of, local_staff, require_device
 from pipeline.engines import ENGINES, add_batch, applications
 from pipeline.engines.stages import Application
 from pipeline.errors import BlockError
-from pipeline.jobplan import Finishing, JobPlan
+from pipeline.jobplan import (
+    JobPlan,
+    LossAndGradient,
+)
 from pipeline.manifest import Fingerprint, Manifest
 from pipeline.memory import (
     SCRATCH,
@@ -31,7 +35,10 @@ from pipeline.placement import Staff
 from pipeline.preflight import preflight
 from pipeline.probe import PROBE_SAMPLES, Segment, torch_threads
 from pipeline.problem import PlacedProblem, Problem
-from pipeline.reference import LossAndGradient, loss_and_gradient, reference_samples
+from pipeline.reference import (
+    evaluate,
+    reference_samples,
+)
 from pipeline.shapes import choose_tiling
 from pipeline.sizes import choose_sizes
 from pipeline.spec import Settings
@@ -40,12 +47,6 @@ from pipeline.tiling import MAX_CHUNK, Tile, TilingPlan, plan_tiles
 from pipeline.timing import rivals, seconds_of, time_calls
 
 FEW_SAMPLES = 64  # from which a chunk is computed that is like those of the run
-
-
-def evaluate(problem: Problem, microbatch: int) -> LossAndGradient:
-    """Evaluate loss and gradient in float64, and the fingerprint's total weight; see `loss_and_gradient`."""
-    with exact_kernels(problem.model), unchanged(problem.model):
-        return loss_and_gradient(problem.place(torch.float64), microbatch)
 
 
 def fingerprint(problem: Problem, at: LossAndGradient) -> Fingerprint:

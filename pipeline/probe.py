@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.contexts import exact_kernels
+from pipeline.costs import Measured, work
 from pipeline.data import Batch, sample_count
 from pipeline.engines import add_batch
 from pipeline.engines.stages import Application
@@ -43,42 +44,6 @@ class Habit:
 _GENERAL = Habit(8, 8, 256, 128, {"cpu": 64 * 2**20, "cuda": 2**30})
 HABITS = {"factored": Habit(1, 512, 32, 4096, {"cpu": 2**30, "cuda": 2**32}), "jacrev": _GENERAL}
 HABITS |= {"rows": _GENERAL, "differences": _GENERAL}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One call of an engine: rows of one parameter, one micro-batch.
-
-    Attributes:
-        rows: rows computed.
-        work: that is; see `work`.
-        samples: in the micro-batch.
-        seconds: wall time.
-        flops: of matrix products and convolutions; 0 where they were not counted.
-        peak_bytes: most bytes alive at once, of what the call allocated.
-    """
-
-    rows: int
-    work: float
-    samples: int
-    seconds: float
-    flops: int
-    peak_bytes: int
-
-    @property
-    def seconds_per_row(self) -> float:
-        """Seconds per row and sample."""
-        return self.seconds / self.rows / self.samples
-
-    @property
-    def seconds_per_work(self) -> float:
-        """Seconds per sample and what `work` counts."""
-        return self.seconds / self.work / self.samples
-
-    @property
-    def flops_per_work(self) -> float:
-        """FLOPs likewise."""
-        return self.flops / self.work / self.samples
 
 
 @dataclass(frozen=True)
@@ -128,27 +93,6 @@ class Segment:
     def work(self, rows: range) -> float:
         """Count what is done for some of the rows; see `work`."""
         return work(self.engine, rows, self.cols, self.parameter.span if self.is_symmetric else range(0))
-
-
-def work(engine: str, rows: range, cols: range, symmetric: range) -> float:
-    """Count what an engine does, in terms that its seconds are in proportion to.
-
-    Args:
-        engine: its name.
-        rows: of one parameter.
-        cols: of the tile, those below the diagonal too.
-        symmetric: columns with which half of the entries are computed.
-
-    Returns:
-        For the factored engine entries at or right of the diagonal; for the others rows, as each is pulled back through
-        the network, or less of it, as a whole.
-    """
-    right = range(max(cols.start, rows.start), cols.stop)
-    if engine != "factored" or not right:
-        return float(len(rows) * bool(right))
-    below = max(min(rows.stop, right.stop) - right.start, 0) / 2
-    twice = max(min(symmetric.stop, right.stop) - max(symmetric.start, right.start) - below, 0) / 2
-    return len(rows) * (len(right) - below - twice)
 
 
 def measure(

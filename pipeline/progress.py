@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pipeline.memory import mebibytes
+from pipeline.errors import mebibytes
 
 LINE_SECONDS = 10.0
 

@@ -27,6 +27,7 @@ from pipeline.pages import ask_for_large_pages
 from pipeline.placement import NODE, Node, workers_on_gpu
 from pipeline.problem import Problem
 from pipeline.receipts import Receipt
+from pipeline.run_files import read_manifest
 from pipeline.spec import Settings
 from pipeline.tiling import Tile
 from pipeline.worker import Worker
@@ -196,7 +197,7 @@ def set_up(settings: Settings) -> str:
 
 def _require_same_place(output: Output, manifest: Manifest) -> None:
     """Refuse a folder that is another one on this node: its tiles would be missing where the run began."""
-    found = Manifest.read(output)
+    found = read_manifest(output)
     if found is None or found.digest != manifest.digest:
         raise SpecError(
             f"output {output.url}: is not the same place on node {platform.node()}, where the run's manifest is not "

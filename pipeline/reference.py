@@ -3,7 +3,7 @@
 The module's own parameters are used, without torch.func; the graph is freed after every batch.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,30 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import grad
 
+from pipeline.contexts import exact_kernels, unchanged
 from pipeline.data import dense
 from pipeline.differences import STEPS, Differences, agreeing, fourth_order
 from pipeline.errors import ProblemError
-from pipeline.problem import PlacedProblem
+from pipeline.jobplan import LossAndGradient
+from pipeline.problem import PlacedProblem, Problem
 
 Vector = npt.NDArray[np.float64]
 
 FEWEST_SAMPLES, MOST_SAMPLES = 32, 1024
 SMALL = 1e-2  # share of the largest piece's entry that counts in every piece
-
-
-@dataclass(frozen=True)
-class LossAndGradient:
-    """A loss over the whole data set, L2 term included.
-
-    Attributes:
-        loss: L.
-        gradient: dL / dtheta.  # shape: (P,)
-        weight: what un-normalised sums are divided by; 1 for a sum.
-    """
-
-    loss: float
-    gradient: Vector
-    weight: float
 
 
 def reference_samples(microbatch: int | None) -> int:
@@ -83,6 +70,12 @@ def loss_and_gradient(placed: PlacedProblem, microbatch: int | None = None) -> L
         raise ProblemError(f"loss: got {loss} over the data, expected a finite number")
     require_finite(placed, gradient)
     return LossAndGradient(loss, _numpy(gradient / weight + problem.l2 * theta), weight)
+
+
+def evaluate(problem: Problem, microbatch: int) -> LossAndGradient:
+    """Evaluate loss and gradient in float64, and the fingerprint's total weight; see `loss_and_gradient`."""
+    with exact_kernels(problem.model), unchanged(problem.model):
+        return loss_and_gradient(problem.place(torch.float64), microbatch)
 
 
 def gradient_sum(value: Tensor, own: dict[str, nn.Parameter]) -> Tensor:

@@ -12,10 +12,10 @@ from typing import Any, cast
 from pipeline.driver import Driver, Pool
 from pipeline.errors import SpecError
 from pipeline.jobplan import JobPlan
-from pipeline.manifest import Manifest
 from pipeline.output import Output
 from pipeline.profiles import Profile, at_hand
 from pipeline.receipts import begun_tiles, own_receipt
+from pipeline.run_files import read_manifest
 from pipeline.tally import Tally
 from pipeline.tiling import Tile
 from pipeline.virtual import Circumstances, TileSeconds, VirtualPool
@@ -130,7 +130,7 @@ def measured_in(made: JobPlan, output: Output) -> Profile:
     Raises:
         SpecError: it was a run of something else, or has no finished tile yet.
     """
-    other = Manifest.read(output)
+    other = read_manifest(output)
     same = other and all(getattr(other, key) == getattr(made.manifest, key) for key in ("parameters", "dtype"))
     if other is None or not same or other.engines != made.manifest.engines:
         raise SpecError(f"output {output.url}: is no run of the same parameters, type and engines: plan those first")

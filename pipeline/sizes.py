@@ -6,10 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.costs import Measured
 from pipeline.data import sample_count
-from pipeline.errors import MemoryRefusedError
-from pipeline.memory import mebibytes
-from pipeline.probe import HABITS, PROBE_SAMPLES, Habit, Measured, Segment, measure
+from pipeline.errors import MemoryRefusedError, mebibytes
+from pipeline.probe import (
+    HABITS,
+    PROBE_SAMPLES,
+    Habit,
+    Segment,
+    measure,
+)
 from pipeline.problem import PlacedProblem
 from pipeline.verdict import EngineSizes
 

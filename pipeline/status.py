@@ -8,6 +8,7 @@ from pipeline.lease import LEASE_SECONDS, read_lease
 from pipeline.manifest import Manifest
 from pipeline.output import RECEIPTS, SUCCESS, VERIFY, Output, is_proof
 from pipeline.receipts import object_sizes
+from pipeline.run_files import read_manifest
 
 
 def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:
     """
     output = Output(url, endpoint_url)
     output.check_readable()
-    manifest, lease = Manifest.read(output), read_lease(output)
+    manifest, lease = read_manifest(output), read_lease(output)
     if manifest is None and lease is None:
         raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")
     return (_stored(output, manifest) if manifest else {"planned": False}) | (_told(lease) if lease else {})

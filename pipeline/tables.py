@@ -7,8 +7,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.attempt import Outcome
+from pipeline.errors import mebibytes
 from pipeline.jobplan import JobPlan
-from pipeline.memory import BUFFERED_TILES, PROCESS_BYTES, mebibytes
+from pipeline.memory import (
+    BUFFERED_TILES,
+    PROCESS_BYTES,
+)
 from pipeline.output import Output
 from pipeline.profiles import Profile, at_hand
 from pipeline.simulator import forecast, measured_in

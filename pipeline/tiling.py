@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.errors import SpecError
 from pipeline.layout import ParameterLayout
 from pipeline.spec import BlockSelection
 
+MOST_ENTRIES = 2**31 - 1  # of a chunk in Parquet: where its lists begin is counted in 32 bits
 MAX_CHUNK = 2048  # 16 MiB in float32: large enough for one request, small enough to lose
 MIN_CHUNK = 64
 SMALL_CHUNK = 512  # of a large matrix, for many workers: 1 MiB in float32, of which a store takes as many as it must
@@ -151,3 +153,17 @@ def _runs(flags: npt.NDArray[np.bool_]) -> Iterator[range]:
     edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
     for start, stop in zip(edges[::2], edges[1::2], strict=True):
         yield range(int(start), int(stop))
+
+
+def require_room_in_lists(chunk: int, size: int) -> None:
+    """Refuse chunks with more entries than a file's lists can count.
+
+    Args:
+        chunk: B.
+        size: P.
+
+    Raises:
+        SpecError: they have more.
+    """
+    if min(chunk, size) ** 2 > MOST_ENTRIES:
+        raise SpecError(f"`chunk` got {chunk}, expected at most {math.isqrt(MOST_ENTRIES)} where Parquet is written")

@@ -6,13 +6,18 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
 
 from pipeline.contexts import exact_kernels
-from pipeline.probe import Measured, Segment, batch_of, call_engine, rows_of
+from pipeline.costs import Measured, Timing
+from pipeline.probe import (
+    Segment,
+    batch_of,
+    call_engine,
+    rows_of,
+)
 from pipeline.problem import PlacedProblem
 from pipeline.verdict import EngineSizes
 
@@ -21,33 +26,6 @@ FEWER = 8  # times, rows of the other call that is timed
 REPEATED = 3  # since the first finds the memory it needs
 LEAST_UNITS = 8  # at a time: products of few run slower
 TIMINGS_SECONDS = 4.0  # of all that are timed
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Calls of an engine as workers make them: warm, a micro-batch each, with as many at work beside it.
-
-    Attributes:
-        call_seconds: of a call, whatever its rows and columns.
-        first_cols: of calls that were timed, ascending.
-        work_seconds: of what `work` counts, from each of these columns on.
-    """
-
-    call_seconds: float
-    first_cols: tuple[int, ...]
-    work_seconds: tuple[float, ...]
-
-    def seconds(self, amount: float, first_col: int) -> float:
-        """Predict what comes to the seconds of a call.
-
-        Args:
-            amount: of work, as `work` counts it.
-            first_col: of the columns.
-
-        Returns:
-            Seconds; between columns that were timed they are taken to go straight.
-        """
-        return amount * float(np.interp(first_col, self.first_cols, self.work_seconds))
 
 
 def time_calls(

@@ -13,6 +13,7 @@ from torch import nn
 from pipeline import Problem, compute_hessian, open_hessian
 from pipeline.output import SUCCESS, Output
 from pipeline.receipts import missing_tiles
+from pipeline.run_files import read_manifest
 
 TRUTH = {make: make().truth() for make in (zoo.layer_norm, zoo.weighted_ignored, zoo.uneven_batches)}
 
@@ -81,9 +82,8 @@ def test_resumed_equals_undisturbed_bit_for_bit(cluster, tmp_path, executor):
 
 def open_hessian_anyway(url):
     from pipeline.handle import Hessian
-    from pipeline.manifest import Manifest
 
-    return Hessian(Output(url), Manifest.read(Output(url)))
+    return Hessian(Output(url), read_manifest(Output(url)))
 
 
 def test_verification_is_made_up_for(tmp_path):

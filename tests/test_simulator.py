@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline import SpecError, TileError, WorkerError
 from pipeline.cli import cli
+from pipeline.costs import work
 from pipeline.driver import PAUSE_SECONDS, Driver, Loss
-from pipeline.probe import work
 from pipeline.profiles import PROFILES, TileCost, at_hand, find_profile
 from pipeline.simulator import simulate
 from pipeline.tally import Tally

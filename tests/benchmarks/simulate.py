@@ -19,8 +19,8 @@ import tracemalloc
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from pipeline.costs import work
 from pipeline.layout import ParameterLayout
-from pipeline.probe import work
 from pipeline.profiles import CPU_START_SECONDS, CPU_STORE_BYTES, TileCost, find_profile
 from pipeline.shapes import choose_tiling
 from pipeline.simulator import simulate

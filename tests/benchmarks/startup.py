@@ -37,6 +37,7 @@ from pipeline.identity import save_weights
 from pipeline.output import Output
 from pipeline.planner import make_plan
 from pipeline.ray_pool import pickled
+from pipeline.run_files import write_manifest
 from pipeline.spec import Settings
 from pipeline.store import MatrixStore
 
@@ -85,7 +86,7 @@ def prepared(problem, settings, url):
     made, output = make_plan(problem, settings), Output(url)
     save_weights(problem, output)
     MatrixStore.create(output, made.manifest, made.at.gradient)
-    made.manifest.write(output)
+    write_manifest(output, made.manifest)
     return Work(problem, made.manifest, output), made.dearest_first()
 
 

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import zoo
 
 from pipeline.attempt import Outcome
-from pipeline.manifest import Manifest
 from pipeline.output import SUCCESS, VERIFY, Output
 from pipeline.progress import Reporter
 from pipeline.receipts import read_receipt
 from pipeline.run import run
+from pipeline.run_files import read_manifest
 from pipeline.spec import Settings
 
 # Sizes are given, so that every plan is the same; P = 59.
@@ -97,7 +97,7 @@ def planned_copy(finished: Output, url: str) -> Output:
 
 def finish_times(output: Output) -> dict[str, float]:
     """When each finished tile was finished, by its id."""
-    manifest = Manifest.read(output)
+    manifest = read_manifest(output)
     assert manifest is not None
     receipts = [read_receipt(output, tile) for tile in manifest.plan.tiles()]
     return {receipt.tile: receipt.finished for receipt in receipts if receipt}

@@ -18,11 +18,11 @@ from nodes import Nodes
 from runs import RESULTS
 
 from pipeline import NotFiniteError, TileError, WorkerError
-from pipeline.manifest import Manifest
 from pipeline.output import Output
 from pipeline.progress import Reporter
 from pipeline.receipts import read_receipt
 from pipeline.run import run
+from pipeline.run_files import read_manifest
 from pipeline.spec import Settings
 from pipeline.status import status
 from pipeline.worker import Worker
@@ -93,7 +93,7 @@ def survived(known, faults):
 
 def places(output):
     """How many tiles each process stored."""
-    manifest = Manifest.read(Output(str(output)))
+    manifest = read_manifest(Output(str(output)))
     found = (read_receipt(Output(str(output)), tile) for tile in manifest.plan.tiles())
     return Counter(receipt.pid for receipt in found if receipt is not None)
 
