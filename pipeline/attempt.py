@@ -13,10 +13,11 @@ from pipeline.errors import OutputError, StoppedError, VerificationError
 from pipeline.executors import Executor, Serial, Work
 from pipeline.handle import Hessian
 from pipeline.identity import require_same, require_same_settings, save_weights
-from pipeline.jobplan import JobPlan
 from pipeline.lease import Lease
-from pipeline.manifest import Manifest
 from pipeline.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output, is_proof
+from pipeline.planning.job_plan import JobPlan
+from pipeline.planning.manifest import Manifest
+from pipeline.planning.tiling import Tile
 from pipeline.problem import Problem
 from pipeline.progress import Reporter
 from pipeline.receipts import begun_tiles, largest_first, missing_tiles, receipt_name
@@ -25,7 +26,6 @@ from pipeline.run_files import read_manifest, write_manifest
 from pipeline.spec import Settings
 from pipeline.store import MatrixStore
 from pipeline.tally import Tally
-from pipeline.tiling import Tile
 from pipeline.verify import Verification, check
 
 _OURS = (LEASE, WEIGHTS, GROUP, MATRIX, GRADIENT, RECEIPTS)  # what a run leaves that was cut off before its manifest

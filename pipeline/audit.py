@@ -9,14 +9,14 @@ import numpy as np
 from pipeline.ahead import ahead
 from pipeline.chunks import Matrix
 from pipeline.errors import IncompleteError, OutputError
-from pipeline.manifest import Manifest
 from pipeline.output import SUCCESS, Output
 from pipeline.parquet import ParquetFiles, file_key
+from pipeline.planning.manifest import Manifest
+from pipeline.planning.tiling import Tile
 from pipeline.receipts import Receipt, begun_tiles, own_receipt, receipt_name
 from pipeline.run_files import read_manifest
 from pipeline.store import MatrixStore, StoredObject, chunk_key
 from pipeline.tile_products import StoredProducts, check_vectors
-from pipeline.tiling import Tile
 
 SHOWN = 20  # faults, of possibly as many as there are objects
 REMEDY = "run the job with --check, which computes again what is not as its receipt says"

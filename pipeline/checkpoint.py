@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from pipeline.data import dense
 from pipeline.errors import CheckpointError, MemoryRefusedError, in_words, mebibytes, nearest
-from pipeline.memory import (
+from pipeline.patience import patient
+from pipeline.planning.memory import (
     available_bytes,
 )
-from pipeline.patience import patient
 from pipeline.problem import Problem
 from pipeline.remote import at_once, explained, open_filesystem
 from pipeline.selection import check_finite

@@ -9,7 +9,7 @@ from typing import Literal
 import click
 
 from pipeline.errors import RESUMABLE, HessianError, Terminated
-from pipeline.pages import ask_for_large_pages
+from pipeline.planning.pages import ask_for_large_pages
 
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a key of the job spec; may be repeated."
@@ -52,7 +52,7 @@ def plan_command(
     if device is not None and receipts is not None:
         raise click.UsageError("--receipts say how fast their workers are: leave out --profile")
     from pipeline.output import open_readable
-    from pipeline.profiles import find_profile
+    from pipeline.planning.machine_profiles import find_profile
     from pipeline.run import plan
     from pipeline.spec import load_job
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pipeline.engines.stages import Application
+from pipeline.planning.verdict import ParameterVerdict, PreflightVerdict
 from pipeline.probe import HABITS, Segment, measure
 from pipeline.problem import PlacedProblem
-from pipeline.verdict import ParameterVerdict, PreflightVerdict
 
 FEW_SAMPLES = 8  # of the first call
 SECONDS = 0.3  # of a call, at most, that is repeated with more rows and samples

@@ -9,7 +9,7 @@ import torch
 from pipeline.culprit import wrong_module
 from pipeline.differences import agreeing, fourth_order
 from pipeline.errors import ProblemError, in_words
-from pipeline.layout import Parameter
+from pipeline.planning.parameters import Parameter
 from pipeline.problem import PlacedProblem
 from pipeline.reference import Vector, gradient_sum, hessian_vector_products, moved
 

@@ -6,8 +6,8 @@ import platform
 import torch
 
 from pipeline.errors import SpecError
-from pipeline.memory import SHARE_OF_FREE
-from pipeline.placement import Staff, room_for, workers_on_gpu
+from pipeline.planning.memory import SHARE_OF_FREE
+from pipeline.planning.placement import Staff, room_for, workers_on_gpu
 from pipeline.spec import Settings
 
 

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from pipeline.errors import BAD_INPUT, HessianError, NotFiniteError, TileError, UnreachableError, WorkerError
 from pipeline.patience import PATIENCE_SECONDS
+from pipeline.planning.tiling import Tile
 from pipeline.receipts import Receipt
 from pipeline.tally import Tally
-from pipeline.tiling import Tile
 
 IN_FLIGHT = 2  # calls per worker: one running, one waiting, so that it never waits for the driver
 TAIL = 4  # tiles left for each worker, from where on they have one call each: it goes to whoever is done first

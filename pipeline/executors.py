@@ -4,15 +4,15 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.jobplan import JobPlan
-from pipeline.manifest import Manifest
 from pipeline.output import Output
 from pipeline.planner import make_plan
+from pipeline.planning.job_plan import JobPlan
+from pipeline.planning.manifest import Manifest
+from pipeline.planning.tiling import Tile
 from pipeline.problem import Problem
 from pipeline.receipts import Receipt
 from pipeline.spec import Settings
 from pipeline.tally import Tally
-from pipeline.tiling import Tile
 from pipeline.worker import Worker
 
 

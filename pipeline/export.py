@@ -15,10 +15,10 @@ from pipeline.parquet import (
     ParquetFiles,
     file_key,
 )
+from pipeline.planning.tiling import require_room_in_lists
 from pipeline.progress import Reporter
 from pipeline.receipts import record_files
 from pipeline.store import tile_keys
-from pipeline.tiling import require_room_in_lists
 
 REMEDY = "make room"
 

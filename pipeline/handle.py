@@ -7,12 +7,12 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import BlockError, IncompleteError, MemoryRefusedError, OutputError, mebibytes
-from pipeline.layout import ParameterLayout
-from pipeline.manifest import Manifest
-from pipeline.memory import (
+from pipeline.output import SUCCESS, VERIFY, Output, has_failed
+from pipeline.planning.manifest import Manifest
+from pipeline.planning.memory import (
     available_bytes,
 )
-from pipeline.output import SUCCESS, VERIFY, Output, has_failed
+from pipeline.planning.parameters import ParameterLayout
 from pipeline.run_files import read_manifest
 from pipeline.store import MatrixStore
 

@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 
 from pipeline.data import sample_count
 from pipeline.errors import FingerprintError, OutputError
-from pipeline.manifest import Fingerprint, Manifest
 from pipeline.output import WEIGHTS, Output
+from pipeline.planning.manifest import Fingerprint, Manifest
 from pipeline.problem import Problem, weights_digest
 from pipeline.reference import Vector, evaluate, reference_samples
 from pipeline.spec import Settings

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from pipeline.chunks import Matrix
 from pipeline.errors import IncompleteError, in_words
-from pipeline.manifest import Manifest
 from pipeline.output import PARQUET, Output
+from pipeline.planning.manifest import Manifest
 from pipeline.store import StoredObject
 
 

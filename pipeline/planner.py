@@ -13,25 +13,27 @@ import torch
 
 from pipeline.contest import take_faster
 from pipeline.contexts import exact_kernels, unchanged
-from pipeline.costs import Finishing
 from pipeline.devices import allowed_device_bytes, device_name, device_of, local_staff, require_device
 from pipeline.engines import ENGINES, add_batch, applications
 from pipeline.engines.stages import Application
 from pipeline.errors import BlockError
-from pipeline.jobplan import (
+from pipeline.output import Output
+from pipeline.planning.costs import Finishing
+from pipeline.planning.job_plan import (
     JobPlan,
     LossAndGradient,
 )
-from pipeline.manifest import Fingerprint, Manifest
-from pipeline.memory import (
+from pipeline.planning.manifest import Fingerprint, Manifest
+from pipeline.planning.memory import (
     SCRATCH,
     WorkerMemory,
     allowed_bytes,
     engine_budget_bytes,
     writer_bytes,
 )
-from pipeline.output import Output
-from pipeline.placement import Staff
+from pipeline.planning.placement import Staff
+from pipeline.planning.tile_shapes import choose_tiling
+from pipeline.planning.tiling import MAX_CHUNK, Tile, TilingPlan, plan_tiles
 from pipeline.preflight import preflight
 from pipeline.probe import PROBE_SAMPLES, Segment, torch_threads
 from pipeline.problem import PlacedProblem, Problem
@@ -39,11 +41,9 @@ from pipeline.reference import (
     evaluate,
     reference_samples,
 )
-from pipeline.shapes import choose_tiling
 from pipeline.sizes import choose_sizes
 from pipeline.spec import Settings
 from pipeline.store import MatrixStore
-from pipeline.tiling import MAX_CHUNK, Tile, TilingPlan, plan_tiles
 from pipeline.timing import rivals, seconds_of, time_calls
 
 FEW_SAMPLES = 64  # from which a chunk is computed that is like those of the run

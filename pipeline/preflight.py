@@ -28,7 +28,8 @@ from pipeline.engines import ENGINES, applications
 from pipeline.engines.stages import Application
 from pipeline.errors import HessianError, ProblemError, in_words
 from pipeline.explain import explained
-from pipeline.layout import Parameter
+from pipeline.planning.parameters import Parameter
+from pipeline.planning.verdict import ParameterVerdict, PreflightVerdict
 from pipeline.probe import PROBE_SAMPLES
 from pipeline.problem import PlacedProblem, Problem
 from pipeline.reference import (
@@ -41,7 +42,6 @@ from pipeline.reference import (
 )
 from pipeline.samples import representative, uneven_parts
 from pipeline.scales import Products, Yardstick, directions, yardstick
-from pipeline.verdict import ParameterVerdict, PreflightVerdict
 
 # Of a parameter's root mean square, or of 0.1 where that is smaller. Where differences prove nothing the point is
 # moved, nearer to the weights: a shift may leave where the loss is defined (the logarithm of a small parameter).

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from pipeline.contexts import exact_kernels
-from pipeline.costs import Measured, work
 from pipeline.data import Batch, sample_count
 from pipeline.engines import add_batch
 from pipeline.engines.stages import Application
 from pipeline.errors import HessianError, ProblemError, in_words
-from pipeline.layout import Parameter
 from pipeline.meter import metered
+from pipeline.planning.costs import Measured, work
+from pipeline.planning.parameters import Parameter
 from pipeline.problem import PlacedProblem
 
 PROBE_SAMPLES = 1024  # at most, of what is timed

@@ -21,9 +21,9 @@ from pipeline.contexts import on_copies, unchanged
 from pipeline.data import Batch, OfTerm, byte_count, cast, dense, digest, is_cuttable, microbatches, sample_count, take
 from pipeline.errors import HessianError, ProblemError
 from pipeline.explain import explained
-from pipeline.layout import ParameterLayout
 from pipeline.lifting import evaluated_in
 from pipeline.losses import Reduction, SumAndWeight, as_terms, known_reduction, sum_and_weight
+from pipeline.planning.parameters import ParameterLayout
 from pipeline.reading import read_batches, recognise
 from pipeline.selection import check_finite, parameters_of_loss, require_ready, select
 from pipeline.written_out import WrittenOut

@@ -15,7 +15,7 @@ from pipeline.contexts import exact_kernels, unchanged
 from pipeline.data import dense
 from pipeline.differences import STEPS, Differences, agreeing, fourth_order
 from pipeline.errors import ProblemError
-from pipeline.jobplan import LossAndGradient
+from pipeline.planning.job_plan import LossAndGradient
 from pipeline.problem import PlacedProblem, Problem
 
 Vector = npt.NDArray[np.float64]

@@ -14,13 +14,13 @@ from pipeline.devices import worker_count
 from pipeline.errors import OutputError, SpecError, VerificationError
 from pipeline.factory import build_problem
 from pipeline.handle import Hessian
-from pipeline.jobplan import JobPlan
-from pipeline.memory import allowed_bytes
 from pipeline.output import Output
-from pipeline.placement import names_cluster
 from pipeline.planner import make_plan
+from pipeline.planning.job_plan import JobPlan
+from pipeline.planning.machine_profiles import Profile
+from pipeline.planning.memory import allowed_bytes
+from pipeline.planning.placement import names_cluster
 from pipeline.problem import Problem
-from pipeline.profiles import Profile
 from pipeline.progress import Reporter
 from pipeline.remote import endpoint_for
 from pipeline.spec import JobSpec, Settings, parse

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.layout import ParameterLayout
+from pipeline.planning.parameters import ParameterLayout
 
 Vector = npt.NDArray[np.float64]
 Products = Callable[[Vector], Vector]  # from vectors, one a row, to H times them  # shape: (k, P) to (k, P)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pipeline.errors import ProblemError, nearest
-from pipeline.layout import ParameterLayout
+from pipeline.planning.parameters import ParameterLayout
 
 
 def select(model: nn.Module, params: Sequence[str] | str | None, elsewhere: Sequence[str] = ()) -> ParameterLayout:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.costs import Measured
 from pipeline.data import sample_count
 from pipeline.errors import MemoryRefusedError, mebibytes
+from pipeline.planning.costs import Measured
+from pipeline.planning.verdict import EngineSizes
 from pipeline.probe import (
     HABITS,
     PROBE_SAMPLES,
@@ -17,7 +18,6 @@ from pipeline.probe import (
     measure,
 )
 from pipeline.problem import PlacedProblem
-from pipeline.verdict import EngineSizes
 
 PROBE_SECONDS = 5.0
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from pipeline.errors import OutputError
 from pipeline.lease import LEASE_SECONDS, read_lease
-from pipeline.manifest import Manifest
 from pipeline.output import RECEIPTS, SUCCESS, VERIFY, Output, is_proof
+from pipeline.planning.manifest import Manifest
 from pipeline.receipts import object_sizes
 from pipeline.run_files import read_manifest
 

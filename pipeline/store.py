@@ -14,10 +14,10 @@ from zarr.errors import ZarrUserWarning
 from pipeline.ahead import ahead
 from pipeline.chunks import ChunkCodec, Matrix, ending_checksum, zarr_codecs
 from pipeline.errors import IncompleteError, OutputError, in_words
-from pipeline.manifest import Manifest
 from pipeline.output import GRADIENT, MATRIX, Output
 from pipeline.patience import patient
-from pipeline.tiling import Tile
+from pipeline.planning.manifest import Manifest
+from pipeline.planning.tiling import Tile
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from dataclasses import replace
 import torch
 
 from pipeline.contexts import exact_kernels
-from pipeline.costs import Measured, Timing
+from pipeline.planning.costs import Measured, Timing
+from pipeline.planning.verdict import EngineSizes
 from pipeline.probe import (
     Segment,
     batch_of,
@@ -19,7 +20,6 @@ from pipeline.probe import (
     rows_of,
 )
 from pipeline.problem import PlacedProblem
-from pipeline.verdict import EngineSizes
 
 TIMED_SECONDS = 1.5  # of a call that is timed, about
 FEWER = 8  # times, rows of the other call that is timed

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import memory
 import work
 
-from pipeline.pages import TRANSPARENT_PAGES
+from pipeline.planning.pages import TRANSPARENT_PAGES
 
 WORKER = """
 from pathlib import Path

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from pipeline import SpecError, TileError, WorkerError
 from pipeline.cli import cli
-from pipeline.costs import work
 from pipeline.driver import PAUSE_SECONDS, Driver, Loss
-from pipeline.profiles import PROFILES, TileCost, at_hand, find_profile
+from pipeline.planning.costs import work
+from pipeline.planning.machine_profiles import PROFILES, TileCost, at_hand, find_profile
+from pipeline.planning.tiling import Tile, default_chunk
 from pipeline.simulator import simulate
 from pipeline.tally import Tally
-from pipeline.tiling import Tile, default_chunk
 from pipeline.timing import rivals
 from pipeline.virtual import Circumstances, TileSeconds, VirtualPool
 

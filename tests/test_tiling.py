@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import BlockError
-from pipeline.layout import ParameterLayout
-from pipeline.tiling import default_chunk, plan_tiles
+from pipeline.planning.parameters import ParameterLayout
+from pipeline.planning.tiling import default_chunk, plan_tiles
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any)
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 5))

@@ -8,7 +8,7 @@ from torch.func import grad, vjp
 
 from pipeline.data import Batch
 from pipeline.engines.directions import pull_back_each
-from pipeline.layout import Parameter
+from pipeline.planning.parameters import Parameter
 from pipeline.problem import PlacedProblem
 
 

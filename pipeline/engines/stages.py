@@ -10,7 +10,7 @@ from torch.func import debug_unwrap, grad, vjp
 from pipeline.data import Batch, microbatches, sample_count
 from pipeline.engines.directions import pull_back_each
 from pipeline.engines.uses import Use, Uses
-from pipeline.layout import Parameter
+from pipeline.planning.parameters import Parameter
 from pipeline.problem import PlacedProblem
 
 ByPlace = dict[int, Tensor]

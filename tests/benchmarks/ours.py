@@ -19,8 +19,8 @@ from torch import nn
 from pipeline import Problem
 from pipeline.factory import build_problem
 from pipeline.output import Output
-from pipeline.placement import Staff
 from pipeline.planner import make_plan
+from pipeline.planning.placement import Staff
 from pipeline.probe import torch_threads
 from pipeline.spec import Settings
 from pipeline.store import MatrixStore

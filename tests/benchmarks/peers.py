@@ -26,7 +26,7 @@ from torch import nn
 from torch.func import jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipeline.pages import ask_for_large_pages
+from pipeline.planning.pages import ask_for_large_pages
 
 CHUNKS = (64, 16, 256)  # columns at a time, of peers that take such
 ROWS = 64  # of the row loop, timed

@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from pipeline import run
-from pipeline.profiles import CPU_START_SECONDS
+from pipeline.planning.machine_profiles import CPU_START_SECONDS
 from pipeline.progress import Reporter
 from pipeline.receipts import read_receipt
 from pipeline.spec import load_job

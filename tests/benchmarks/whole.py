@@ -24,8 +24,8 @@ from ours import worker_of
 
 from pipeline.factory import build_problem
 from pipeline.output import MATRIX, Output
-from pipeline.pages import ask_for_large_pages
 from pipeline.planner import make_plan
+from pipeline.planning.pages import ask_for_large_pages
 from pipeline.receipts import read_receipt
 from pipeline.run import run
 from pipeline.spec import Settings

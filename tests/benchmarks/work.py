@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline import Problem
 from pipeline.contexts import exact_kernels
 from pipeline.engines import ENGINES
-from pipeline.tiling import default_chunk, plan_tiles
+from pipeline.planning.tiling import default_chunk, plan_tiles
 
 ROW_GROUP, REPEATS = 64, 5
 

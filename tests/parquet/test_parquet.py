@@ -31,10 +31,10 @@ from pipeline.output import Output
 from pipeline.parquet import (
     decode,
 )
+from pipeline.planning.tiling import require_room_in_lists
 from pipeline.receipts import read_receipt, record_files
 from pipeline.status import status
 from pipeline.store import StoredObject
-from pipeline.tiling import require_room_in_lists
 
 
 def with_pyarrow(folder):

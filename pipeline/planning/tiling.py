@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import SpecError
-from pipeline.layout import ParameterLayout
+from pipeline.planning.parameters import ParameterLayout
 from pipeline.spec import BlockSelection
 
 MOST_ENTRIES = 2**31 - 1  # of a chunk in Parquet: where its lists begin is counted in 32 bits

@@ -9,12 +9,12 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.costs import Finishing, Measured, Timing, work
 from pipeline.errors import ProblemError
-from pipeline.manifest import Manifest
-from pipeline.memory import WorkerMemory
-from pipeline.profiles import TileCost
-from pipeline.tiling import Tile, TilingPlan
+from pipeline.planning.costs import Finishing, Measured, Timing, work
+from pipeline.planning.machine_profiles import TileCost
+from pipeline.planning.manifest import Manifest
+from pipeline.planning.memory import WorkerMemory
+from pipeline.planning.tiling import Tile, TilingPlan
 
 
 @dataclass(frozen=True)

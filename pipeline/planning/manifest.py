@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_serializer
 
-from pipeline.layout import ParameterLayout
+from pipeline.planning.parameters import ParameterLayout
+from pipeline.planning.tiling import TilingPlan, plan_tiles
+from pipeline.planning.verdict import EngineSizes, PreflightVerdict
 from pipeline.spec import BlockSelection, FloatName, FormatName
-from pipeline.tiling import TilingPlan, plan_tiles
-from pipeline.verdict import EngineSizes, PreflightVerdict
 
 FORMAT: Literal[3] = 3
 

@@ -3,10 +3,10 @@
 import math
 from dataclasses import replace
 
-from pipeline.layout import ParameterLayout
-from pipeline.memory import BUFFERED_TILES, PROCESS_BYTES, writer_bytes
+from pipeline.planning.memory import BUFFERED_TILES, PROCESS_BYTES, writer_bytes
+from pipeline.planning.parameters import ParameterLayout
+from pipeline.planning.tiling import TilingPlan, default_chunk, plan_tiles, require_room_in_lists
 from pipeline.spec import Settings
-from pipeline.tiling import TilingPlan, default_chunk, plan_tiles, require_room_in_lists
 
 TILES_SHARE = 0.5  # of the memory allowed, for tile buffers
 TILES_PER_WORKER = 4  # at least: the last ones are shared out well, and one that is lost costs little
