@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from pipeline.checkpoint import load_checkpoint
     from pipeline.export import export_hessian
     from pipeline.handle import Hessian, open_hessian
-    from pipeline.problem import Problem
+    from pipeline.problem.problem import Problem
     from pipeline.run import compute_hessian
     from pipeline.verify import verify_hessian
 
 _LAZY = {
     "Hessian": "pipeline.handle",
     "open_hessian": "pipeline.handle",
-    "Problem": "pipeline.problem",
+    "Problem": "pipeline.problem.problem",
     "load_checkpoint": "pipeline.checkpoint",
     "compute_hessian": "pipeline.run",
     "export_hessian": "pipeline.export",

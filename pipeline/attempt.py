@@ -18,7 +18,7 @@ from pipeline.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, V
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.tiling import Tile
-from pipeline.problem import Problem
+from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
 from pipeline.receipts import begun_tiles, largest_first, missing_tiles, receipt_name
 from pipeline.remote import explained

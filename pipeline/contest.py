@@ -6,7 +6,7 @@ from dataclasses import replace
 from pipeline.engines.stages import Application
 from pipeline.planning.verdict import ParameterVerdict, PreflightVerdict
 from pipeline.probe import HABITS, Segment, measure
-from pipeline.problem import PlacedProblem
+from pipeline.problem.problem import PlacedProblem
 
 FEW_SAMPLES = 8  # of the first call
 SECONDS = 0.3  # of a call, at most, that is repeated with more rows and samples

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
-from pipeline.contexts import random_state, unchanged
 from pipeline.culprit import (
     coupling_module,
     drawing_module,
@@ -21,12 +20,13 @@ from pipeline.culprit import (
     unsteady_module,
     wrong_module,
 )
-from pipeline.data import Batch, digest, is_cuttable, nan_report, sample_count, take
 from pipeline.errors import ProblemError
-from pipeline.problem import PlacedProblem
-from pipeline.reference import gradient_sum, require_finite
+from pipeline.problem.batches import Batch, digest, is_cuttable, nan_report, sample_count, take
+from pipeline.problem.contexts import random_state, unchanged
+from pipeline.problem.double_backward import gradient_sum, require_finite
+from pipeline.problem.problem import PlacedProblem
+from pipeline.problem.written_out import REMEDIES
 from pipeline.samples import two_parts
-from pipeline.written_out import REMEDIES
 
 PASSES = 5  # of the loss: a random branch may be rare
 LOSS_TOLERANCE = 1e-9  # relative, in float64

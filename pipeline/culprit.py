@@ -15,10 +15,10 @@ from torch.autograd import grad
 from torch.func import debug_unwrap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from pipeline.contexts import random_state
-from pipeline.data import Batch, digest
-from pipeline.explain import place
-from pipeline.problem import PlacedProblem
+from pipeline.problem.batches import Batch, digest
+from pipeline.problem.contexts import random_state
+from pipeline.problem.explain import place
+from pipeline.problem.problem import PlacedProblem
 
 _Hook = Callable[..., None]
 

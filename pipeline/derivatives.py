@@ -7,11 +7,11 @@ import numpy as np
 import torch
 
 from pipeline.culprit import wrong_module
-from pipeline.differences import agreeing, fourth_order
 from pipeline.errors import ProblemError, in_words
 from pipeline.planning.parameters import Parameter
-from pipeline.problem import PlacedProblem
-from pipeline.reference import Vector, gradient_sum, hessian_vector_products, moved
+from pipeline.problem.double_backward import Vector, gradient_sum, hessian_vector_products, moved
+from pipeline.problem.finite_differences import agreeing, fourth_order
+from pipeline.problem.problem import PlacedProblem
 
 TOLERANCE = 1e-6  # relative, where steps agree to a tenth of it; else ten times their gap
 INCONCLUSIVE = 1e-4  # relative gap between steps beyond which they prove nothing

@@ -14,7 +14,7 @@ from pipeline.handle import Hessian
 from pipeline.lease import Lease
 from pipeline.output import Output
 from pipeline.patience import patient
-from pipeline.problem import Problem
+from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
 from pipeline.remote import at_once, endpoint_for, explained, open_filesystem
 from pipeline.run import load_problem, run

@@ -9,7 +9,7 @@ from pipeline.planner import make_plan
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.tiling import Tile
-from pipeline.problem import Problem
+from pipeline.problem.problem import Problem
 from pipeline.receipts import Receipt
 from pipeline.spec import Settings
 from pipeline.tally import Tally

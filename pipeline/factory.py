@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from pipeline.errors import HessianError, ProblemError, SpecError, in_words, nearest
-from pipeline.problem import Problem
+from pipeline.problem.problem import Problem
 
 
 def build_problem(reference: str, arguments: dict[str, Any], folder: Path) -> Problem:

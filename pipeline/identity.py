@@ -7,12 +7,12 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from pipeline.data import sample_count
 from pipeline.errors import FingerprintError, OutputError
 from pipeline.output import WEIGHTS, Output
 from pipeline.planning.manifest import Fingerprint, Manifest
-from pipeline.problem import Problem, weights_digest
-from pipeline.reference import Vector, evaluate, reference_samples
+from pipeline.problem.batches import sample_count
+from pipeline.problem.double_backward import Vector, evaluate, reference_samples
+from pipeline.problem.problem import Problem, weights_digest
 from pipeline.spec import Settings
 from pipeline.store import MatrixStore
 

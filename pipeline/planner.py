@@ -12,7 +12,6 @@ from importlib.metadata import version
 import torch
 
 from pipeline.contest import take_faster
-from pipeline.contexts import exact_kernels, unchanged
 from pipeline.devices import allowed_device_bytes, device_name, device_of, local_staff, require_device
 from pipeline.engines import ENGINES, add_batch, applications
 from pipeline.engines.stages import Application
@@ -36,11 +35,12 @@ from pipeline.planning.tile_shapes import choose_tiling
 from pipeline.planning.tiling import MAX_CHUNK, Tile, TilingPlan, plan_tiles
 from pipeline.preflight import preflight
 from pipeline.probe import PROBE_SAMPLES, Segment, torch_threads
-from pipeline.problem import PlacedProblem, Problem
-from pipeline.reference import (
+from pipeline.problem.contexts import exact_kernels, unchanged
+from pipeline.problem.double_backward import (
     evaluate,
     reference_samples,
 )
+from pipeline.problem.problem import PlacedProblem, Problem
 from pipeline.sizes import choose_sizes
 from pipeline.spec import Settings
 from pipeline.store import MatrixStore

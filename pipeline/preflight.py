@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.contexts import applied_contexts, exact_kernels, unchanged
 from pipeline.contract import (
     check_deterministic,
     check_reduction,
@@ -27,12 +26,11 @@ from pipeline.derivatives import second_error, slope_error
 from pipeline.engines import ENGINES, applications
 from pipeline.engines.stages import Application
 from pipeline.errors import HessianError, ProblemError, in_words
-from pipeline.explain import explained
 from pipeline.planning.parameters import Parameter
 from pipeline.planning.verdict import ParameterVerdict, PreflightVerdict
 from pipeline.probe import PROBE_SAMPLES
-from pipeline.problem import PlacedProblem, Problem
-from pipeline.reference import (
+from pipeline.problem.contexts import applied_contexts, exact_kernels, unchanged
+from pipeline.problem.double_backward import (
     Vector,
     differenced_products,
     hessian_vector_products,
@@ -40,8 +38,10 @@ from pipeline.reference import (
     loss_and_gradient,
     moved,
 )
+from pipeline.problem.explain import explained
+from pipeline.problem.problem import PlacedProblem, Problem
+from pipeline.problem.scales import Products, Yardstick, directions, yardstick
 from pipeline.samples import representative, uneven_parts
-from pipeline.scales import Products, Yardstick, directions, yardstick
 
 # Of a parameter's root mean square, or of 0.1 where that is smaller. Where differences prove nothing the point is
 # moved, nearer to the weights: a shift may leave where the loss is defined (the logarithm of a small parameter).

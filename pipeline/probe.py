@@ -8,15 +8,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pipeline.contexts import exact_kernels
-from pipeline.data import Batch, sample_count
 from pipeline.engines import add_batch
 from pipeline.engines.stages import Application
 from pipeline.errors import HessianError, ProblemError, in_words
 from pipeline.meter import metered
 from pipeline.planning.costs import Measured, work
 from pipeline.planning.parameters import Parameter
-from pipeline.problem import PlacedProblem
+from pipeline.problem.batches import Batch, sample_count
+from pipeline.problem.contexts import exact_kernels
+from pipeline.problem.problem import PlacedProblem
 
 PROBE_SAMPLES = 1024  # at most, of what is timed
 PROBE_BYTES = 2**30  # of the rows that are computed

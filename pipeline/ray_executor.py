@@ -20,7 +20,7 @@ from pipeline.planner import make_plan
 from pipeline.planning.job_plan import JobPlan, common_plan
 from pipeline.planning.placement import Node, Share, Staff, names_cluster, no_room, one_of_each_kind, staff_of
 from pipeline.planning.tiling import Tile
-from pipeline.problem import Problem
+from pipeline.problem.problem import Problem
 from pipeline.ray_pool import Metrics, Pool, in_short, options_of, pickled, set_up
 from pipeline.receipts import Receipt
 from pipeline.spec import Settings

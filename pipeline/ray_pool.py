@@ -26,7 +26,7 @@ from pipeline.planning.manifest import Manifest
 from pipeline.planning.pages import ask_for_large_pages
 from pipeline.planning.placement import NODE, Node, workers_on_gpu
 from pipeline.planning.tiling import Tile
-from pipeline.problem import Problem
+from pipeline.problem.problem import Problem
 from pipeline.receipts import Receipt
 from pipeline.run_files import read_manifest
 from pipeline.spec import Settings

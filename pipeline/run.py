@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.attempt import Attempt, Outcome
 from pipeline.checkpoint import load_checkpoint
-from pipeline.contexts import differentiable, unchanged
 from pipeline.devices import worker_count
 from pipeline.errors import OutputError, SpecError, VerificationError
 from pipeline.factory import build_problem
@@ -20,7 +19,8 @@ from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile
 from pipeline.planning.memory import allowed_bytes
 from pipeline.planning.placement import names_cluster
-from pipeline.problem import Problem
+from pipeline.problem.contexts import differentiable, unchanged
+from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
 from pipeline.remote import endpoint_for
 from pipeline.spec import JobSpec, Settings, parse

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pipeline.data import Batch, OfTerm, has_rows, is_cuttable, sample_count, take
-from pipeline.problem import Problem
+from pipeline.problem.batches import Batch, OfTerm, has_rows, is_cuttable, sample_count, take
+from pipeline.problem.problem import Problem
 
 SPREAD = 4  # samples taken from the first batch, and from the last
 

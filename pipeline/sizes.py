@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.data import sample_count
 from pipeline.errors import MemoryRefusedError, mebibytes
 from pipeline.planning.costs import Measured
 from pipeline.planning.verdict import EngineSizes
@@ -17,7 +16,8 @@ from pipeline.probe import (
     Segment,
     measure,
 )
-from pipeline.problem import PlacedProblem
+from pipeline.problem.batches import sample_count
+from pipeline.problem.problem import PlacedProblem
 
 PROBE_SECONDS = 5.0
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import torch
 
-from pipeline.contexts import exact_kernels
 from pipeline.planning.costs import Measured, Timing
 from pipeline.planning.verdict import EngineSizes
 from pipeline.probe import (
@@ -19,7 +18,8 @@ from pipeline.probe import (
     call_engine,
     rows_of,
 )
-from pipeline.problem import PlacedProblem
+from pipeline.problem.contexts import exact_kernels
+from pipeline.problem.problem import PlacedProblem
 
 TIMED_SECONDS = 1.5  # of a call that is timed, about
 FEWER = 8  # times, rows of the other call that is timed

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.contexts import differentiable, exact_kernels, unchanged
 from pipeline.handle import Hessian, open_hessian
 from pipeline.identity import require_same
 from pipeline.output import PARQUET
-from pipeline.problem import PlacedProblem, Problem
-from pipeline.reference import (
+from pipeline.problem.contexts import differentiable, exact_kernels, unchanged
+from pipeline.problem.double_backward import (
     Vector,
     by_parameter,
     differenced_products,
@@ -25,7 +24,8 @@ from pipeline.reference import (
     own_sizes,
     reference_samples,
 )
-from pipeline.scales import Products, Yardstick, directions, yardstick
+from pipeline.problem.problem import PlacedProblem, Problem
+from pipeline.problem.scales import Products, Yardstick, directions, yardstick
 from pipeline.scan import Scan
 
 # Errors that are let pass, in units of an entry's row and column scales, by the types that compute and store, and by

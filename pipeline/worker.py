@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from pipeline.contexts import exact_kernels
 from pipeline.engines import add_batch
 from pipeline.errors import FingerprintError, HessianError, NotFiniteError, ProblemError, TileError
 from pipeline.output import Output
@@ -23,7 +22,8 @@ from pipeline.parquet import ParquetFiles
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.memory import BUFFERED_TILES
 from pipeline.planning.tiling import Tile
-from pipeline.problem import Problem
+from pipeline.problem.contexts import exact_kernels
+from pipeline.problem.problem import Problem
 from pipeline.receipts import Receipt, receipt_name
 from pipeline.store import MatrixStore, StoredObject
 from pipeline.tile_products import TileProducts, check_vectors

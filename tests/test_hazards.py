@@ -14,7 +14,7 @@ from oracle import block_error
 from torch.nn.parameter import is_lazy
 
 from pipeline import ProblemError, compute_hessian
-from pipeline.data import digest
+from pipeline.problem.batches import digest
 
 RIGHT = 1e-6  # block error against differences
 BY_DIFFERENCES = 1e-5  # where the run itself took them

@@ -7,9 +7,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import Problem
-from pipeline.contexts import exact_kernels
 from pipeline.meter import metered
 from pipeline.probe import Segment
+from pipeline.problem.contexts import exact_kernels
 from pipeline.sizes import choose_sizes
 
 CPU = torch.device("cpu")

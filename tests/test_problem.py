@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, TensorDataset
 
 from pipeline import FingerprintError, HessianError, Problem, ProblemError, compute_hessian
-from pipeline.data import digest
+from pipeline.problem.batches import digest
 from pipeline.run import run
 from pipeline.spec import Settings, parse
 

@@ -11,9 +11,9 @@ import zoo
 from torch import nn
 
 from pipeline import NotFiniteError, OutputError, Problem, compute_hessian
-from pipeline.data import sample_count
 from pipeline.engines import ENGINES
 from pipeline.engines.jacrev import Jacrev
+from pipeline.problem.batches import sample_count
 from pipeline.receipts import read_receipt
 from pipeline.worker import Worker
 

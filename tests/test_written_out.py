@@ -13,9 +13,9 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from pipeline import Problem
-from pipeline.differences import agreeing, fourth_order
-from pipeline.plain_special import POLYNOMIALS, SLOPES
-from pipeline.written_out import PLAIN, REMEDIES, WEIGHT_NORM, WrittenOut, needed
+from pipeline.problem.finite_differences import agreeing, fourth_order
+from pipeline.problem.plain_special import POLYNOMIALS, SLOPES
+from pipeline.problem.written_out import PLAIN, REMEDIES, WEIGHT_NORM, WrittenOut, needed
 
 pytestmark = pytest.mark.filterwarnings("ignore:index_reduce.. is in beta:UserWarning")
 LAST = torch.channels_last

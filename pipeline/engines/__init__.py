@@ -12,14 +12,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pipeline.data import Batch
 from pipeline.engines.differences import Differences
 from pipeline.engines.factored import Factored
 from pipeline.engines.jacrev import Jacrev
 from pipeline.engines.rows import Rows
 from pipeline.engines.stages import Application, NotFactoredError, Stages
 from pipeline.errors import ProblemError
-from pipeline.problem import PlacedProblem
+from pipeline.problem.batches import Batch
+from pipeline.problem.problem import PlacedProblem
 
 
 class Engine(Protocol):

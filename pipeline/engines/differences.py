@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from pipeline.data import Batch, dense
-from pipeline.differences import Differences as Found
-from pipeline.differences import Vector, agreeing, fourth_order
 from pipeline.errors import ProblemError
-from pipeline.problem import PlacedProblem
+from pipeline.problem.batches import Batch, dense
+from pipeline.problem.finite_differences import Differences as Found
+from pipeline.problem.finite_differences import Vector, agreeing, fourth_order
+from pipeline.problem.problem import PlacedProblem
 
 INCONCLUSIVE = 1e-4  # relative gap between steps beyond which a row is no derivative
 SMALL = 0.1  # of which size a parameter is taken to be at least

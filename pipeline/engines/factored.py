@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from pipeline.data import Batch
 from pipeline.engines.jacrev import Jacrev
 from pipeline.engines.products import Workspace, add_product, add_symmetric, tangents, tangents_at
 from pipeline.engines.stages import ByPlace, NotFactoredError, Piece, Stage, Stages
 from pipeline.planning.parameters import Parameter
-from pipeline.problem import PlacedProblem
+from pipeline.problem.batches import Batch
+from pipeline.problem.problem import PlacedProblem
 
 # Of units at all positions, pulled back together: what they leave must stay in a CPU's cache, or fill a GPU.
 DIRECTIONS = {"cpu": 32, "cuda": 1024}

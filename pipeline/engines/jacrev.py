@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
-from pipeline.data import Batch
 from pipeline.engines.directions import pull_back_each
 from pipeline.planning.parameters import Parameter
-from pipeline.problem import PlacedProblem
+from pipeline.problem.batches import Batch
+from pipeline.problem.problem import PlacedProblem
 
 
 @dataclass(frozen=True)

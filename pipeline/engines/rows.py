@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from pipeline.data import Batch, dense
-from pipeline.problem import PlacedProblem
+from pipeline.problem.batches import Batch, dense
+from pipeline.problem.problem import PlacedProblem
 
 
 @dataclass(frozen=True)

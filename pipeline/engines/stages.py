@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.func import debug_unwrap, grad, vjp
 
-from pipeline.data import Batch, microbatches, sample_count
 from pipeline.engines.directions import pull_back_each
 from pipeline.engines.uses import Use, Uses
 from pipeline.planning.parameters import Parameter
-from pipeline.problem import PlacedProblem
+from pipeline.problem.batches import Batch, microbatches, sample_count
+from pipeline.problem.problem import PlacedProblem
 
 ByPlace = dict[int, Tensor]
 

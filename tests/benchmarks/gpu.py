@@ -28,8 +28,8 @@ from torch import nn
 from triangle import SAME, attempt, chosen_engines, classifier, hessian, in_words, kernels, mlp, quietly, synchronize
 
 from pipeline import ProblemError
-from pipeline.contexts import unchanged
 from pipeline.engines import ENGINES
+from pipeline.problem.contexts import unchanged
 
 DIFFERENCES, COARSE = 1e-6, 1e-5  # against differences; where a part of a loss is rounded to less than float64
 JUDGES = 8  # processes that derive the truth of the zoo, on the CPU

@@ -26,7 +26,7 @@ from triangle import (
 )
 
 from pipeline.factory import build_problem
-from pipeline.reference import hessian_vector_products
+from pipeline.problem.double_backward import hessian_vector_products
 
 ROWS = 64  # of the matrix: checked, and of the row loop timed
 UNITS = 8  # of a layer, whose rows are a tile of the headline

@@ -13,10 +13,10 @@ from bare import ROOT
 from torch import nn
 
 from pipeline import Problem
-from pipeline.contexts import exact_kernels
 from pipeline.engines import ENGINES
 from pipeline.preflight import preflight
-from pipeline.reference import MOST_SAMPLES
+from pipeline.problem.contexts import exact_kernels
+from pipeline.problem.double_backward import MOST_SAMPLES
 
 SAME = {"float64": 1e-8, "float32": 1e-4, "tf32": 5e-2}  # block error against plain double backward in float64
 FLOOR = 1e-6  # of the largest entry: blocks below are rounding, judged by that

@@ -17,9 +17,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import Problem
-from pipeline.contexts import exact_kernels
 from pipeline.engines import ENGINES
 from pipeline.planning.tiling import default_chunk, plan_tiles
+from pipeline.problem.contexts import exact_kernels
 
 ROW_GROUP, REPEATS = 64, 5
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from pipeline.contexts import exact_kernels, unchanged
-from pipeline.data import dense
-from pipeline.differences import STEPS, Differences, agreeing, fourth_order
 from pipeline.errors import ProblemError
 from pipeline.planning.job_plan import LossAndGradient
-from pipeline.problem import PlacedProblem, Problem
+from pipeline.problem.batches import dense
+from pipeline.problem.contexts import exact_kernels, unchanged
+from pipeline.problem.finite_differences import STEPS, Differences, agreeing, fourth_order
+from pipeline.problem.problem import PlacedProblem, Problem
 
 Vector = npt.NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, special
 
-from pipeline.plain_forms import Written
+from pipeline.problem.plain_forms import Written
 
 SERIES = 0.1  # below which sin y / y is a series: 1e-18 of the value is left away
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pipeline.modes import within
-from pipeline.written_out import WrittenOut
+from pipeline.problem.modes import within
+from pipeline.problem.written_out import WrittenOut
 
 _WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 _CASTS: Mapping[Callable[..., Any], torch.dtype] = {

@@ -17,16 +17,27 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from pipeline.contexts import on_copies, unchanged
-from pipeline.data import Batch, OfTerm, byte_count, cast, dense, digest, is_cuttable, microbatches, sample_count, take
 from pipeline.errors import HessianError, ProblemError
-from pipeline.explain import explained
-from pipeline.lifting import evaluated_in
-from pipeline.losses import Reduction, SumAndWeight, as_terms, known_reduction, sum_and_weight
 from pipeline.planning.parameters import ParameterLayout
-from pipeline.reading import read_batches, recognise
-from pipeline.selection import check_finite, parameters_of_loss, require_ready, select
-from pipeline.written_out import WrittenOut
+from pipeline.problem.batches import (
+    Batch,
+    OfTerm,
+    byte_count,
+    cast,
+    dense,
+    digest,
+    is_cuttable,
+    microbatches,
+    sample_count,
+    take,
+)
+from pipeline.problem.contexts import on_copies, unchanged
+from pipeline.problem.explain import explained
+from pipeline.problem.lifting import evaluated_in
+from pipeline.problem.losses import Reduction, SumAndWeight, as_terms, known_reduction, sum_and_weight
+from pipeline.problem.reading import read_batches, recognise
+from pipeline.problem.selection import check_finite, parameters_of_loss, require_ready, select
+from pipeline.problem.written_out import WrittenOut
 
 Objective = Callable[[Callable[..., Any], Batch], Any]
 Term = tuple[float, Objective, Any]  # coefficient, function, data

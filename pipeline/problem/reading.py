@@ -21,8 +21,8 @@ from torch.utils._pytree import (
 from torch.utils._pytree import keystr as path_of
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, default_collate
 
-from pipeline.data import Batch, digest, is_cuttable, sample_count
 from pipeline.errors import HessianError, ProblemError, in_words
+from pipeline.problem.batches import Batch, digest, is_cuttable, sample_count
 
 _FLAGS = (bool, int, float, str)  # that a batch with names may hold
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipeline.data import digest
+from pipeline.problem.batches import digest
 
 
 def applied_contexts(model: nn.Module, device: torch.device) -> list[str]:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from pipeline.data import Batch, sample_count
 from pipeline.errors import ProblemError
+from pipeline.problem.batches import Batch, sample_count
 
 Reduction = Literal["mean", "sum"]
 SumAndWeight = tuple[Tensor, Tensor]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import in_words
-from pipeline.written_out import REMEDIES
+from pipeline.problem.written_out import REMEDIES
 
 # By a part of the message: what helps. The first that fits is said.
 _TYPES = "this package evaluates in float64: create tensors in the type of what they meet, as in x.new_zeros(...)"
@@ -21,7 +21,7 @@ _REMEDIES = {
     "can't call numpy()": "keep to torch operations: what leaves torch cannot be differentiated",
     "data-dependent": "compile nothing inside, or give the module that is not compiled",
 }
-_TORCH, _HERE = Path(torch.__file__).parent, Path(__file__).parent
+_TORCH, _HERE = Path(torch.__file__).parent, Path(__file__).parents[1]
 _PYTHON = Path(sysconfig.get_path("stdlib"))
 
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, special
 from torch.overrides import TorchFunctionMode
 
-from pipeline import plain_forms, plain_special
-from pipeline.modes import within
+from pipeline.problem import plain_forms, plain_special
+from pipeline.problem.modes import within
 
 
 class Plain(NamedTuple):
