@@ -14,17 +14,17 @@ from pipeline.executors import Executor, Serial, Work
 from pipeline.handle import Hessian
 from pipeline.identity import require_same, require_same_settings, save_weights
 from pipeline.lease import Lease
-from pipeline.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output, is_proof
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.tiling import Tile
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
-from pipeline.receipts import begun_tiles, largest_first, missing_tiles, receipt_name
-from pipeline.remote import explained
-from pipeline.run_files import read_manifest, write_manifest
 from pipeline.spec import Settings
-from pipeline.store import MatrixStore
+from pipeline.storage.filesystems import explained
+from pipeline.storage.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output, is_proof
+from pipeline.storage.receipts import begun_tiles, largest_first, missing_tiles, receipt_name
+from pipeline.storage.run_files import read_manifest, write_manifest
+from pipeline.storage.zarr_store import MatrixStore
 from pipeline.tally import Tally
 from pipeline.verify import Verification, check
 

@@ -6,17 +6,17 @@ from itertools import groupby
 
 import numpy as np
 
-from pipeline.ahead import ahead
-from pipeline.chunks import Matrix
 from pipeline.errors import IncompleteError, OutputError
-from pipeline.output import SUCCESS, Output
-from pipeline.parquet import ParquetFiles, file_key
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.tiling import Tile
-from pipeline.receipts import Receipt, begun_tiles, own_receipt, receipt_name
-from pipeline.run_files import read_manifest
-from pipeline.store import MatrixStore, StoredObject, chunk_key
-from pipeline.tile_products import StoredProducts, check_vectors
+from pipeline.storage.chunk_codec import Matrix
+from pipeline.storage.output import SUCCESS, Output
+from pipeline.storage.parquet_store import ParquetFiles, file_key
+from pipeline.storage.read_ahead import ahead
+from pipeline.storage.receipts import Receipt, begun_tiles, own_receipt, receipt_name
+from pipeline.storage.run_files import read_manifest
+from pipeline.storage.tile_products import StoredProducts, check_vectors
+from pipeline.storage.zarr_store import MatrixStore, StoredObject, chunk_key
 
 SHOWN = 20  # faults, of possibly as many as there are objects
 REMEDY = "run the job with --check, which computes again what is not as its receipt says"

@@ -19,14 +19,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError, MemoryRefusedError, in_words, mebibytes, nearest
-from pipeline.patience import patient
 from pipeline.planning.memory import (
     available_bytes,
 )
 from pipeline.problem.batches import dense
 from pipeline.problem.problem import Problem
 from pipeline.problem.selection import check_finite
-from pipeline.remote import at_once, explained, open_filesystem
+from pipeline.storage.filesystems import at_once, explained, open_filesystem
+from pipeline.storage.retries import patient
 
 _COMPILED = "_orig_mod."  # put into names by torch.compile, at any depth
 _PARALLEL = "module."  # put before all names by DataParallel and DistributedDataParallel

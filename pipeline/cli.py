@@ -51,10 +51,10 @@ def plan_command(
 
     if device is not None and receipts is not None:
         raise click.UsageError("--receipts say how fast their workers are: leave out --profile")
-    from pipeline.output import open_readable
     from pipeline.planning.machine_profiles import find_profile
     from pipeline.run import plan
     from pipeline.spec import load_job
+    from pipeline.storage.output import open_readable
 
     profile, spec = find_profile(device) if device else None, load_job(job, overrides)
     measured = open_readable(receipts, spec.output or receipts, spec.endpoint_url) if receipts else None

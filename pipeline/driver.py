@@ -11,9 +11,9 @@ from statistics import median
 from typing import Protocol
 
 from pipeline.errors import BAD_INPUT, HessianError, NotFiniteError, TileError, UnreachableError, WorkerError
-from pipeline.patience import PATIENCE_SECONDS
 from pipeline.planning.tiling import Tile
-from pipeline.receipts import Receipt
+from pipeline.storage.receipts import Receipt
+from pipeline.storage.retries import PATIENCE_SECONDS
 from pipeline.tally import Tally
 
 IN_FLIGHT = 2  # calls per worker: one running, one waiting, so that it never waits for the driver

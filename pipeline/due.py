@@ -12,14 +12,14 @@ from pipeline.checkpoint import Checkpoint, place_checkpoint, read_checkpoint
 from pipeline.errors import FAILED, RESUMABLE, CheckpointError, HessianError, SweepError, in_words
 from pipeline.handle import Hessian
 from pipeline.lease import Lease
-from pipeline.output import Output
-from pipeline.patience import patient
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
-from pipeline.remote import at_once, endpoint_for, explained, open_filesystem
 from pipeline.run import load_problem, run
 from pipeline.schedule import ScheduleSpec, load_schedule
 from pipeline.spec import JobSpec
+from pipeline.storage.filesystems import at_once, endpoint_for, explained, open_filesystem
+from pipeline.storage.output import Output
+from pipeline.storage.retries import patient
 from pipeline.summary import summarize
 from pipeline.sweep import TABLE, Row, Sweep, moment, natural
 

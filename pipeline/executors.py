@@ -4,14 +4,14 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.output import Output
 from pipeline.planner import make_plan
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.tiling import Tile
 from pipeline.problem.problem import Problem
-from pipeline.receipts import Receipt
 from pipeline.spec import Settings
+from pipeline.storage.output import Output
+from pipeline.storage.receipts import Receipt
 from pipeline.tally import Tally
 from pipeline.worker import Worker
 

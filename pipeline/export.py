@@ -10,15 +10,15 @@ import numpy as np
 
 from pipeline.errors import IncompleteError, OutputError, SpecError
 from pipeline.handle import Hessian, open_hessian
-from pipeline.output import PARQUET, Output
-from pipeline.parquet import (
+from pipeline.planning.tiling import require_room_in_lists
+from pipeline.progress import Reporter
+from pipeline.storage.output import PARQUET, Output
+from pipeline.storage.parquet_store import (
     ParquetFiles,
     file_key,
 )
-from pipeline.planning.tiling import require_room_in_lists
-from pipeline.progress import Reporter
-from pipeline.receipts import record_files
-from pipeline.store import tile_keys
+from pipeline.storage.receipts import record_files
+from pipeline.storage.zarr_store import tile_keys
 
 REMEDY = "make room"
 

@@ -7,14 +7,14 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import BlockError, IncompleteError, MemoryRefusedError, OutputError, mebibytes
-from pipeline.output import SUCCESS, VERIFY, Output, has_failed
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.memory import (
     available_bytes,
 )
 from pipeline.planning.parameters import ParameterLayout
-from pipeline.run_files import read_manifest
-from pipeline.store import MatrixStore
+from pipeline.storage.output import SUCCESS, VERIFY, Output, has_failed
+from pipeline.storage.run_files import read_manifest
+from pipeline.storage.zarr_store import MatrixStore
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,13 +8,13 @@ import torch
 from safetensors import SafetensorError
 
 from pipeline.errors import FingerprintError, OutputError
-from pipeline.output import WEIGHTS, Output
 from pipeline.planning.manifest import Fingerprint, Manifest
 from pipeline.problem.batches import sample_count
 from pipeline.problem.double_backward import Vector, evaluate, reference_samples
 from pipeline.problem.problem import Problem, weights_digest
 from pipeline.spec import Settings
-from pipeline.store import MatrixStore
+from pipeline.storage.output import WEIGHTS, Output
+from pipeline.storage.zarr_store import MatrixStore
 
 RETRAINED = 1e-5  # of a tensor's largest entry: the last bits in which a factory that trains may differ from run to run
 _NAMED = ("reduction", "separable", "l2", "checkpoint")  # of problem and fingerprint

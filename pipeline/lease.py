@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 
 from pipeline.errors import LeaseError, OutputError
-from pipeline.output import LEASE, Output
-from pipeline.run_files import read_manifest
+from pipeline.storage.output import LEASE, Output
+from pipeline.storage.run_files import read_manifest
 
 BEAT_SECONDS = 10.0  # between signs of life; Google's stores take one change of an object a second
 LEASE_SECONDS = 60.0  # of silence, after which the next driver may take over

@@ -16,7 +16,6 @@ from pipeline.devices import allowed_device_bytes, device_name, device_of, local
 from pipeline.engines import ENGINES, add_batch, applications
 from pipeline.engines.stages import Application
 from pipeline.errors import BlockError
-from pipeline.output import Output
 from pipeline.planning.costs import Finishing
 from pipeline.planning.job_plan import (
     JobPlan,
@@ -43,7 +42,8 @@ from pipeline.problem.double_backward import (
 from pipeline.problem.problem import PlacedProblem, Problem
 from pipeline.sizes import choose_sizes
 from pipeline.spec import Settings
-from pipeline.store import MatrixStore
+from pipeline.storage.output import Output
+from pipeline.storage.zarr_store import MatrixStore
 from pipeline.timing import rivals, seconds_of, time_calls
 
 FEW_SAMPLES = 64  # from which a chunk is computed that is like those of the run

@@ -22,8 +22,8 @@ from pipeline.planning.placement import Node, Share, Staff, names_cluster, no_ro
 from pipeline.planning.tiling import Tile
 from pipeline.problem.problem import Problem
 from pipeline.ray_pool import Metrics, Pool, in_short, options_of, pickled, set_up
-from pipeline.receipts import Receipt
 from pipeline.spec import Settings
+from pipeline.storage.receipts import Receipt
 from pipeline.tally import Tally
 
 

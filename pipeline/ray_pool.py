@@ -21,15 +21,15 @@ from pipeline.devices import device_of, require_device
 from pipeline.driver import Answer, Loss
 from pipeline.errors import ProblemError, SpecError, WorkerError
 from pipeline.executors import Work
-from pipeline.output import Output
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.pages import ask_for_large_pages
 from pipeline.planning.placement import NODE, Node, workers_on_gpu
 from pipeline.planning.tiling import Tile
 from pipeline.problem.problem import Problem
-from pipeline.receipts import Receipt
-from pipeline.run_files import read_manifest
 from pipeline.spec import Settings
+from pipeline.storage.output import Output
+from pipeline.storage.receipts import Receipt
+from pipeline.storage.run_files import read_manifest
 from pipeline.worker import Worker
 
 WIND_DOWN_SECONDS = 1.5  # at the end of a run that was cut off, for what is being written; Ray kills jobs after three

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from pipeline.errors import SpecError
 from pipeline.handle import Hessian, open_hessian
-from pipeline.output import BLOCK_NORMS
+from pipeline.storage.output import BLOCK_NORMS
 from pipeline.summary import Summary, summarize
 
 if TYPE_CHECKING:

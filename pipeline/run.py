@@ -13,7 +13,6 @@ from pipeline.devices import worker_count
 from pipeline.errors import OutputError, SpecError, VerificationError
 from pipeline.factory import build_problem
 from pipeline.handle import Hessian
-from pipeline.output import Output
 from pipeline.planner import make_plan
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile
@@ -22,8 +21,9 @@ from pipeline.planning.placement import names_cluster
 from pipeline.problem.contexts import differentiable, unchanged
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
-from pipeline.remote import endpoint_for
 from pipeline.spec import JobSpec, Settings, parse
+from pipeline.storage.filesystems import endpoint_for
+from pipeline.storage.output import Output
 
 if TYPE_CHECKING:
     import torch

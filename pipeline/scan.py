@@ -9,15 +9,15 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.ahead import ahead
-from pipeline.chunks import Matrix
 from pipeline.errors import IncompleteError
 from pipeline.handle import Hessian
-from pipeline.output import PARQUET
-from pipeline.parquet import ParquetFiles, file_key
-from pipeline.receipts import own_receipt, read_receipt
-from pipeline.store import chunk_key, tile_keys
-from pipeline.tile_products import StoredProducts, check_vectors
+from pipeline.storage.chunk_codec import Matrix
+from pipeline.storage.output import PARQUET
+from pipeline.storage.parquet_store import ParquetFiles, file_key
+from pipeline.storage.read_ahead import ahead
+from pipeline.storage.receipts import own_receipt, read_receipt
+from pipeline.storage.tile_products import StoredProducts, check_vectors
+from pipeline.storage.zarr_store import chunk_key, tile_keys
 
 Vector = npt.NDArray[np.float64]
 

@@ -11,12 +11,12 @@ from typing import Any, cast
 
 from pipeline.driver import Driver, Pool
 from pipeline.errors import SpecError
-from pipeline.output import Output
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile, at_hand
 from pipeline.planning.tiling import Tile
-from pipeline.receipts import begun_tiles, own_receipt
-from pipeline.run_files import read_manifest
+from pipeline.storage.output import Output
+from pipeline.storage.receipts import begun_tiles, own_receipt
+from pipeline.storage.run_files import read_manifest
 from pipeline.tally import Tally
 from pipeline.virtual import Circumstances, TileSeconds, VirtualPool
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from pipeline.errors import OutputError
 from pipeline.lease import LEASE_SECONDS, read_lease
-from pipeline.output import RECEIPTS, SUCCESS, VERIFY, Output, is_proof
 from pipeline.planning.manifest import Manifest
-from pipeline.receipts import object_sizes
-from pipeline.run_files import read_manifest
+from pipeline.storage.output import RECEIPTS, SUCCESS, VERIFY, Output, is_proof
+from pipeline.storage.receipts import object_sizes
+from pipeline.storage.run_files import read_manifest
 
 
 def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:

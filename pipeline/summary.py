@@ -7,10 +7,10 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.ahead import ahead
 from pipeline.errors import IncompleteError
 from pipeline.handle import Hessian
-from pipeline.receipts import own_receipt
+from pipeline.storage.read_ahead import ahead
+from pipeline.storage.receipts import own_receipt
 
 
 @dataclass(frozen=True)

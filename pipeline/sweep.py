@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError, SpecError
-from pipeline.output import Output
+from pipeline.storage.output import Output
 
 TABLE = "sweep.parquet"
 _NOTES = b"hessian"  # in the file's metadata: the job, and what was seen of checkpoints

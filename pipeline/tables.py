@@ -8,7 +8,6 @@ from rich.table import Table
 
 from pipeline.attempt import Outcome
 from pipeline.errors import mebibytes
-from pipeline.output import Output
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile, at_hand
 from pipeline.planning.memory import (
@@ -16,6 +15,7 @@ from pipeline.planning.memory import (
     PROCESS_BYTES,
 )
 from pipeline.simulator import forecast, measured_in
+from pipeline.storage.output import Output
 
 
 def open_console(*, stderr: bool = False) -> Console:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.receipts import Receipt
+from pipeline.storage.receipts import Receipt
 
 LAST_ERRORS = 5
 

@@ -12,7 +12,6 @@ import torch
 
 from pipeline.handle import Hessian, open_hessian
 from pipeline.identity import require_same
-from pipeline.output import PARQUET
 from pipeline.problem.contexts import differentiable, exact_kernels, unchanged
 from pipeline.problem.double_backward import (
     Vector,
@@ -27,6 +26,7 @@ from pipeline.problem.double_backward import (
 from pipeline.problem.problem import PlacedProblem, Problem
 from pipeline.problem.scales import Products, Yardstick, directions, yardstick
 from pipeline.scan import Scan
+from pipeline.storage.output import PARQUET
 
 # Errors that are let pass, in units of an entry's row and column scales, by the types that compute and store, and by
 # the reference.

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from pipeline.driver import Answer, Loss
 from pipeline.planning.tiling import Tile
-from pipeline.receipts import Receipt
-from pipeline.store import StoredObject
+from pipeline.storage.receipts import Receipt
+from pipeline.storage.zarr_store import StoredObject
 
 HOUR_SECONDS = 3600.0
 SLOWEST, FASTEST = 2.0, 0.5  # worker, over the mean

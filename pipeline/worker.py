@@ -17,16 +17,16 @@ from torch.func import grad
 
 from pipeline.engines import add_batch
 from pipeline.errors import FingerprintError, HessianError, NotFiniteError, ProblemError, TileError
-from pipeline.output import Output
-from pipeline.parquet import ParquetFiles
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.memory import BUFFERED_TILES
 from pipeline.planning.tiling import Tile
 from pipeline.problem.contexts import exact_kernels
 from pipeline.problem.problem import Problem
-from pipeline.receipts import Receipt, receipt_name
-from pipeline.store import MatrixStore, StoredObject
-from pipeline.tile_products import TileProducts, check_vectors
+from pipeline.storage.output import Output
+from pipeline.storage.parquet_store import ParquetFiles
+from pipeline.storage.receipts import Receipt, receipt_name
+from pipeline.storage.tile_products import TileProducts, check_vectors
+from pipeline.storage.zarr_store import MatrixStore, StoredObject
 
 BAND = 64  # rows, which stay in a CPU's cache from one operation to the next
 FEW_ROWS = 1 / 16  # of those before: what is computed below the diagonal then costs less than another pass

@@ -16,9 +16,9 @@ from commands import command
 from torch import nn
 
 from pipeline import CheckpointError, FingerprintError, Problem, ProblemError, compute_hessian, load_checkpoint
-from pipeline.output import Output
 from pipeline.planning.manifest import Fingerprint
-from pipeline.run_files import read_manifest
+from pipeline.storage.output import Output
+from pipeline.storage.run_files import read_manifest
 
 X, Y = torch.randn(9, 5, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
 

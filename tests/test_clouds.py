@@ -16,7 +16,7 @@ import zoo
 from commands import command, refused
 
 from pipeline import OutputError, compute_hessian, open_hessian, patience, remote, verify_hessian
-from pipeline.output import Output
+from pipeline.storage.output import Output
 
 JOB = Path(__file__).parents[1] / "jobs" / "digits_mlp.yaml"
 SMALL = ["problem_args.hidden=6", "problem_args.steps=5", "chunk=128", "workers=2", "formats=[zarr, parquet]"]

@@ -22,8 +22,8 @@ from pipeline.checkpoint import read_checkpoint
 from pipeline.due import list_checkpoints
 from pipeline.errors import Terminated
 from pipeline.factory import build_problem
-from pipeline.output import Output
 from pipeline.schedule import load_schedule
+from pipeline.storage.output import Output
 from pipeline.sweep import natural
 
 JOBS = Path(__file__).parents[1] / "jobs"

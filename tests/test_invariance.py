@@ -11,9 +11,9 @@ from oracle import block_error
 from torch import nn
 
 from pipeline import Problem, compute_hessian, open_hessian
-from pipeline.output import SUCCESS, Output
-from pipeline.receipts import missing_tiles
-from pipeline.run_files import read_manifest
+from pipeline.storage.output import SUCCESS, Output
+from pipeline.storage.receipts import missing_tiles
+from pipeline.storage.run_files import read_manifest
 
 TRUTH = {make: make().truth() for make in (zoo.layer_norm, zoo.weighted_ignored, zoo.uneven_batches)}
 

@@ -12,8 +12,8 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 from gcsfs.retry import HttpError
 from s3fs.errors import translate_boto_error
 
-from pipeline import patience
-from pipeline.patience import http_status, is_transient, patient
+from pipeline.storage import retries
+from pipeline.storage.retries import http_status, is_transient, patient
 
 
 def s3(code, status):
@@ -92,7 +92,7 @@ async def refused_later():
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_what_is_given_up_is_not_tried_again(monkeypatch, call, when):
     """Whoever waits for the next attempt, with a thread or a coroutine, is woken."""
-    monkeypatch.setattr(patience, "LONGEST_WAIT_SECONDS", 0)
+    monkeypatch.setattr(retries, "LONGEST_WAIT_SECONDS", 0)
     given_up = Event()
     attempts = []
     function = refused if call is patient else refused_later
@@ -101,7 +101,7 @@ def test_what_is_given_up_is_not_tried_again(monkeypatch, call, when):
         attempts.append(state.attempt_number)
         given_up.set()
 
-    monkeypatch.setattr(patience, "_note", noted)
+    monkeypatch.setattr(retries, "_note", noted)
     if when == "before":
         given_up.set()
     with pytest.raises(ConnectionResetError):

@@ -16,9 +16,9 @@ import torch
 import zoo
 
 from pipeline import ProblemError, SpecError, compute_hessian, open_hessian, ray_executor
-from pipeline.output import Output
 from pipeline.ray_pool import Actor
 from pipeline.spec import Settings
+from pipeline.storage.output import Output
 
 JOB = Path(__file__).parents[1] / "jobs" / "digits_mlp.yaml"
 SMALL = ["--set", "problem_args.hidden=12", "--set", "problem_args.steps=5", "--set", "chunk=64", "--set", "workers=2"]

@@ -14,9 +14,9 @@ import zoo
 from zarr.storage import MemoryStore
 
 from pipeline import BlockError, IncompleteError, OutputError, compute_hessian, open_hessian
-from pipeline.chunks import ChunkCodec, zarr_codecs
-from pipeline.output import MATRIX, Output
-from pipeline.store import chunk_key
+from pipeline.storage.chunk_codec import ChunkCodec, zarr_codecs
+from pipeline.storage.output import MATRIX, Output
+from pipeline.storage.zarr_store import chunk_key
 
 
 @pytest.fixture(params=["local", "memory"])

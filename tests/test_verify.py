@@ -24,7 +24,7 @@ from pipeline import (
 )
 from pipeline.engines import ENGINES
 from pipeline.engines.jacrev import Jacrev
-from pipeline.store import MatrixStore
+from pipeline.storage.zarr_store import MatrixStore
 from pipeline.verify import check
 
 

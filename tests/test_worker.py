@@ -14,7 +14,7 @@ from pipeline import NotFiniteError, OutputError, Problem, compute_hessian
 from pipeline.engines import ENGINES
 from pipeline.engines.jacrev import Jacrev
 from pipeline.problem.batches import sample_count
-from pipeline.receipts import read_receipt
+from pipeline.storage.receipts import read_receipt
 from pipeline.worker import Worker
 
 SETTINGS = {"executor": "serial", "engine": "jacrev", "dtype": "float64", "chunk": 16, "verify": False}

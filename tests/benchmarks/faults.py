@@ -39,11 +39,11 @@ from runs import planned_copy  # noqa: E402
 
 from pipeline import lease, ray_executor  # noqa: E402
 from pipeline.driver import Driver  # noqa: E402
-from pipeline.output import Output  # noqa: E402
 from pipeline.progress import Reporter  # noqa: E402
-from pipeline.receipts import read_receipt, receipt_name  # noqa: E402
 from pipeline.run import run  # noqa: E402
 from pipeline.spec import Settings  # noqa: E402
+from pipeline.storage.output import Output  # noqa: E402
+from pipeline.storage.receipts import read_receipt, receipt_name  # noqa: E402
 
 SAMPLES = 2500
 LARGE = Settings(dtype="float32", tile=(5, 5), symmetry="upper", workers=2, verify=False)

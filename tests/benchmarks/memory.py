@@ -16,9 +16,9 @@ from torch import nn
 
 from pipeline import Problem
 from pipeline.planner import make_plan
-from pipeline.receipts import read_receipt
 from pipeline.run import run
 from pipeline.spec import Settings
+from pipeline.storage.receipts import read_receipt
 
 WIDTHS = (13, 27, 108)  # P = 985, 2,035, 8,110
 TILES = ((1, 1), (1, 64))

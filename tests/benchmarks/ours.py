@@ -18,12 +18,12 @@ from torch import nn
 
 from pipeline import Problem
 from pipeline.factory import build_problem
-from pipeline.output import Output
 from pipeline.planner import make_plan
 from pipeline.planning.placement import Staff
 from pipeline.probe import torch_threads
 from pipeline.spec import Settings
-from pipeline.store import MatrixStore
+from pipeline.storage.output import Output
+from pipeline.storage.zarr_store import MatrixStore
 from pipeline.worker import Worker
 
 WARM_UP = 3  # calls, until the system has its memory

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from jobs import digits, mnist
 from pipeline import compute_hessian, verify_hessian
-from pipeline.store import MatrixStore
+from pipeline.storage.zarr_store import MatrixStore
 
 SIZE = 1e-3
 RESULTS = Path(__file__).parent / "results"

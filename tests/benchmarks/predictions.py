@@ -20,8 +20,8 @@ import torch
 from pipeline import run
 from pipeline.planning.machine_profiles import CPU_START_SECONDS
 from pipeline.progress import Reporter
-from pipeline.receipts import read_receipt
 from pipeline.spec import load_job
+from pipeline.storage.receipts import read_receipt
 
 JOBS = Path(__file__).parents[2] / "jobs"
 WITHIN = 0.2

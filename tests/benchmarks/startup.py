@@ -34,12 +34,12 @@ from torch import nn
 from pipeline import Problem
 from pipeline.executors import Work
 from pipeline.identity import save_weights
-from pipeline.output import Output
 from pipeline.planner import make_plan
 from pipeline.ray_pool import pickled
-from pipeline.run_files import write_manifest
 from pipeline.spec import Settings
-from pipeline.store import MatrixStore
+from pipeline.storage.output import Output
+from pipeline.storage.run_files import write_manifest
+from pipeline.storage.zarr_store import MatrixStore
 
 REPEATS = 3
 BALLAST = {"small": 0, "256 MiB": 2**28}  # bytes that the problem has beside its few samples

@@ -32,11 +32,11 @@ import clouds  # noqa: E402
 import digits  # noqa: E402
 
 from pipeline import compute_hessian  # noqa: E402
-from pipeline.ahead import READERS  # noqa: E402
-from pipeline.chunks import ChunkCodec  # noqa: E402
 from pipeline.handle import Hessian  # noqa: E402
-from pipeline.output import MATRIX, Output  # noqa: E402
-from pipeline.store import MatrixStore, chunk_key  # noqa: E402
+from pipeline.storage.chunk_codec import ChunkCodec  # noqa: E402
+from pipeline.storage.output import MATRIX, Output  # noqa: E402
+from pipeline.storage.read_ahead import READERS  # noqa: E402
+from pipeline.storage.zarr_store import MatrixStore, chunk_key  # noqa: E402
 
 CHUNK, PUTS = 1024, 4
 CODECS = ("none", "lz4", "zstd")

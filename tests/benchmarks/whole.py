@@ -23,12 +23,12 @@ import torch
 from ours import worker_of
 
 from pipeline.factory import build_problem
-from pipeline.output import MATRIX, Output
 from pipeline.planner import make_plan
 from pipeline.planning.pages import ask_for_large_pages
-from pipeline.receipts import read_receipt
 from pipeline.run import run
 from pipeline.spec import Settings
+from pipeline.storage.output import MATRIX, Output
+from pipeline.storage.receipts import read_receipt
 
 JOBS = Path(__file__).parents[2] / "jobs"
 ROOM_BYTES = 8 * 2**30

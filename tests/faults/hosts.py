@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.output import Output
+from pipeline.storage.output import Output
 
 NETWORK = "10.77.0"  # in the namespaces alone
 RAY = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats")
@@ -159,7 +159,7 @@ class RayHosts:
         """Put the objects of a local output into the bucket, but for those whose names begin so."""
         names = [name for name in Output(str(folder)).sizes() if not name.startswith(left_out)]
         program = (
-            "from pipeline.output import Output; import sys; here, there, *names = sys.argv[1:]\n"
+            "from pipeline.storage.output import Output; import sys; here, there, *names = sys.argv[1:]\n"
             "for name in names: Output(there).put(name, Output(here).get(name))"
         )
         found = self.hosts.run("head", *self._environment, sys.executable, "-c", program, str(folder), url, *names)

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import zoo
 
 from pipeline.attempt import Outcome
-from pipeline.output import SUCCESS, VERIFY, Output
 from pipeline.progress import Reporter
-from pipeline.receipts import read_receipt
 from pipeline.run import run
-from pipeline.run_files import read_manifest
 from pipeline.spec import Settings
+from pipeline.storage.output import SUCCESS, VERIFY, Output
+from pipeline.storage.receipts import read_receipt
+from pipeline.storage.run_files import read_manifest
 
 # Sizes are given, so that every plan is the same; P = 59.
 COMMON = {"executor": "serial", "dtype": "float64", "engine": "factored", "microbatch": 7, "row_group": 32}

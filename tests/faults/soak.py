@@ -38,9 +38,9 @@ from runs import planned_copy  # noqa: E402
 
 from pipeline import open_hessian  # noqa: E402
 from pipeline.audit import audit_output  # noqa: E402
-from pipeline.output import RECEIPTS, Output  # noqa: E402
 from pipeline.run import run  # noqa: E402
 from pipeline.spec import Settings, load_job  # noqa: E402
+from pipeline.storage.output import RECEIPTS, Output  # noqa: E402
 
 NODES = 3
 HIDDEN, CHUNK = 44, 8  # P = 622, 3,081 tiles

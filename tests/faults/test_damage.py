@@ -11,10 +11,10 @@ from runs import finish_times, undisturbed
 from pipeline import IncompleteError, VerificationError, compute_hessian
 from pipeline.audit import SHOWN
 from pipeline.errors import OutputError, StoppedError
-from pipeline.output import Output
 from pipeline.progress import Reporter
 from pipeline.run import run
 from pipeline.status import status
+from pipeline.storage.output import Output
 
 
 class Said(Reporter):

@@ -15,10 +15,10 @@ import trouble
 
 from pipeline import LeaseError, open_hessian
 from pipeline.lease import LEASE_SECONDS, Lease
-from pipeline.output import Output
 from pipeline.run import run
 from pipeline.spec import Settings
 from pipeline.status import status
+from pipeline.storage.output import Output
 
 JOB = Path(__file__).parent / "trouble.yaml"
 TILES = 45

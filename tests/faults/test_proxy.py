@@ -6,7 +6,7 @@ import clouds
 import pytest
 from proxy import call, cut_before, cut_in_body, delay, lose_answer, mixture, passing, proxied, refuse, stale
 
-from pipeline.output import Output
+from pipeline.storage.output import Output
 
 BODY = b"0123456789" * 1000
 

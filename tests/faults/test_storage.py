@@ -14,9 +14,9 @@ from runs import finish_times, undisturbed
 
 from pipeline.errors import StoppedError, TileError
 from pipeline.lease import Lease
-from pipeline.output import Output
 from pipeline.progress import Reporter
 from pipeline.status import status
+from pipeline.storage.output import Output
 
 CHUNK_PUT = {"method": "PUT", "path": "/hessian.zarr/c/"}
 TRANSIENT = {

@@ -18,13 +18,13 @@ from nodes import Nodes
 from runs import RESULTS
 
 from pipeline import NotFiniteError, TileError, WorkerError
-from pipeline.output import Output
 from pipeline.progress import Reporter
-from pipeline.receipts import read_receipt
 from pipeline.run import run
-from pipeline.run_files import read_manifest
 from pipeline.spec import Settings
 from pipeline.status import status
+from pipeline.storage.output import Output
+from pipeline.storage.receipts import read_receipt
+from pipeline.storage.run_files import read_manifest
 from pipeline.worker import Worker
 
 SETTINGS = {"dtype": "float64", "chunk": 16, "tile": (1, 1), "engine": "jacrev", "row_group": 16, "microbatch": 8}

@@ -27,14 +27,14 @@ from pipeline import (
     open_hessian,
     verify_hessian,
 )
-from pipeline.output import Output
-from pipeline.parquet import (
+from pipeline.planning.tiling import require_room_in_lists
+from pipeline.status import status
+from pipeline.storage.output import Output
+from pipeline.storage.parquet_store import (
     decode,
 )
-from pipeline.planning.tiling import require_room_in_lists
-from pipeline.receipts import read_receipt, record_files
-from pipeline.status import status
-from pipeline.store import StoredObject
+from pipeline.storage.receipts import read_receipt, record_files
+from pipeline.storage.zarr_store import StoredObject
 
 
 def with_pyarrow(folder):

@@ -1,8 +1,8 @@
 """The manifest of a run as an object in its output."""
 
 from pipeline.errors import OutputError
-from pipeline.output import MANIFEST, Output
 from pipeline.planning.manifest import FORMAT, Manifest
+from pipeline.storage.output import MANIFEST, Output
 
 
 def write_manifest(output: Output, manifest: Manifest) -> None:

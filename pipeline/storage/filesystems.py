@@ -18,7 +18,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, WrapperStore
 
 from pipeline.errors import HessianError, OutputError, UnreachableError
-from pipeline.patience import http_status, is_transient, patient
+from pipeline.storage.retries import http_status, is_transient, patient
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 ANSWER_SECONDS = 15  # for the first request to a cloud

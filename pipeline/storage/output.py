@@ -17,8 +17,8 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
 from pipeline.errors import OutputError, mebibytes
-from pipeline.patience import http_status, patient
-from pipeline.remote import at_once, endpoint_for, explained, open_filesystem, zarr_store
+from pipeline.storage.filesystems import at_once, endpoint_for, explained, open_filesystem, zarr_store
+from pipeline.storage.retries import http_status, patient
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.chunks import Matrix
 from pipeline.errors import IncompleteError, in_words
-from pipeline.output import PARQUET, Output
 from pipeline.planning.manifest import Manifest
-from pipeline.store import StoredObject
+from pipeline.storage.chunk_codec import Matrix
+from pipeline.storage.output import PARQUET, Output
+from pipeline.storage.zarr_store import StoredObject
 
 
 def file_key(i: int, j: int) -> str:

@@ -11,13 +11,13 @@ import zarr
 from zarr.abc.store import Store
 from zarr.errors import ZarrUserWarning
 
-from pipeline.ahead import ahead
-from pipeline.chunks import ChunkCodec, Matrix, ending_checksum, zarr_codecs
 from pipeline.errors import IncompleteError, OutputError, in_words
-from pipeline.output import GRADIENT, MATRIX, Output
-from pipeline.patience import patient
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.tiling import Tile
+from pipeline.storage.chunk_codec import ChunkCodec, Matrix, ending_checksum, zarr_codecs
+from pipeline.storage.output import GRADIENT, MATRIX, Output
+from pipeline.storage.read_ahead import ahead
+from pipeline.storage.retries import patient
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from functools import partial
 
 from pydantic import ConfigDict, TypeAdapter
 
-from pipeline.ahead import ahead
 from pipeline.errors import IncompleteError
-from pipeline.output import PARQUET, RECEIPTS, Output
-from pipeline.parquet import file_key
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.tiling import Tile
-from pipeline.store import StoredObject, stored_sizes, tile_keys
+from pipeline.storage.output import PARQUET, RECEIPTS, Output
+from pipeline.storage.parquet_store import file_key
+from pipeline.storage.read_ahead import ahead
+from pipeline.storage.zarr_store import StoredObject, stored_sizes, tile_keys
 
 RECEIPT_READERS = 32  # at a time: a run of 1e5 tiles has as many of these small objects
 
