@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from pipeline.audit import REMEDY, audit, listed_faults
-from pipeline.devices import device_of
+from pipeline.engines.devices import device_of
 from pipeline.errors import OutputError, StoppedError, VerificationError
 from pipeline.executors import Executor, Serial, Work
 from pipeline.handle import Hessian

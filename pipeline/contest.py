@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from pipeline.engines.cost import HABITS, Segment, measure
 from pipeline.engines.stages import Application
 from pipeline.planning.verdict import ParameterVerdict, PreflightVerdict
-from pipeline.probe import HABITS, Segment, measure
 from pipeline.problem.problem import PlacedProblem
 
 FEW_SAMPLES = 8  # of the first call

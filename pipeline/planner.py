@@ -12,8 +12,9 @@ from importlib.metadata import version
 import torch
 
 from pipeline.contest import take_faster
-from pipeline.devices import allowed_device_bytes, device_name, device_of, local_staff, require_device
-from pipeline.engines import ENGINES, add_batch, applications
+from pipeline.engines.cost import PROBE_SAMPLES, Segment, torch_threads
+from pipeline.engines.devices import allowed_device_bytes, device_name, device_of, local_staff, require_device
+from pipeline.engines.registry import ENGINES, add_batch, applications
 from pipeline.engines.stages import Application
 from pipeline.errors import BlockError
 from pipeline.planning.costs import Finishing
@@ -33,7 +34,6 @@ from pipeline.planning.placement import Staff
 from pipeline.planning.tile_shapes import choose_tiling
 from pipeline.planning.tiling import MAX_CHUNK, Tile, TilingPlan, plan_tiles
 from pipeline.preflight import preflight
-from pipeline.probe import PROBE_SAMPLES, Segment, torch_threads
 from pipeline.problem.contexts import exact_kernels, unchanged
 from pipeline.problem.double_backward import (
     evaluate,

@@ -23,12 +23,12 @@ from pipeline.contract import (
 )
 from pipeline.culprit import wrong_module
 from pipeline.derivatives import second_error, slope_error
-from pipeline.engines import ENGINES, applications
+from pipeline.engines.cost import PROBE_SAMPLES
+from pipeline.engines.registry import ENGINES, applications
 from pipeline.engines.stages import Application
 from pipeline.errors import HessianError, ProblemError, in_words
 from pipeline.planning.parameters import Parameter
 from pipeline.planning.verdict import ParameterVerdict, PreflightVerdict
-from pipeline.probe import PROBE_SAMPLES
 from pipeline.problem.contexts import applied_contexts, exact_kernels, unchanged
 from pipeline.problem.double_backward import (
     Vector,

@@ -12,8 +12,8 @@ import ray
 from ray.exceptions import NodeDiedError, RayError, RayTaskError
 from ray.experimental.internal_kv import _internal_kv_get
 
-from pipeline.devices import device_of, require_device, worker_count
 from pipeline.driver import LOOK_SECONDS, MOST_FAILED_STARTS, START_SECONDS, Driver
+from pipeline.engines.devices import device_of, require_device, worker_count
 from pipeline.errors import SpecError, WorkerError
 from pipeline.executors import Work
 from pipeline.planner import make_plan

@@ -17,8 +17,8 @@ import torch
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util import metrics
 
-from pipeline.devices import device_of, require_device
 from pipeline.driver import Answer, Loss
+from pipeline.engines.devices import device_of, require_device
 from pipeline.errors import ProblemError, SpecError, WorkerError
 from pipeline.executors import Work
 from pipeline.planning.manifest import Manifest

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.attempt import Attempt, Outcome
 from pipeline.checkpoint import load_checkpoint
-from pipeline.devices import worker_count
+from pipeline.engines.devices import worker_count
 from pipeline.errors import OutputError, SpecError, VerificationError
 from pipeline.factory import build_problem
 from pipeline.handle import Hessian

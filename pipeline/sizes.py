@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.errors import MemoryRefusedError, mebibytes
-from pipeline.planning.costs import Measured
-from pipeline.planning.verdict import EngineSizes
-from pipeline.probe import (
+from pipeline.engines.cost import (
     HABITS,
     PROBE_SAMPLES,
     Habit,
     Segment,
     measure,
 )
+from pipeline.errors import MemoryRefusedError, mebibytes
+from pipeline.planning.costs import Measured
+from pipeline.planning.verdict import EngineSizes
 from pipeline.problem.batches import sample_count
 from pipeline.problem.problem import PlacedProblem
 

@@ -10,14 +10,14 @@ from dataclasses import replace
 
 import torch
 
-from pipeline.planning.costs import Measured, Timing
-from pipeline.planning.verdict import EngineSizes
-from pipeline.probe import (
+from pipeline.engines.cost import (
     Segment,
     batch_of,
     call_engine,
     rows_of,
 )
+from pipeline.planning.costs import Measured, Timing
+from pipeline.planning.verdict import EngineSizes
 from pipeline.problem.contexts import exact_kernels
 from pipeline.problem.problem import PlacedProblem
 

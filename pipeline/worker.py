@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from pipeline.engines import add_batch
+from pipeline.engines.registry import add_batch
 from pipeline.errors import FingerprintError, HessianError, NotFiniteError, ProblemError, TileError
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.memory import BUFFERED_TILES

@@ -7,9 +7,9 @@ import zoo
 from oracle import block_error
 
 from pipeline import Problem, compute_hessian
-from pipeline.engines import ENGINES
+from pipeline.engines.meter import metered
+from pipeline.engines.registry import ENGINES
 from pipeline.engines.stages import NotFactoredError
-from pipeline.meter import metered
 from pipeline.problem.contexts import exact_kernels
 
 GENERAL = ["jacrev", "rows"]  # for any parameter

@@ -7,7 +7,7 @@ import zoo
 from torch import nn
 
 from pipeline import BlockError, Problem, compute_hessian
-from pipeline.engines import ENGINES, directions, factored
+from pipeline.engines.registry import ENGINES, directions, factored
 
 SETTINGS = {"executor": "serial", "dtype": "float64"}
 

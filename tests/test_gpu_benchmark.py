@@ -19,7 +19,7 @@ sys.argv[0] = {str(BENCHMARKS / "gpu.py")!r}
 # Wrong by a thousandth in its last column, and only where more rows are asked for than preflight looks at.
 SPOILT = """
 import bare
-from pipeline.engines import ENGINES
+from pipeline.engines.registry import ENGINES
 class Spoilt(ENGINES["factored"]):
     def add(self, batch, rows, cols, out):
         super().add(batch, rows, cols, out)

@@ -7,8 +7,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import Problem
-from pipeline.meter import metered
-from pipeline.probe import Segment
+from pipeline.engines.cost import Segment
+from pipeline.engines.meter import metered
 from pipeline.problem.contexts import exact_kernels
 from pipeline.sizes import choose_sizes
 

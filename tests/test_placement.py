@@ -17,7 +17,7 @@ from ray.experimental import get_object_locations
 from torch import nn
 
 from pipeline import Problem, ProblemError, SpecError, ray_executor
-from pipeline.devices import worker_count
+from pipeline.engines.devices import worker_count
 from pipeline.planner import make_plan
 from pipeline.planning.job_plan import common_plan
 from pipeline.planning.memory import MemoryRefusedError, WorkerMemory

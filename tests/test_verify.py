@@ -22,8 +22,8 @@ from pipeline import (
     open_hessian,
     verify_hessian,
 )
-from pipeline.engines import ENGINES
 from pipeline.engines.jacrev import Jacrev
+from pipeline.engines.registry import ENGINES
 from pipeline.storage.zarr_store import MatrixStore
 from pipeline.verify import check
 
@@ -240,7 +240,7 @@ FACTORY = """
 from pathlib import Path
 import torch
 from zoo import mlp
-from pipeline.engines import ENGINES
+from pipeline.engines.registry import ENGINES
 from pipeline.engines.jacrev import Jacrev
 
 class Wrong(Jacrev):

@@ -11,8 +11,8 @@ import zoo
 from torch import nn
 
 from pipeline import NotFiniteError, OutputError, Problem, compute_hessian
-from pipeline.engines import ENGINES
 from pipeline.engines.jacrev import Jacrev
+from pipeline.engines.registry import ENGINES
 from pipeline.problem.batches import sample_count
 from pipeline.storage.receipts import read_receipt
 from pipeline.worker import Worker

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
-from pipeline.engines.directions import pull_back_each
+from pipeline.engines.pullback import pull_back_each
 from pipeline.planning.parameters import Parameter
 from pipeline.problem.batches import Batch
 from pipeline.problem.problem import PlacedProblem

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.func import debug_unwrap, grad, vjp
 
-from pipeline.engines.directions import pull_back_each
-from pipeline.engines.uses import Use, Uses
+from pipeline.engines.linear_uses import Use, Uses
+from pipeline.engines.pullback import pull_back_each
 from pipeline.planning.parameters import Parameter
 from pipeline.problem.batches import Batch, microbatches, sample_count
 from pipeline.problem.problem import PlacedProblem

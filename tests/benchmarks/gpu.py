@@ -28,7 +28,7 @@ from torch import nn
 from triangle import SAME, attempt, chosen_engines, classifier, hessian, in_words, kernels, mlp, quietly, synchronize
 
 from pipeline import ProblemError
-from pipeline.engines import ENGINES
+from pipeline.engines.registry import ENGINES
 from pipeline.problem.contexts import unchanged
 
 DIFFERENCES, COARSE = 1e-6, 1e-5  # against differences; where a part of a loss is rounded to less than float64

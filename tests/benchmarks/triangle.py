@@ -13,7 +13,7 @@ from bare import ROOT
 from torch import nn
 
 from pipeline import Problem
-from pipeline.engines import ENGINES
+from pipeline.engines.registry import ENGINES
 from pipeline.preflight import preflight
 from pipeline.problem.contexts import exact_kernels
 from pipeline.problem.double_backward import MOST_SAMPLES

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import Problem
-from pipeline.engines import ENGINES
+from pipeline.engines.registry import ENGINES
 from pipeline.planning.tiling import default_chunk, plan_tiles
 from pipeline.problem.contexts import exact_kernels
 

@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pipeline.engines import add_batch
+from pipeline.engines.meter import metered
+from pipeline.engines.registry import add_batch
 from pipeline.engines.stages import Application
 from pipeline.errors import HessianError, ProblemError, in_words
-from pipeline.meter import metered
 from pipeline.planning.costs import Measured, work
 from pipeline.planning.parameters import Parameter
 from pipeline.problem.batches import Batch, sample_count
