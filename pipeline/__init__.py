@@ -28,20 +28,20 @@ from pipeline.errors import (
 
 if TYPE_CHECKING:
     from pipeline.checkpoint import load_checkpoint
-    from pipeline.export import export_hessian
-    from pipeline.handle import Hessian, open_hessian
     from pipeline.problem.problem import Problem
+    from pipeline.results.export import export_hessian
+    from pipeline.results.hessian import Hessian, open_hessian
+    from pipeline.results.verify import verify_hessian
     from pipeline.run import compute_hessian
-    from pipeline.verify import verify_hessian
 
 _LAZY = {
-    "Hessian": "pipeline.handle",
-    "open_hessian": "pipeline.handle",
+    "Hessian": "pipeline.results.hessian",
+    "open_hessian": "pipeline.results.hessian",
     "Problem": "pipeline.problem.problem",
     "load_checkpoint": "pipeline.checkpoint",
     "compute_hessian": "pipeline.run",
-    "export_hessian": "pipeline.export",
-    "verify_hessian": "pipeline.verify",
+    "export_hessian": "pipeline.results.export",
+    "verify_hessian": "pipeline.results.verify",
 }
 
 __all__ = [

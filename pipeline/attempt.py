@@ -7,18 +7,19 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from pipeline.audit import REMEDY, audit, listed_faults
 from pipeline.engines.devices import device_of
 from pipeline.errors import OutputError, StoppedError, VerificationError
 from pipeline.executors import Executor, Serial, Work
-from pipeline.handle import Hessian
-from pipeline.identity import require_same, require_same_settings, save_weights
 from pipeline.lease import Lease
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.tiling import Tile
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
+from pipeline.results.fingerprint_check import require_same, require_same_settings, save_weights
+from pipeline.results.hessian import Hessian
+from pipeline.results.receipt_audit import REMEDY, audit, listed_faults
+from pipeline.results.verify import Verification, check
 from pipeline.spec import Settings
 from pipeline.storage.filesystems import explained
 from pipeline.storage.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output, is_proof
@@ -26,7 +27,6 @@ from pipeline.storage.receipts import begun_tiles, largest_first, missing_tiles,
 from pipeline.storage.run_files import read_manifest, write_manifest
 from pipeline.storage.zarr_store import MatrixStore
 from pipeline.tally import Tally
-from pipeline.verify import Verification, check
 
 _OURS = (LEASE, WEIGHTS, GROUP, MATRIX, GRADIENT, RECEIPTS)  # what a run leaves that was cut off before its manifest
 

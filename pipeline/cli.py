@@ -102,12 +102,12 @@ def verify_command(
     if chunks:
         _verify_chunks(url, endpoint_url)
         return
-    from pipeline.audit import REMEDY
     from pipeline.errors import VerificationError
-    from pipeline.handle import open_hessian
+    from pipeline.results.hessian import open_hessian
+    from pipeline.results.receipt_audit import REMEDY
+    from pipeline.results.verify import verify_hessian
     from pipeline.run import load_problem
     from pipeline.spec import load_job
-    from pipeline.verify import verify_hessian
 
     hessian = open_hessian(url, endpoint_url)
     problem = None if job is None else load_problem(load_job(job, overrides), job.parent)
@@ -128,8 +128,8 @@ def export_command(url: str, dest: str | None, kind: Literal["parquet", "npy"], 
 
     Parquet goes into the output itself where no DEST is given; a .npy file needs a local one.
     """
-    from pipeline.export import export_hessian
     from pipeline.progress import ConsoleReporter
+    from pipeline.results.export import export_hessian
     from pipeline.tables import open_console
 
     reporter = ConsoleReporter(open_console(stderr=True))
@@ -270,8 +270,8 @@ def _say(text: str) -> None:
 
 def _verify_chunks(url: str, endpoint_url: str | None) -> None:
     """Read back what is there, and list what is at fault."""
-    from pipeline.audit import REMEDY, audit_output, listed_faults
     from pipeline.errors import VerificationError
+    from pipeline.results.receipt_audit import REMEDY, audit_output, listed_faults
 
     found = audit_output(url, endpoint_url)
     objects, faults = sum(a.objects for a in found), sum(len(a.faults) for a in found)

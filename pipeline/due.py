@@ -10,10 +10,10 @@ from typing import Any
 
 from pipeline.checkpoint import Checkpoint, place_checkpoint, read_checkpoint
 from pipeline.errors import FAILED, RESUMABLE, CheckpointError, HessianError, SweepError, in_words
-from pipeline.handle import Hessian
 from pipeline.lease import Lease
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
+from pipeline.results.hessian import Hessian
 from pipeline.run import load_problem, run
 from pipeline.schedule import ScheduleSpec, load_schedule
 from pipeline.spec import JobSpec

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import SpecError
-from pipeline.handle import Hessian, open_hessian
+from pipeline.results.hessian import Hessian, open_hessian
 from pipeline.storage.output import BLOCK_NORMS
 from pipeline.summary import Summary, summarize
 

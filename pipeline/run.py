@@ -12,7 +12,6 @@ from pipeline.checkpoint import load_checkpoint
 from pipeline.engines.devices import worker_count
 from pipeline.errors import OutputError, SpecError, VerificationError
 from pipeline.factory import build_problem
-from pipeline.handle import Hessian
 from pipeline.planner import make_plan
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile
@@ -21,6 +20,7 @@ from pipeline.planning.placement import names_cluster
 from pipeline.problem.contexts import differentiable, unchanged
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
+from pipeline.results.hessian import Hessian
 from pipeline.spec import JobSpec, Settings, parse
 from pipeline.storage.filesystems import endpoint_for
 from pipeline.storage.output import Output

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import IncompleteError
-from pipeline.handle import Hessian
+from pipeline.results.hessian import Hessian
 from pipeline.storage.read_ahead import ahead
 from pipeline.storage.receipts import own_receipt
 

@@ -264,7 +264,7 @@ def test_a_minimum_is_known_again(tmp_path, monkeypatch):
     model.weight.data = torch.linalg.lstsq(X, Y).solution.T.contiguous()
     problem, options = Problem(model, nn.MSELoss(), (X, Y)), {"executor": "serial", "engine": "jacrev"}
     compute_hessian(problem, str(tmp_path), **options)
-    monkeypatch.setattr("pipeline.identity.reference_samples", lambda _: 7)
+    monkeypatch.setattr("pipeline.results.fingerprint_check.reference_samples", lambda _: 7)
     again = compute_hessian(problem, str(tmp_path), **options, check=True)
     assert np.abs(again.gradient).max() < 1e-14
     for other in (nn.L1Loss(), lambda out, y: (out - y).square().mean() + 1e-7 * (out - out.detach()).mean()):

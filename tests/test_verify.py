@@ -12,7 +12,7 @@ import zarr
 import zoo
 from oracle import block_error
 
-import pipeline.verify
+import pipeline.results.verify
 from pipeline import (
     FingerprintError,
     IncompleteError,
@@ -24,8 +24,8 @@ from pipeline import (
 )
 from pipeline.engines.jacrev import Jacrev
 from pipeline.engines.registry import ENGINES
+from pipeline.results.verify import check
 from pipeline.storage.zarr_store import MatrixStore
-from pipeline.verify import check
 
 
 def compute(path, make=zoo.mlp, **options):
@@ -132,7 +132,7 @@ def test_a_bit_flipped_before_encoding_is_found_and_mended(tmp_path, monkeypatch
 
 def test_a_failed_proof_keeps_the_matrix(tmp_path, monkeypatch):
     """Also one that is in memory only."""
-    monkeypatch.setattr("pipeline.verify.TOLERANCE", dict.fromkeys(pipeline.verify.TOLERANCE, -1.0))
+    monkeypatch.setattr("pipeline.results.verify.TOLERANCE", dict.fromkeys(pipeline.results.verify.TOLERANCE, -1.0))
     for output in (None, str(tmp_path)):
         with pytest.raises(VerificationError, match=r"The matrix is kept, unproven.*unproven=True") as caught:
             compute_hessian(zoo.mlp().problem, output, executor="serial", dtype="float64")
@@ -152,7 +152,7 @@ def test_a_manifest_is_not_believed(tmp_path):
     changed.write(H.output)
     with pytest.raises(FingerprintError, match=r"the weight is 7.0, stored 14.0"):
         verify_hessian(str(tmp_path), zoo.mlp().problem)
-    found = check(pipeline.handle.Hessian(H.output, changed), zoo.mlp().problem, parquet=False)
+    found = check(pipeline.results.hessian.Hessian(H.output, changed), zoo.mlp().problem, parquet=False)
     assert found.faults == ["the manifest's total weight is 14, the problem's 7"]
 
 

@@ -33,9 +33,9 @@ from torch import nn
 
 from pipeline import Problem
 from pipeline.executors import Work
-from pipeline.identity import save_weights
 from pipeline.planner import make_plan
 from pipeline.ray_pool import pickled
+from pipeline.results.fingerprint_check import save_weights
 from pipeline.spec import Settings
 from pipeline.storage.output import Output
 from pipeline.storage.run_files import write_manifest

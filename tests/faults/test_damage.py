@@ -9,9 +9,9 @@ from proxy import refuse
 from runs import finish_times, undisturbed
 
 from pipeline import IncompleteError, VerificationError, compute_hessian
-from pipeline.audit import SHOWN
 from pipeline.errors import OutputError, StoppedError
 from pipeline.progress import Reporter
+from pipeline.results.receipt_audit import SHOWN
 from pipeline.run import run
 from pipeline.status import status
 from pipeline.storage.output import Output

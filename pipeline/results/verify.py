@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.handle import Hessian, open_hessian
-from pipeline.identity import require_same
 from pipeline.problem.contexts import differentiable, exact_kernels, unchanged
 from pipeline.problem.double_backward import (
     Vector,
@@ -25,7 +23,9 @@ from pipeline.problem.double_backward import (
 )
 from pipeline.problem.problem import PlacedProblem, Problem
 from pipeline.problem.scales import Products, Yardstick, directions, yardstick
-from pipeline.scan import Scan
+from pipeline.results.chunk_scan import Scan
+from pipeline.results.fingerprint_check import require_same
+from pipeline.results.hessian import Hessian, open_hessian
 from pipeline.storage.output import PARQUET
 
 # Errors that are let pass, in units of an entry's row and column scales, by the types that compute and store, and by

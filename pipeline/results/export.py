@@ -9,9 +9,9 @@ import fsspec
 import numpy as np
 
 from pipeline.errors import IncompleteError, OutputError, SpecError
-from pipeline.handle import Hessian, open_hessian
 from pipeline.planning.tiling import require_room_in_lists
 from pipeline.progress import Reporter
+from pipeline.results.hessian import Hessian, open_hessian
 from pipeline.storage.output import PARQUET, Output
 from pipeline.storage.parquet_store import (
     ParquetFiles,

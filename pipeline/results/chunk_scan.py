@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import IncompleteError
-from pipeline.handle import Hessian
+from pipeline.results.hessian import Hessian
 from pipeline.storage.chunk_codec import Matrix
 from pipeline.storage.output import PARQUET
 from pipeline.storage.parquet_store import ParquetFiles, file_key
