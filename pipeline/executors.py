@@ -4,10 +4,10 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.planner import make_plan
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.tiling import Tile
+from pipeline.preflight.planner import make_plan
 from pipeline.problem.problem import Problem
 from pipeline.spec import Settings
 from pipeline.storage.output import Output

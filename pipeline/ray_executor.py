@@ -16,10 +16,10 @@ from pipeline.driver import LOOK_SECONDS, MOST_FAILED_STARTS, START_SECONDS, Dri
 from pipeline.engines.devices import device_of, require_device, worker_count
 from pipeline.errors import SpecError, WorkerError
 from pipeline.executors import Work
-from pipeline.planner import make_plan
 from pipeline.planning.job_plan import JobPlan, common_plan
 from pipeline.planning.placement import Node, Share, Staff, names_cluster, no_room, one_of_each_kind, staff_of
 from pipeline.planning.tiling import Tile
+from pipeline.preflight.planner import make_plan
 from pipeline.problem.problem import Problem
 from pipeline.ray_pool import Metrics, Pool, in_short, options_of, pickled, set_up
 from pipeline.spec import Settings

@@ -12,11 +12,11 @@ from pipeline.checkpoint import load_checkpoint
 from pipeline.engines.devices import worker_count
 from pipeline.errors import OutputError, SpecError, VerificationError
 from pipeline.factory import build_problem
-from pipeline.planner import make_plan
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile
 from pipeline.planning.memory import allowed_bytes
 from pipeline.planning.placement import names_cluster
+from pipeline.preflight.planner import make_plan
 from pipeline.problem.contexts import differentiable, unchanged
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter

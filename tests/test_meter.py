@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline import Problem
 from pipeline.engines.cost import Segment
 from pipeline.engines.meter import metered
+from pipeline.preflight.engine_sizes import choose_sizes
 from pipeline.problem.contexts import exact_kernels
-from pipeline.sizes import choose_sizes
 
 CPU = torch.device("cpu")
 MEBI = 2**20

@@ -15,9 +15,9 @@ from pipeline.driver import PAUSE_SECONDS, Driver, Loss
 from pipeline.planning.costs import work
 from pipeline.planning.machine_profiles import PROFILES, TileCost, at_hand, find_profile
 from pipeline.planning.tiling import Tile, default_chunk
+from pipeline.preflight.call_timing import rivals
 from pipeline.simulator import simulate
 from pipeline.tally import Tally
-from pipeline.timing import rivals
 from pipeline.virtual import Circumstances, TileSeconds, VirtualPool
 
 TROUBLE = Circumstances(

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pipeline import Problem
-from pipeline.planner import make_plan
+from pipeline.preflight.planner import make_plan
 from pipeline.run import run
 from pipeline.spec import Settings
 from pipeline.storage.receipts import read_receipt

@@ -19,8 +19,8 @@ from torch import nn
 from pipeline import Problem
 from pipeline.engines.cost import torch_threads
 from pipeline.factory import build_problem
-from pipeline.planner import make_plan
 from pipeline.planning.placement import Staff
+from pipeline.preflight.planner import make_plan
 from pipeline.spec import Settings
 from pipeline.storage.output import Output
 from pipeline.storage.zarr_store import MatrixStore

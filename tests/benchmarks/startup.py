@@ -33,7 +33,7 @@ from torch import nn
 
 from pipeline import Problem
 from pipeline.executors import Work
-from pipeline.planner import make_plan
+from pipeline.preflight.planner import make_plan
 from pipeline.ray_pool import pickled
 from pipeline.results.fingerprint_check import save_weights
 from pipeline.spec import Settings

@@ -14,7 +14,7 @@ from torch import nn
 
 from pipeline import Problem
 from pipeline.engines.registry import ENGINES
-from pipeline.preflight import preflight
+from pipeline.preflight.checks import preflight
 from pipeline.problem.contexts import exact_kernels
 from pipeline.problem.double_backward import MOST_SAMPLES
 

@@ -23,8 +23,8 @@ import torch
 from ours import worker_of
 
 from pipeline.factory import build_problem
-from pipeline.planner import make_plan
 from pipeline.planning.pages import ask_for_large_pages
+from pipeline.preflight.planner import make_plan
 from pipeline.run import run
 from pipeline.spec import Settings
 from pipeline.storage.output import MATRIX, Output

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.contract import (
+from pipeline.engines.cost import PROBE_SAMPLES
+from pipeline.engines.registry import ENGINES, applications
+from pipeline.engines.stages import Application
+from pipeline.errors import HessianError, ProblemError, in_words
+from pipeline.planning.parameters import Parameter
+from pipeline.planning.verdict import ParameterVerdict, PreflightVerdict
+from pipeline.preflight.autograd_checks import second_error, slope_error
+from pipeline.preflight.diagnosis import wrong_module
+from pipeline.preflight.loss_checks import (
     check_deterministic,
     check_reduction,
     check_separable,
@@ -21,14 +29,7 @@ from pipeline.contract import (
     custom_functions,
     reads_outside,
 )
-from pipeline.culprit import wrong_module
-from pipeline.derivatives import second_error, slope_error
-from pipeline.engines.cost import PROBE_SAMPLES
-from pipeline.engines.registry import ENGINES, applications
-from pipeline.engines.stages import Application
-from pipeline.errors import HessianError, ProblemError, in_words
-from pipeline.planning.parameters import Parameter
-from pipeline.planning.verdict import ParameterVerdict, PreflightVerdict
+from pipeline.preflight.trial_point import representative, uneven_parts
 from pipeline.problem.contexts import applied_contexts, exact_kernels, unchanged
 from pipeline.problem.double_backward import (
     Vector,
@@ -41,7 +42,6 @@ from pipeline.problem.double_backward import (
 from pipeline.problem.explain import explained
 from pipeline.problem.problem import PlacedProblem, Problem
 from pipeline.problem.scales import Products, Yardstick, directions, yardstick
-from pipeline.samples import representative, uneven_parts
 
 # Of a parameter's root mean square, or of 0.1 where that is smaller. Where differences prove nothing the point is
 # moved, nearer to the weights: a shift may leave where the loss is defined (the logarithm of a small parameter).

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
-from pipeline.culprit import (
+from pipeline.errors import ProblemError
+from pipeline.preflight.diagnosis import (
     coupling_module,
     drawing_module,
     remembering_module,
     unsteady_module,
     wrong_module,
 )
-from pipeline.errors import ProblemError
+from pipeline.preflight.trial_point import two_parts
 from pipeline.problem.batches import Batch, digest, is_cuttable, nan_report, sample_count, take
 from pipeline.problem.contexts import random_state, unchanged
 from pipeline.problem.double_backward import gradient_sum, require_finite
 from pipeline.problem.problem import PlacedProblem
 from pipeline.problem.written_out import REMEDIES
-from pipeline.samples import two_parts
 
 PASSES = 5  # of the loss: a random branch may be rare
 LOSS_TOLERANCE = 1e-9  # relative, in float64

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.culprit import wrong_module
 from pipeline.errors import ProblemError, in_words
 from pipeline.planning.parameters import Parameter
+from pipeline.preflight.diagnosis import wrong_module
 from pipeline.problem.double_backward import Vector, gradient_sum, hessian_vector_products, moved
 from pipeline.problem.finite_differences import agreeing, fourth_order
 from pipeline.problem.problem import PlacedProblem

@@ -11,7 +11,6 @@ from importlib.metadata import version
 
 import torch
 
-from pipeline.contest import take_faster
 from pipeline.engines.cost import PROBE_SAMPLES, Segment, torch_threads
 from pipeline.engines.devices import allowed_device_bytes, device_name, device_of, local_staff, require_device
 from pipeline.engines.registry import ENGINES, add_batch, applications
@@ -33,18 +32,19 @@ from pipeline.planning.memory import (
 from pipeline.planning.placement import Staff
 from pipeline.planning.tile_shapes import choose_tiling
 from pipeline.planning.tiling import MAX_CHUNK, Tile, TilingPlan, plan_tiles
-from pipeline.preflight import preflight
+from pipeline.preflight.call_timing import rivals, seconds_of, time_calls
+from pipeline.preflight.checks import preflight
+from pipeline.preflight.engine_sizes import choose_sizes
+from pipeline.preflight.engine_trial import take_faster
 from pipeline.problem.contexts import exact_kernels, unchanged
 from pipeline.problem.double_backward import (
     evaluate,
     reference_samples,
 )
 from pipeline.problem.problem import PlacedProblem, Problem
-from pipeline.sizes import choose_sizes
 from pipeline.spec import Settings
 from pipeline.storage.output import Output
 from pipeline.storage.zarr_store import MatrixStore
-from pipeline.timing import rivals, seconds_of, time_calls
 
 FEW_SAMPLES = 64  # from which a chunk is computed that is like those of the run
 
