@@ -141,7 +141,7 @@ def export_command(url: str, dest: str | None, kind: Literal["parquet", "npy"], 
 @_endpoint_option
 def report_command(url: str, endpoint_url: str | None) -> None:
     """Draw how large the blocks of the finished Hessian at URL are, into its output."""
-    from pipeline.report import write_report
+    from pipeline.analysis.report import write_report
 
     click.echo(write_report(url, endpoint_url))
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipeline.analysis.norms import summarize
 from pipeline.checkpoint import Checkpoint, place_checkpoint, read_checkpoint
 from pipeline.errors import FAILED, RESUMABLE, CheckpointError, HessianError, SweepError, in_words
 from pipeline.lease import Lease
@@ -20,7 +21,6 @@ from pipeline.spec import JobSpec
 from pipeline.storage.filesystems import at_once, endpoint_for, explained, open_filesystem
 from pipeline.storage.output import Output
 from pipeline.storage.retries import patient
-from pipeline.summary import summarize
 from pipeline.sweep import TABLE, Row, Sweep, moment, natural
 
 _OF_A_JOB = ("problem", "problem_args", "checkpoint_key", "params", "blocks", "dtype", "store_dtype")  # affect numbers

@@ -8,8 +8,8 @@ import pytest
 import zoo
 
 from pipeline import IncompleteError, SpecError, compute_hessian, open_hessian
-from pipeline.report import entry_sizes, write_report
-from pipeline.summary import summarize
+from pipeline.analysis.norms import summarize
+from pipeline.analysis.report import entry_sizes, write_report
 
 SETTINGS = {"executor": "serial", "dtype": "float64", "chunk": 16, "verify": False}
 

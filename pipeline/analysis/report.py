@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.analysis.norms import Summary, summarize
 from pipeline.errors import SpecError
 from pipeline.results.hessian import Hessian, open_hessian
 from pipeline.storage.output import BLOCK_NORMS
-from pipeline.summary import Summary, summarize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
