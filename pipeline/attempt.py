@@ -9,7 +9,8 @@ from functools import cached_property
 
 from pipeline.engines.devices import device_of
 from pipeline.errors import OutputError, StoppedError, VerificationError
-from pipeline.executors import Executor, Serial, Work
+from pipeline.execution.events import Tally
+from pipeline.execution.executors import Executor, Serial, Work
 from pipeline.lease import Lease
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.manifest import Manifest
@@ -26,7 +27,6 @@ from pipeline.storage.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SU
 from pipeline.storage.receipts import begun_tiles, largest_first, missing_tiles, receipt_name
 from pipeline.storage.run_files import read_manifest, write_manifest
 from pipeline.storage.zarr_store import MatrixStore
-from pipeline.tally import Tally
 
 _OURS = (LEASE, WEIGHTS, GROUP, MATRIX, GRADIENT, RECEIPTS)  # what a run leaves that was cut off before its manifest
 

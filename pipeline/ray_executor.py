@@ -12,10 +12,11 @@ import ray
 from ray.exceptions import NodeDiedError, RayError, RayTaskError
 from ray.experimental.internal_kv import _internal_kv_get
 
-from pipeline.driver import LOOK_SECONDS, MOST_FAILED_STARTS, START_SECONDS, Driver
 from pipeline.engines.devices import device_of, require_device, worker_count
 from pipeline.errors import SpecError, WorkerError
-from pipeline.executors import Work
+from pipeline.execution.driver import LOOK_SECONDS, MOST_FAILED_STARTS, START_SECONDS, Driver
+from pipeline.execution.events import Tally
+from pipeline.execution.executors import Work
 from pipeline.planning.job_plan import JobPlan, common_plan
 from pipeline.planning.placement import Node, Share, Staff, names_cluster, no_room, one_of_each_kind, staff_of
 from pipeline.planning.tiling import Tile
@@ -24,7 +25,6 @@ from pipeline.problem.problem import Problem
 from pipeline.ray_pool import Metrics, Pool, in_short, options_of, pickled, set_up
 from pipeline.spec import Settings
 from pipeline.storage.receipts import Receipt
-from pipeline.tally import Tally
 
 
 class _Planner:

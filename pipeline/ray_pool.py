@@ -17,10 +17,11 @@ import torch
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util import metrics
 
-from pipeline.driver import Answer, Loss
 from pipeline.engines.devices import device_of, require_device
 from pipeline.errors import ProblemError, SpecError, WorkerError
-from pipeline.executors import Work
+from pipeline.execution.driver import Answer, Loss
+from pipeline.execution.executors import Work
+from pipeline.execution.worker import Worker
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.pages import ask_for_large_pages
 from pipeline.planning.placement import NODE, Node, workers_on_gpu
@@ -30,7 +31,6 @@ from pipeline.spec import Settings
 from pipeline.storage.output import Output
 from pipeline.storage.receipts import Receipt
 from pipeline.storage.run_files import read_manifest
-from pipeline.worker import Worker
 
 WIND_DOWN_SECONDS = 1.5  # at the end of a run that was cut off, for what is being written; Ray kills jobs after three
 
@@ -64,7 +64,7 @@ class Actor:
 
 
 class Pool:
-    """Actors, as `pipeline.driver.Pool`.
+    """Actors, as `pipeline.execution.driver.Pool`.
 
     Args:
         problem: reference to what was sent.

@@ -1,7 +1,7 @@
 """Notices of a cloud that it takes a machine away, and what is done about them: the node is drained.
 
 Ray watches no cloud's notices. Told of one, it places nothing more on the node, the driver gives its workers no more
-tiles (`pipeline.driver`), and what they leave unfinished is not held against any tile.
+tiles (`pipeline.execution.driver`), and what they leave unfinished is not held against any tile.
 """
 
 import json

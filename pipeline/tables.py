@@ -8,13 +8,13 @@ from rich.table import Table
 
 from pipeline.attempt import Outcome
 from pipeline.errors import mebibytes
+from pipeline.execution.simulator import forecast, measured_in
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile, at_hand
 from pipeline.planning.memory import (
     BUFFERED_TILES,
     PROCESS_BYTES,
 )
-from pipeline.simulator import forecast, measured_in
 from pipeline.storage.output import Output
 
 

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from pipeline import SpecError, TileError, WorkerError
 from pipeline.cli import cli
-from pipeline.driver import PAUSE_SECONDS, Driver, Loss
+from pipeline.execution.driver import PAUSE_SECONDS, Driver, Loss
+from pipeline.execution.events import Tally
+from pipeline.execution.simulator import simulate
+from pipeline.execution.virtual_pool import Circumstances, TileSeconds, VirtualPool
 from pipeline.planning.costs import work
 from pipeline.planning.machine_profiles import PROFILES, TileCost, at_hand, find_profile
 from pipeline.planning.tiling import Tile, default_chunk
 from pipeline.preflight.call_timing import rivals
-from pipeline.simulator import simulate
-from pipeline.tally import Tally
-from pipeline.virtual import Circumstances, TileSeconds, VirtualPool
 
 TROUBLE = Circumstances(
     start_seconds=20.0, spread=0.1, deaths=3.0, preemptions=6.0, workers_per_node=4, node_seconds=90.0, seed=1

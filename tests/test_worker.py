@@ -13,9 +13,9 @@ from torch import nn
 from pipeline import NotFiniteError, OutputError, Problem, compute_hessian
 from pipeline.engines.jacrev import Jacrev
 from pipeline.engines.registry import ENGINES
+from pipeline.execution.worker import Worker
 from pipeline.problem.batches import sample_count
 from pipeline.storage.receipts import read_receipt
-from pipeline.worker import Worker
 
 SETTINGS = {"executor": "serial", "engine": "jacrev", "dtype": "float64", "chunk": 16, "verify": False}
 
@@ -46,7 +46,7 @@ def after_planning(monkeypatch, engine):
             super().__init__(*arguments)
             monkeypatch.setitem(ENGINES, "jacrev", engine)
 
-    monkeypatch.setattr("pipeline.executors.Worker", Late)
+    monkeypatch.setattr("pipeline.execution.executors.Worker", Late)
 
 
 def test_smaller_groups_where_memory_runs_out(monkeypatch):

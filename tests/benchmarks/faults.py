@@ -38,7 +38,7 @@ from nodes import Nodes  # noqa: E402
 from runs import planned_copy  # noqa: E402
 
 from pipeline import lease, ray_executor  # noqa: E402
-from pipeline.driver import Driver  # noqa: E402
+from pipeline.execution.driver import Driver  # noqa: E402
 from pipeline.progress import Reporter  # noqa: E402
 from pipeline.run import run  # noqa: E402
 from pipeline.spec import Settings  # noqa: E402
@@ -141,7 +141,7 @@ class Losses(logging.Handler):
 def recovery(nodes, finished):
     """One killed node, in a run that was planned before."""
     nodes.at_least(NODES)
-    log, losses = logging.getLogger("pipeline.tally"), Losses()
+    log, losses = logging.getLogger("pipeline.execution.events"), Losses()
     log.addHandler(losses)
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
         folder = Path(scratch)

@@ -18,13 +18,13 @@ from torch import nn
 
 from pipeline import Problem
 from pipeline.engines.cost import torch_threads
+from pipeline.execution.worker import Worker
 from pipeline.factory import build_problem
 from pipeline.planning.placement import Staff
 from pipeline.preflight.planner import make_plan
 from pipeline.spec import Settings
 from pipeline.storage.output import Output
 from pipeline.storage.zarr_store import MatrixStore
-from pipeline.worker import Worker
 
 WARM_UP = 3  # calls, until the system has its memory
 MIRRORED = 512  # rows at a time; twice as fast as 1024

@@ -19,14 +19,14 @@ import tracemalloc
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from pipeline.execution.simulator import simulate
+from pipeline.execution.virtual_pool import Circumstances, TileSeconds
 from pipeline.planning.costs import work
 from pipeline.planning.machine_profiles import CPU_START_SECONDS, CPU_STORE_BYTES, TileCost, find_profile
 from pipeline.planning.parameters import ParameterLayout
 from pipeline.planning.tile_shapes import choose_tiling
 from pipeline.planning.tiling import plan_tiles
-from pipeline.simulator import simulate
 from pipeline.spec import Settings
-from pipeline.virtual import Circumstances, TileSeconds
 
 RESULTS = Path(__file__).parent / "results"
 LAYOUT = ParameterLayout.of(

@@ -32,7 +32,7 @@ import torch
 from torch import nn
 
 from pipeline import Problem
-from pipeline.executors import Work
+from pipeline.execution.executors import Work
 from pipeline.preflight.planner import make_plan
 from pipeline.ray_pool import pickled
 from pipeline.results.fingerprint_check import save_weights

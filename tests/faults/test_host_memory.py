@@ -54,12 +54,12 @@ def low_memory():
 def test_memory_of_a_node_runs_low(low_memory, tmp_path, caplog, faults):
     """The worker is killed; the others have more room from then on, and the tile is computed by one of them."""
     problem, orders = trouble.problem(tmp_path / "orders", pause=0.1)
-    caplog.set_level(logging.DEBUG, "pipeline.tally")
+    caplog.set_level(logging.DEBUG, "pipeline.execution.events")
     settings = Settings(**SETTINGS, workers=WORKERS, verify=False)
     outcome = run(problem, settings, str(tmp_path / "out"), report=GivesOrder(orders, 5, "take memory"))
     assert orders.left() == 0
     assert outcome.lost["memory"] >= 1
-    said = [record for record in caplog.records if record.name == "pipeline.tally"]
+    said = [record for record in caplog.records if record.name == "pipeline.execution.events"]
     at = max(k for k, record in enumerate(said) if record.event == "worker lost")
     assert max(record.workers for record in said[:at] if record.event == "staff") == WORKERS
     assert max(record.workers for record in said[at:] if record.event == "staff") < WORKERS

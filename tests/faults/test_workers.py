@@ -18,6 +18,7 @@ from nodes import Nodes
 from runs import RESULTS
 
 from pipeline import NotFiniteError, TileError, WorkerError
+from pipeline.execution.worker import Worker
 from pipeline.progress import Reporter
 from pipeline.run import run
 from pipeline.spec import Settings
@@ -25,7 +26,6 @@ from pipeline.status import status
 from pipeline.storage.output import Output
 from pipeline.storage.receipts import read_receipt
 from pipeline.storage.run_files import read_manifest
-from pipeline.worker import Worker
 
 SETTINGS = {"dtype": "float64", "chunk": 16, "tile": (1, 1), "engine": "jacrev", "row_group": 16, "microbatch": 8}
 TILES = 45
@@ -259,12 +259,12 @@ def test_workers_that_are_not_needed_are_let_go(nodes, tmp_path, survived, caplo
                 free.append(ray.available_resources().get("CPU"))
 
     told = Told()
-    caplog.set_level(logging.DEBUG, "pipeline.tally")
-    logging.getLogger("pipeline.tally").addHandler(told)
+    caplog.set_level(logging.DEBUG, "pipeline.execution.events")
+    logging.getLogger("pipeline.execution.events").addHandler(told)
     try:
         outcome = computed(problem, tmp_path / "out", At(TILES - 6, lambda: orders.give("dawdle")), workers=3)
     finally:
-        logging.getLogger("pipeline.tally").removeHandler(told)
+        logging.getLogger("pipeline.execution.events").removeHandler(told)
     assert orders.left() == 0
     assert free
     survived("surplus workers let go at the tail", outcome)

@@ -11,10 +11,10 @@ from statistics import median
 from typing import Protocol
 
 from pipeline.errors import BAD_INPUT, HessianError, NotFiniteError, TileError, UnreachableError, WorkerError
+from pipeline.execution.events import Tally
 from pipeline.planning.tiling import Tile
 from pipeline.storage.receipts import Receipt
 from pipeline.storage.retries import PATIENCE_SECONDS
-from pipeline.tally import Tally
 
 IN_FLIGHT = 2  # calls per worker: one running, one waiting, so that it never waits for the driver
 TAIL = 4  # tiles left for each worker, from where on they have one call each: it goes to whoever is done first

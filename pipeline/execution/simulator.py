@@ -1,7 +1,7 @@
 """The driver's own loop against workers that only say how long they would take, by a clock that jumps ahead.
 
 Nothing is computed and nothing stored. Workers start, compute, write one call behind, die and are pre-empted with their
-nodes; the driver is `pipeline.driver.Driver`, and what it takes of this processor is measured.
+nodes; the driver is `pipeline.execution.driver.Driver`, and what it takes of this processor is measured.
 """
 
 import time
@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from pipeline.driver import Driver, Pool
 from pipeline.errors import SpecError
+from pipeline.execution.driver import Driver, Pool
+from pipeline.execution.events import Tally
+from pipeline.execution.virtual_pool import Circumstances, TileSeconds, VirtualPool
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile, at_hand
 from pipeline.planning.tiling import Tile
 from pipeline.storage.output import Output
 from pipeline.storage.receipts import begun_tiles, own_receipt
 from pipeline.storage.run_files import read_manifest
-from pipeline.tally import Tally
-from pipeline.virtual import Circumstances, TileSeconds, VirtualPool
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipeline.execution.events import Tally
+from pipeline.execution.worker import Worker
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.tiling import Tile
@@ -12,8 +14,6 @@ from pipeline.problem.problem import Problem
 from pipeline.spec import Settings
 from pipeline.storage.output import Output
 from pipeline.storage.receipts import Receipt
-from pipeline.tally import Tally
-from pipeline.worker import Worker
 
 
 @dataclass(frozen=True)

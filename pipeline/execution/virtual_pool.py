@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pipeline.driver import Answer, Loss
+from pipeline.execution.driver import Answer, Loss
 from pipeline.planning.tiling import Tile
 from pipeline.storage.receipts import Receipt
 from pipeline.storage.zarr_store import StoredObject
@@ -65,7 +65,7 @@ class _Node:
 
 @dataclass(eq=False)
 class _Worker:
-    """A worker, as `pipeline.worker.Worker` is: the receipt of a tile comes with the next call."""
+    """A worker, as `pipeline.execution.worker.Worker` is: the receipt of a tile comes with the next call."""
 
     node: _Node
     slowness: float
@@ -76,7 +76,7 @@ class _Worker:
 
 
 class VirtualPool:
-    """Workers, as `pipeline.driver.Pool`.
+    """Workers, as `pipeline.execution.driver.Pool`.
 
     Args:
         costs: by tile.
