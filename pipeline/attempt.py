@@ -90,7 +90,7 @@ class Attempt:
         """Where to plan and compute; a finished output needs neither, and starts no Ray."""
         if self.settings.executor == "serial":
             return Serial(self.settings)
-        from pipeline.ray_executor import Cluster
+        from pipeline.cluster.executor import Cluster
 
         return self.joined.enter_context(Cluster(self.settings))
 

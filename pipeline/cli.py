@@ -173,8 +173,8 @@ def drain_command(
     cloud: str, metadata_url: str | None, address: str | None, node_id: str | None, interval: float
 ) -> None:
     """Wait for the notice that the cloud takes this machine away; then have Ray drain its node."""
+    from pipeline.cluster.preemption import drain_on_notice
     from pipeline.logs import log_to
-    from pipeline.spot import drain_on_notice
     from pipeline.tables import open_console
 
     with log_to(open_console(stderr=True), None):
@@ -192,7 +192,7 @@ def submit_command(
     job: Path, address: str | None, output: str | None, overrides: tuple[str, ...], *, detach: bool
 ) -> None:
     """Run JOB on a Ray cluster, and follow it until it ends; the same again follows the same job."""
-    from pipeline.submit import Cluster
+    from pipeline.cluster.job_client import Cluster
 
     cluster = Cluster(address, _say)
     submitted = cluster.submit(job, overrides, output)
@@ -230,7 +230,7 @@ def run_due_command(schedule: Path, log: Path | None) -> None:
 @_address_option
 def cancel_command(job_id: str, address: str | None) -> None:
     """End the job of that ID on a Ray cluster; what is finished is kept."""
-    from pipeline.submit import Cluster
+    from pipeline.cluster.job_client import Cluster
 
     click.echo(Cluster(address, _say).cancel(job_id))
 

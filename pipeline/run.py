@@ -212,7 +212,7 @@ def plan(spec: JobSpec, folder: Path, workers: int | None = None, profile: Profi
         spec = spec.model_copy(update=changes)
     problem = load_problem(spec, folder)
     if spec.executor == "ray" and names_cluster(spec) and not elsewhere:
-        from pipeline.ray_executor import Cluster
+        from pipeline.cluster.executor import Cluster
 
         with Cluster(spec) as cluster:
             made = cluster.plan(problem, spec.problem)

@@ -22,7 +22,7 @@ from ray.autoscaler._private.resource_demand_scheduler import _default_utilizati
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 
-from pipeline.fallback import score
+from pipeline.cluster.autoscaler import score
 
 ROOT = Path(__file__).parents[1]
 CLUSTERS = ROOT / "jobs" / "clusters"

@@ -16,7 +16,7 @@ import torch
 import zoo
 
 from pipeline import ProblemError, SpecError, compute_hessian, open_hessian, ray_executor
-from pipeline.ray_pool import Actor
+from pipeline.cluster.actors import Actor
 from pipeline.spec import Settings
 from pipeline.storage.output import Output
 

@@ -20,7 +20,7 @@ from pipeline.planning.pages import TRANSPARENT_PAGES
 
 WORKER = """
 from pathlib import Path
-from pipeline.ray_pool import set_up
+from pipeline.cluster.actors import set_up
 from pipeline.spec import Settings
 set_up(Settings())
 import torch

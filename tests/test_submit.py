@@ -17,7 +17,7 @@ from commands import command
 from ray_head import CLIENT, Way, list_jobs, ray_head
 
 from pipeline import SpecError, open_hessian, submit
-from pipeline.parcel import MOST_BYTES, pack
+from pipeline.cluster.job_package import MOST_BYTES, pack
 from pipeline.progress import Reporter
 from pipeline.run import run_job
 from pipeline.spec import load_job

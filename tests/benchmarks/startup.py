@@ -32,9 +32,9 @@ import torch
 from torch import nn
 
 from pipeline import Problem
+from pipeline.cluster.actors import pickled
 from pipeline.execution.executors import Work
 from pipeline.preflight.planner import make_plan
-from pipeline.ray_pool import pickled
 from pipeline.results.fingerprint_check import save_weights
 from pipeline.spec import Settings
 from pipeline.storage.output import Output
@@ -59,7 +59,7 @@ class Timed:
 
     def __init__(self, *arguments):
         self.times = {"process": time.time()}
-        from pipeline.ray_pool import Actor
+        from pipeline.cluster.actors import Actor
 
         self.times["imports"] = time.time()
         self.resident = {"arrived": psutil.Process().memory_info().rss}
@@ -130,7 +130,9 @@ def main(results):
     ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     found = {
         "ray_init_seconds": round(time.perf_counter() - start, 2),
-        "import_seconds": {name: seconds_of(f"import {name}") for name in ("torch", "ray", "pipeline.ray_executor")},
+        "import_seconds": {
+            name: seconds_of(f"import {name}") for name in ("torch", "ray", "pipeline.cluster.executor")
+        },
         "repeats": REPEATS,
         **{name: measure(ballast) for name, ballast in BALLAST.items()},
         "environment": {

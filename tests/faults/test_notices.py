@@ -16,9 +16,9 @@ import ray
 import trouble
 from test_workers import SETTINGS, At, Nodes, places
 
+from pipeline.cluster.preemption import CLOUDS, MetadataService
 from pipeline.run import run
 from pipeline.spec import Settings
-from pipeline.spot import CLOUDS, MetadataService
 
 TOKEN = "AQAEALongToken"
 

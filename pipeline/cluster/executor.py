@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import NodeDiedError, RayError, RayTaskError
 from ray.experimental.internal_kv import _internal_kv_get
 
+from pipeline.cluster.actors import Metrics, Pool, in_short, options_of, pickled, set_up
 from pipeline.engines.devices import device_of, require_device, worker_count
 from pipeline.errors import SpecError, WorkerError
 from pipeline.execution.driver import LOOK_SECONDS, MOST_FAILED_STARTS, START_SECONDS, Driver
@@ -22,7 +23,6 @@ from pipeline.planning.placement import Node, Share, Staff, names_cluster, no_ro
 from pipeline.planning.tiling import Tile
 from pipeline.preflight.planner import make_plan
 from pipeline.problem.problem import Problem
-from pipeline.ray_pool import Metrics, Pool, in_short, options_of, pickled, set_up
 from pipeline.spec import Settings
 from pipeline.storage.receipts import Receipt
 

@@ -240,7 +240,7 @@ def _is_user_code(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
     if not isinstance(file, str) or module.__name__ == "__main__":  # __main__ is pickled by value anyway
         return False
-    path, ours = Path(file), (Path(sysconfig.get_path("stdlib")), Path(__file__).parent)
+    path, ours = Path(file), (Path(sysconfig.get_path("stdlib")), Path(__file__).parents[1])
     # By the folders' names: an environment may lie on top of another one.
     installed = {"site-packages", "dist-packages"}.intersection(path.parts)
     return not installed and not any(path.is_relative_to(folder) for folder in ours)

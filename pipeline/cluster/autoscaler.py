@@ -1,6 +1,6 @@
 """Which machine Ray's autoscaler asks for: on-demand ones where there are no spot machines to be had.
 
-Named on the head by `RAY_AUTOSCALER_UTILIZATION_SCORER=pipeline.fallback.score`.
+Named on the head by `RAY_AUTOSCALER_UTILIZATION_SCORER=pipeline.cluster.autoscaler.score`.
 """
 
 from typing import Any

@@ -19,8 +19,8 @@ from typing import Any
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from pipeline.cluster.job_package import JOB, Parcel, pack
 from pipeline.errors import RESUMABLE, ClusterError, FollowError, SpecError, in_words, nearest
-from pipeline.parcel import JOB, Parcel, pack
 
 DASHBOARD = "http://127.0.0.1:8265"  # where Ray puts it, and where a tunnel to it ends
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 30.0
