@@ -27,19 +27,19 @@ from pipeline.errors import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.checkpoint import load_checkpoint
     from pipeline.problem.problem import Problem
     from pipeline.results.export import export_hessian
     from pipeline.results.hessian import Hessian, open_hessian
     from pipeline.results.verify import verify_hessian
-    from pipeline.run import compute_hessian
+    from pipeline.runs.api import compute_hessian
+    from pipeline.runs.checkpoint import load_checkpoint
 
 _LAZY = {
     "Hessian": "pipeline.results.hessian",
     "open_hessian": "pipeline.results.hessian",
     "Problem": "pipeline.problem.problem",
-    "load_checkpoint": "pipeline.checkpoint",
-    "compute_hessian": "pipeline.run",
+    "load_checkpoint": "pipeline.runs.checkpoint",
+    "compute_hessian": "pipeline.runs.api",
     "export_hessian": "pipeline.results.export",
     "verify_hessian": "pipeline.results.verify",
 }

@@ -52,7 +52,7 @@ def plan_command(
     if device is not None and receipts is not None:
         raise click.UsageError("--receipts say how fast their workers are: leave out --profile")
     from pipeline.planning.machine_profiles import find_profile
-    from pipeline.run import plan
+    from pipeline.runs.api import plan
     from pipeline.spec import load_job
     from pipeline.storage.output import open_readable
 
@@ -76,7 +76,7 @@ def run_command(job: Path, output: str | None, log: Path | None, overrides: tupl
     """Run JOB, go on with it where it was cut off, or find it finished."""
     from pipeline.logs import log_to
     from pipeline.progress import ConsoleReporter
-    from pipeline.run import run_job
+    from pipeline.runs.api import run_job
     from pipeline.spec import load_job
     from pipeline.tables import open_console, show_outcome
 
@@ -106,7 +106,7 @@ def verify_command(
     from pipeline.results.hessian import open_hessian
     from pipeline.results.receipt_audit import REMEDY
     from pipeline.results.verify import verify_hessian
-    from pipeline.run import load_problem
+    from pipeline.runs.api import load_problem
     from pipeline.spec import load_job
 
     hessian = open_hessian(url, endpoint_url)
@@ -151,7 +151,7 @@ def report_command(url: str, endpoint_url: str | None) -> None:
 @_endpoint_option
 def status_command(url: str, endpoint_url: str | None) -> None:
     """Say how far the run at URL is."""
-    from pipeline.status import status
+    from pipeline.runs.status import status
     from pipeline.tables import named_values, open_console
 
     open_console().print(named_values(status(url, endpoint_url).items()))
@@ -215,9 +215,9 @@ def run_due_command(schedule: Path, log: Path | None) -> None:
 
     Run it as often as you like, by cron or a Kubernetes CronJob: what is done is skipped, what was cut off goes on.
     """
-    from pipeline.due import run_due
     from pipeline.logs import log_to
     from pipeline.progress import ConsoleReporter
+    from pipeline.runs.sweep import run_due
     from pipeline.tables import named_values, open_console
 
     console = open_console(stderr=True)

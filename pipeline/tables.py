@@ -6,7 +6,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.attempt import Outcome
 from pipeline.errors import mebibytes
 from pipeline.execution.simulator import forecast, measured_in
 from pipeline.planning.job_plan import JobPlan
@@ -15,6 +14,7 @@ from pipeline.planning.memory import (
     BUFFERED_TILES,
     PROCESS_BYTES,
 )
+from pipeline.runs.attempt import Outcome
 from pipeline.storage.output import Output
 
 

@@ -18,13 +18,13 @@ from commands import command
 from test_checkpoint import problem, torch_bytes
 
 from pipeline import open_hessian
-from pipeline.checkpoint import read_checkpoint
-from pipeline.due import list_checkpoints
 from pipeline.errors import Terminated
-from pipeline.factory import build_problem
+from pipeline.runs.checkpoint import read_checkpoint
+from pipeline.runs.problem_factory import build_problem
+from pipeline.runs.sweep import list_checkpoints
+from pipeline.runs.sweep_table import natural
 from pipeline.schedule import load_schedule
 from pipeline.storage.output import Output
-from pipeline.sweep import natural
 
 JOBS = Path(__file__).parents[1] / "jobs"
 TILES = 21  # of the network below: P = 330 in chunks of 64

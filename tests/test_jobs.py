@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from oracle import block_error, dense_hessian
 
 from pipeline import open_hessian
-from pipeline.factory import build_problem
+from pipeline.runs.problem_factory import build_problem
 
 JOBS = Path(__file__).parents[1] / "jobs"
 

@@ -23,7 +23,7 @@ from pipeline.planning.memory import MemoryRefusedError, WorkerMemory
 from pipeline.planning.placement import ACCELERATOR, Node, Share, Staff, one_of_each_kind, staff_of
 from pipeline.preflight.planner import make_plan
 from pipeline.progress import Reporter
-from pipeline.run import plan, run
+from pipeline.runs.api import plan, run
 from pipeline.spec import Settings, load_job
 
 ROOT = Path(__file__).parents[1]
@@ -232,7 +232,7 @@ def test_what_is_wrong_there_is_said_as_if_it_were_here(job):
 
 
 def test_a_job_that_names_a_cluster_is_planned_there(job, monkeypatch):
-    monkeypatch.setattr("pipeline.run.make_plan", None)
+    monkeypatch.setattr("pipeline.runs.api.make_plan", None)
     made = plan(load_job(job, ["workers=3"], str(job.parent / "out")), job.parent)
     assert (made.workers, made.allowed_device_bytes) == (3, None)
     assert made.place.endswith(", CPU")

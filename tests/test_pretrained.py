@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from oracle import dense_hessian
 
 from pipeline import ProblemError, compute_hessian
-from pipeline.factory import build_problem
+from pipeline.runs.problem_factory import build_problem
 
 JOBS = Path(__file__).parents[1] / "jobs"
 

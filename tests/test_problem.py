@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 
 from pipeline import FingerprintError, HessianError, Problem, ProblemError, compute_hessian
 from pipeline.problem.batches import digest
-from pipeline.run import run
+from pipeline.runs.api import run
 from pipeline.spec import Settings, parse
 
 X, Y = zoo.data()

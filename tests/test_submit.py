@@ -19,9 +19,9 @@ from ray_head import CLIENT, Way, list_jobs, ray_head
 from pipeline import SpecError, open_hessian, submit
 from pipeline.cluster.job_package import MOST_BYTES, pack
 from pipeline.progress import Reporter
-from pipeline.run import run_job
+from pipeline.runs.api import run_job
+from pipeline.runs.status import status
 from pipeline.spec import load_job
-from pipeline.status import status
 
 MADE = """
 import torch

@@ -37,11 +37,11 @@ import trouble  # noqa: E402
 from nodes import Nodes  # noqa: E402
 from runs import planned_copy  # noqa: E402
 
-from pipeline import lease
 from pipeline.cluster import executor as ray_executor  # noqa: E402
 from pipeline.execution.driver import Driver  # noqa: E402
 from pipeline.progress import Reporter  # noqa: E402
-from pipeline.run import run  # noqa: E402
+from pipeline.runs import lease
+from pipeline.runs.api import run  # noqa: E402
 from pipeline.spec import Settings  # noqa: E402
 from pipeline.storage.output import Output  # noqa: E402
 from pipeline.storage.receipts import read_receipt, receipt_name  # noqa: E402

@@ -25,8 +25,8 @@ from triangle import (
     vector_errors,
 )
 
-from pipeline.factory import build_problem
 from pipeline.problem.double_backward import hessian_vector_products
+from pipeline.runs.problem_factory import build_problem
 
 ROWS = 64  # of the matrix: checked, and of the row loop timed
 UNITS = 8  # of a layer, whose rows are a tile of the headline

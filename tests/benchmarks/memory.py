@@ -16,7 +16,7 @@ from torch import nn
 
 from pipeline import Problem
 from pipeline.preflight.planner import make_plan
-from pipeline.run import run
+from pipeline.runs.api import run
 from pipeline.spec import Settings
 from pipeline.storage.receipts import read_receipt
 

@@ -19,9 +19,9 @@ from torch import nn
 from pipeline import Problem
 from pipeline.engines.cost import torch_threads
 from pipeline.execution.worker import Worker
-from pipeline.factory import build_problem
 from pipeline.planning.placement import Staff
 from pipeline.preflight.planner import make_plan
+from pipeline.runs.problem_factory import build_problem
 from pipeline.spec import Settings
 from pipeline.storage.output import Output
 from pipeline.storage.zarr_store import MatrixStore

@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from pipeline import run
 from pipeline.planning.machine_profiles import CPU_START_SECONDS
 from pipeline.progress import Reporter
+from pipeline.runs import api as run
 from pipeline.spec import load_job
 from pipeline.storage.receipts import read_receipt
 

@@ -22,10 +22,10 @@ import psutil
 import torch
 from ours import worker_of
 
-from pipeline.factory import build_problem
 from pipeline.planning.pages import ask_for_large_pages
 from pipeline.preflight.planner import make_plan
-from pipeline.run import run
+from pipeline.runs.api import run
+from pipeline.runs.problem_factory import build_problem
 from pipeline.spec import Settings
 from pipeline.storage.output import MATRIX, Output
 from pipeline.storage.receipts import read_receipt

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import zoo
 
-from pipeline.attempt import Outcome
 from pipeline.progress import Reporter
-from pipeline.run import run
+from pipeline.runs.api import run
+from pipeline.runs.attempt import Outcome
 from pipeline.spec import Settings
 from pipeline.storage.output import SUCCESS, VERIFY, Output
 from pipeline.storage.receipts import read_receipt

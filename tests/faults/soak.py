@@ -38,7 +38,7 @@ from runs import planned_copy  # noqa: E402
 
 from pipeline import open_hessian  # noqa: E402
 from pipeline.results.receipt_audit import audit_output  # noqa: E402
-from pipeline.run import run  # noqa: E402
+from pipeline.runs.api import run  # noqa: E402
 from pipeline.spec import Settings, load_job  # noqa: E402
 from pipeline.storage.output import RECEIPTS, Output  # noqa: E402
 

@@ -12,8 +12,8 @@ from pipeline import IncompleteError, VerificationError, compute_hessian
 from pipeline.errors import OutputError, StoppedError
 from pipeline.progress import Reporter
 from pipeline.results.receipt_audit import SHOWN
-from pipeline.run import run
-from pipeline.status import status
+from pipeline.runs.api import run
+from pipeline.runs.status import status
 from pipeline.storage.output import Output
 
 

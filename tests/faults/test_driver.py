@@ -14,10 +14,10 @@ import pytest
 import trouble
 
 from pipeline import LeaseError, open_hessian
-from pipeline.lease import LEASE_SECONDS, Lease
-from pipeline.run import run
+from pipeline.runs.api import run
+from pipeline.runs.lease import LEASE_SECONDS, Lease
+from pipeline.runs.status import status
 from pipeline.spec import Settings
-from pipeline.status import status
 from pipeline.storage.output import Output
 
 JOB = Path(__file__).parent / "trouble.yaml"
@@ -201,7 +201,7 @@ def test_one_of_many_takes_a_lease(tmp_path):
 
 
 def test_a_driver_that_was_taken_over_stops(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.lease.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("pipeline.runs.lease.BEAT_SECONDS", 0.05)
     output = Output(str(tmp_path))
     with Lease(output, dict) as lease:
         lease.check()

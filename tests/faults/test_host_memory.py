@@ -10,7 +10,7 @@ import trouble
 from ray.cluster_utils import Cluster
 
 from pipeline.progress import Reporter
-from pipeline.run import run
+from pipeline.runs.api import run
 from pipeline.spec import Settings
 
 pytestmark = pytest.mark.long

@@ -13,7 +13,7 @@ import trouble
 from hosts import ray_hosts, require_namespaces
 from runs import RESULTS
 
-from pipeline.run import run
+from pipeline.runs.api import run
 from pipeline.spec import Settings, load_job
 
 JOB = Path(__file__).parent / "trouble.yaml"

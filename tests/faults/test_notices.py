@@ -17,7 +17,7 @@ import trouble
 from test_workers import SETTINGS, At, Nodes, places
 
 from pipeline.cluster.preemption import CLOUDS, MetadataService
-from pipeline.run import run
+from pipeline.runs.api import run
 from pipeline.spec import Settings
 
 TOKEN = "AQAEALongToken"

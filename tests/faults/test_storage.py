@@ -13,9 +13,9 @@ from proxy import call, cut_before, cut_in_body, delay, in_turn, kill_sender, lo
 from runs import finish_times, undisturbed
 
 from pipeline.errors import StoppedError, TileError
-from pipeline.lease import Lease
 from pipeline.progress import Reporter
-from pipeline.status import status
+from pipeline.runs.lease import Lease
+from pipeline.runs.status import status
 from pipeline.storage.output import Output
 
 CHUNK_PUT = {"method": "PUT", "path": "/hessian.zarr/c/"}
@@ -57,7 +57,7 @@ REFUSALS = {
 
 def test_who_ends_in_trouble_does_not_wait_for_the_store(proxy, url, monkeypatch):
     """Nor does what becomes of the lease hide the trouble."""
-    monkeypatch.setattr("pipeline.lease.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("pipeline.runs.lease.BEAT_SECONDS", 0.05)
     begun = []
 
     def run_into_trouble():

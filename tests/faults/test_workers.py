@@ -20,9 +20,9 @@ from runs import RESULTS
 from pipeline import NotFiniteError, TileError, WorkerError
 from pipeline.execution.worker import Worker
 from pipeline.progress import Reporter
-from pipeline.run import run
+from pipeline.runs.api import run
+from pipeline.runs.status import status
 from pipeline.spec import Settings
-from pipeline.status import status
 from pipeline.storage.output import Output
 from pipeline.storage.receipts import read_receipt
 from pipeline.storage.run_files import read_manifest

@@ -28,7 +28,7 @@ from pipeline import (
     verify_hessian,
 )
 from pipeline.planning.tiling import require_room_in_lists
-from pipeline.status import status
+from pipeline.runs.status import status
 from pipeline.storage.output import Output
 from pipeline.storage.parquet_store import (
     decode,

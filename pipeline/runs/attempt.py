@@ -11,7 +11,6 @@ from pipeline.engines.devices import device_of
 from pipeline.errors import OutputError, StoppedError, VerificationError
 from pipeline.execution.events import Tally
 from pipeline.execution.executors import Executor, Serial, Work
-from pipeline.lease import Lease
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.tiling import Tile
@@ -21,6 +20,7 @@ from pipeline.results.fingerprint_check import require_same, require_same_settin
 from pipeline.results.hessian import Hessian
 from pipeline.results.receipt_audit import REMEDY, audit, listed_faults
 from pipeline.results.verify import Verification, check
+from pipeline.runs.lease import Lease
 from pipeline.spec import Settings
 from pipeline.storage.filesystems import explained
 from pipeline.storage.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output, is_proof

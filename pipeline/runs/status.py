@@ -4,8 +4,8 @@ import time
 from typing import Any
 
 from pipeline.errors import OutputError
-from pipeline.lease import LEASE_SECONDS, read_lease
 from pipeline.planning.manifest import Manifest
+from pipeline.runs.lease import LEASE_SECONDS, read_lease
 from pipeline.storage.output import RECEIPTS, SUCCESS, VERIFY, Output, is_proof
 from pipeline.storage.receipts import object_sizes
 from pipeline.storage.run_files import read_manifest

@@ -7,11 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.attempt import Attempt, Outcome
-from pipeline.checkpoint import load_checkpoint
 from pipeline.engines.devices import worker_count
 from pipeline.errors import OutputError, SpecError, VerificationError
-from pipeline.factory import build_problem
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile
 from pipeline.planning.memory import allowed_bytes
@@ -21,6 +18,9 @@ from pipeline.problem.contexts import differentiable, unchanged
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
 from pipeline.results.hessian import Hessian
+from pipeline.runs.attempt import Attempt, Outcome
+from pipeline.runs.checkpoint import load_checkpoint
+from pipeline.runs.problem_factory import build_problem
 from pipeline.spec import JobSpec, Settings, parse
 from pipeline.storage.filesystems import endpoint_for
 from pipeline.storage.output import Output

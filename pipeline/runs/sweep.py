@@ -9,19 +9,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.analysis.norms import summarize
-from pipeline.checkpoint import Checkpoint, place_checkpoint, read_checkpoint
 from pipeline.errors import FAILED, RESUMABLE, CheckpointError, HessianError, SweepError, in_words
-from pipeline.lease import Lease
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
 from pipeline.results.hessian import Hessian
-from pipeline.run import load_problem, run
+from pipeline.runs.api import load_problem, run
+from pipeline.runs.checkpoint import Checkpoint, place_checkpoint, read_checkpoint
+from pipeline.runs.lease import Lease
+from pipeline.runs.sweep_table import TABLE, Row, Sweep, moment, natural
 from pipeline.schedule import ScheduleSpec, load_schedule
 from pipeline.spec import JobSpec
 from pipeline.storage.filesystems import at_once, endpoint_for, explained, open_filesystem
 from pipeline.storage.output import Output
 from pipeline.storage.retries import patient
-from pipeline.sweep import TABLE, Row, Sweep, moment, natural
 
 _OF_A_JOB = ("problem", "problem_args", "checkpoint_key", "params", "blocks", "dtype", "store_dtype")  # affect numbers
 _STAMPS = ("size", "ETag", "etag", "generation", "mtime", "LastModified", "last_modified")  # what stores say of a file
