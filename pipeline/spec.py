@@ -137,6 +137,25 @@ class Settings(BaseModel):
     verify: bool = Field(True, description="Check the finished matrix against plain double backward.")
 
 
+def device_of(settings: Settings) -> str:
+    """Give the device that engines run on.
+
+    Args:
+        settings: how to compute.
+
+    Returns:
+        "cuda" or "cpu".
+
+    Raises:
+        SpecError: Ray workers are to compute on GPUs that they do not ask for.
+    """
+    if settings.device == "cuda" and settings.executor == "ray" and not settings.gpus_per_worker:
+        raise SpecError("`device` got cuda, but workers have no GPU: give `gpus_per_worker`, 1 or a fraction")
+    if settings.device == "auto":
+        return "cuda" if settings.gpus_per_worker > 0 else "cpu"
+    return settings.device
+
+
 class JobSpec(Settings):
     """What to compute, how, and where to put it."""
 

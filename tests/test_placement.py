@@ -17,10 +17,10 @@ from ray.experimental import get_object_locations
 from torch import nn
 
 from pipeline import Problem, ProblemError, SpecError, ray_executor
-from pipeline.engines.devices import worker_count
 from pipeline.planning.job_plan import common_plan
 from pipeline.planning.memory import MemoryRefusedError, WorkerMemory
 from pipeline.planning.placement import ACCELERATOR, Node, Share, Staff, one_of_each_kind, staff_of
+from pipeline.preflight.devices import worker_count
 from pipeline.preflight.planner import make_plan
 from pipeline.progress import Reporter
 from pipeline.runs.api import plan, run

@@ -17,7 +17,6 @@ import torch
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util import metrics
 
-from pipeline.engines.devices import device_of, require_device
 from pipeline.errors import ProblemError, SpecError, WorkerError
 from pipeline.execution.driver import Answer, Loss
 from pipeline.execution.executors import Work
@@ -26,8 +25,11 @@ from pipeline.planning.manifest import Manifest
 from pipeline.planning.pages import ask_for_large_pages
 from pipeline.planning.placement import NODE, Node, workers_on_gpu
 from pipeline.planning.tiling import Tile
+from pipeline.preflight.devices import (
+    require_device,
+)
 from pipeline.problem.problem import Problem
-from pipeline.spec import Settings
+from pipeline.spec import Settings, device_of
 from pipeline.storage.output import Output
 from pipeline.storage.receipts import Receipt
 from pipeline.storage.run_files import read_manifest

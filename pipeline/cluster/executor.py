@@ -13,7 +13,6 @@ from ray.exceptions import NodeDiedError, RayError, RayTaskError
 from ray.experimental.internal_kv import _internal_kv_get
 
 from pipeline.cluster.actors import Metrics, Pool, in_short, options_of, pickled, set_up
-from pipeline.engines.devices import device_of, require_device, worker_count
 from pipeline.errors import SpecError, WorkerError
 from pipeline.execution.driver import LOOK_SECONDS, MOST_FAILED_STARTS, START_SECONDS, Driver
 from pipeline.execution.events import Tally
@@ -21,9 +20,13 @@ from pipeline.execution.executors import Work
 from pipeline.planning.job_plan import JobPlan, common_plan
 from pipeline.planning.placement import Node, Share, Staff, names_cluster, no_room, one_of_each_kind, staff_of
 from pipeline.planning.tiling import Tile
+from pipeline.preflight.devices import (
+    require_device,
+    worker_count,
+)
 from pipeline.preflight.planner import make_plan
 from pipeline.problem.problem import Problem
-from pipeline.spec import Settings
+from pipeline.spec import Settings, device_of
 from pipeline.storage.receipts import Receipt
 
 

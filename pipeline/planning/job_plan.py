@@ -7,29 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.errors import ProblemError
 from pipeline.planning.costs import Finishing, Measured, Timing, work
+from pipeline.planning.evaluation import LossAndGradient
 from pipeline.planning.machine_profiles import TileCost
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.memory import WorkerMemory
 from pipeline.planning.tiling import Tile, TilingPlan
-
-
-@dataclass(frozen=True)
-class LossAndGradient:
-    """A loss over the whole data set, L2 term included.
-
-    Attributes:
-        loss: L.
-        gradient: dL / dtheta.  # shape: (P,)
-        weight: what un-normalised sums are divided by; 1 for a sum.
-    """
-
-    loss: float
-    gradient: npt.NDArray[np.float64]
-    weight: float
 
 
 @dataclass(frozen=True)

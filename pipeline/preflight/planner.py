@@ -12,14 +12,13 @@ from importlib.metadata import version
 import torch
 
 from pipeline.engines.cost import PROBE_SAMPLES, Segment, torch_threads
-from pipeline.engines.devices import allowed_device_bytes, device_name, device_of, local_staff, require_device
 from pipeline.engines.registry import ENGINES, add_batch, applications
 from pipeline.engines.stages import Application
 from pipeline.errors import BlockError
 from pipeline.planning.costs import Finishing
+from pipeline.planning.evaluation import LossAndGradient
 from pipeline.planning.job_plan import (
     JobPlan,
-    LossAndGradient,
 )
 from pipeline.planning.manifest import Fingerprint, Manifest
 from pipeline.planning.memory import (
@@ -34,6 +33,12 @@ from pipeline.planning.tile_shapes import choose_tiling
 from pipeline.planning.tiling import MAX_CHUNK, Tile, TilingPlan, plan_tiles
 from pipeline.preflight.call_timing import rivals, seconds_of, time_calls
 from pipeline.preflight.checks import preflight
+from pipeline.preflight.devices import (
+    allowed_device_bytes,
+    device_name,
+    local_staff,
+    require_device,
+)
 from pipeline.preflight.engine_sizes import choose_sizes
 from pipeline.preflight.engine_trial import take_faster
 from pipeline.problem.contexts import exact_kernels, unchanged
@@ -42,7 +47,7 @@ from pipeline.problem.double_backward import (
     reference_samples,
 )
 from pipeline.problem.problem import PlacedProblem, Problem
-from pipeline.spec import Settings
+from pipeline.spec import Settings, device_of
 from pipeline.storage.output import Output
 from pipeline.storage.zarr_store import MatrixStore
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from pipeline.errors import ProblemError
-from pipeline.planning.job_plan import LossAndGradient
+from pipeline.planning.evaluation import LossAndGradient
 from pipeline.problem.batches import dense
 from pipeline.problem.contexts import exact_kernels, unchanged
 from pipeline.problem.finite_differences import STEPS, Differences, agreeing, fourth_order

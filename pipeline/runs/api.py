@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.engines.devices import worker_count
 from pipeline.errors import OutputError, SpecError, VerificationError
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile
 from pipeline.planning.memory import allowed_bytes
 from pipeline.planning.placement import names_cluster
+from pipeline.preflight.devices import worker_count
 from pipeline.preflight.planner import make_plan
 from pipeline.problem.contexts import differentiable, unchanged
 from pipeline.problem.problem import Problem

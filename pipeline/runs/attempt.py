@@ -7,7 +7,6 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from pipeline.engines.devices import device_of
 from pipeline.errors import OutputError, StoppedError, VerificationError
 from pipeline.execution.events import Tally
 from pipeline.execution.executors import Executor, Serial, Work
@@ -21,7 +20,7 @@ from pipeline.results.hessian import Hessian
 from pipeline.results.receipt_audit import REMEDY, audit, listed_faults
 from pipeline.results.verify import Verification, check
 from pipeline.runs.lease import Lease
-from pipeline.spec import Settings
+from pipeline.spec import Settings, device_of
 from pipeline.storage.filesystems import explained
 from pipeline.storage.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output, is_proof
 from pipeline.storage.receipts import begun_tiles, largest_first, missing_tiles, receipt_name

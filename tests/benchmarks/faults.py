@@ -40,7 +40,7 @@ from runs import planned_copy  # noqa: E402
 from pipeline.cluster import executor as ray_executor  # noqa: E402
 from pipeline.execution.driver import Driver  # noqa: E402
 from pipeline.progress import Reporter  # noqa: E402
-from pipeline.runs import lease
+from pipeline.runs import lease  # noqa: E402
 from pipeline.runs.api import run  # noqa: E402
 from pipeline.spec import Settings  # noqa: E402
 from pipeline.storage.output import Output  # noqa: E402

@@ -8,7 +8,7 @@ import torch
 from pipeline.errors import SpecError
 from pipeline.planning.memory import SHARE_OF_FREE
 from pipeline.planning.placement import Staff, room_for, workers_on_gpu
-from pipeline.spec import Settings
+from pipeline.spec import Settings, device_of
 
 
 def local_staff(settings: Settings) -> Staff:
@@ -37,25 +37,6 @@ def worker_count(settings: Settings) -> int:
     if settings.gpus_per_worker > 0:
         return max(1, min(by_cpu, room_for("GPU", torch.cuda.device_count(), settings.gpus_per_worker)))
     return max(1, by_cpu)
-
-
-def device_of(settings: Settings) -> str:
-    """Give the device that engines run on.
-
-    Args:
-        settings: how to compute.
-
-    Returns:
-        "cuda" or "cpu".
-
-    Raises:
-        SpecError: Ray workers are to compute on GPUs that they do not ask for.
-    """
-    if settings.device == "cuda" and settings.executor == "ray" and not settings.gpus_per_worker:
-        raise SpecError("`device` got cuda, but workers have no GPU: give `gpus_per_worker`, 1 or a fraction")
-    if settings.device == "auto":
-        return "cuda" if settings.gpus_per_worker > 0 else "cpu"
-    return settings.device
 
 
 def require_device(device: str) -> None:
