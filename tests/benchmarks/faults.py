@@ -27,7 +27,13 @@ from pathlib import Path
 from unittest.mock import patch
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "faults"), str(HERE.parents[1]), str(HERE.parents[1] / "jobs")]
+sys.path[:0] = [
+    str(HERE.parent),
+    str(HERE.parent / "support"),
+    str(HERE.parent / "faults"),
+    str(HERE.parents[1]),
+    str(HERE.parents[1] / "jobs"),
+]
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
 
 import mnist  # noqa: E402

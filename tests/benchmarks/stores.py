@@ -26,7 +26,7 @@ import numpy as np
 import zarr
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parents[1]), str(HERE.parents[1] / "jobs")]
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "support"), str(HERE.parents[1]), str(HERE.parents[1] / "jobs")]
 
 import clouds  # noqa: E402
 import digits  # noqa: E402

@@ -11,6 +11,7 @@ import pytest
 from fault_table import PROPERTY
 from proxy import proxied
 
+TESTS = Path(__file__).parents[1]
 JOB = """
 problem: made.py:mlp
 executor: serial
@@ -70,7 +71,7 @@ def hessian(tmp_path):
     """The command, in a process of its own, where the job is `job.yaml`."""
     (tmp_path / "made.py").write_text(FACTORY)
     (tmp_path / "job.yaml").write_text(JOB)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "support")))}
 
     def run(*arguments):
         command = [sys.executable, "-m", "pipeline", *map(str, arguments)]

@@ -26,7 +26,7 @@ from pipeline.runs.sweep_table import natural
 from pipeline.schedule import load_schedule
 from pipeline.storage.output import Output
 
-JOBS = Path(__file__).parents[1] / "jobs"
+JOBS = Path(__file__).parents[2] / "jobs"
 TILES = 21  # of the network below: P = 330 in chunks of 64
 IN_A_BUCKET = f"""
 job: {JOBS / "digits_mlp.yaml"}

@@ -12,7 +12,7 @@ from oracle import dense_hessian
 from pipeline import ProblemError, compute_hessian
 from pipeline.runs.problem_factory import build_problem
 
-JOBS = Path(__file__).parents[1] / "jobs"
+JOBS = Path(__file__).parents[2] / "jobs"
 
 
 def problem(reference, **arguments):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from derive import ENTRY_TOLERANCE, Truth, truth
-from hazards import HAZARDS
 from oracle import block_error
 from torch.nn.parameter import is_lazy
 
+from hazards import HAZARDS
 from pipeline import ProblemError, compute_hessian
 from pipeline.problem.batches import digest
 

@@ -15,12 +15,13 @@ import pytest
 import torch
 import zoo
 
-from pipeline import ProblemError, SpecError, compute_hessian, open_hessian, ray_executor
+from pipeline import ProblemError, SpecError, compute_hessian, open_hessian
+from pipeline.cluster import executor
 from pipeline.cluster.actors import Actor
 from pipeline.spec import Settings
 from pipeline.storage.output import Output
 
-JOB = Path(__file__).parents[1] / "jobs" / "digits_mlp.yaml"
+JOB = Path(__file__).parents[2] / "jobs" / "digits_mlp.yaml"
 SMALL = ["--set", "problem_args.hidden=12", "--set", "problem_args.steps=5", "--set", "chunk=64", "--set", "workers=2"]
 
 
@@ -92,7 +93,7 @@ def test_killed_worker_is_replaced(tmp_path, undisturbed):
 def test_a_problem_that_cannot_be_sent_is_refused_before_it_is_planned(monkeypatch):
     problem = zoo.mlp().problem
     problem.model.lock = threading.Lock()
-    monkeypatch.setattr(ray_executor, "make_plan", lambda *_: pytest.fail("planned"))
+    monkeypatch.setattr(executor, "make_plan", lambda *_: pytest.fail("planned"))
     with pytest.raises(ProblemError, match="define model and loss so that they can be pickled"):
         compute_hessian(problem, workers=1)
 

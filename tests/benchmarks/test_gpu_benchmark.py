@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parent / "benchmarks"
+BENCHMARKS = Path(__file__).parent
 ABSENT = ["ray", "zarr", "fsspec", "sklearn", "pydantic", "psutil", "pyarrow", "yaml", "click", "rich", "safetensors"]
 RUN = f"""
 import runpy, sys

@@ -24,7 +24,7 @@ from ray.autoscaler.node_launch_exception import NodeLaunchException
 
 from pipeline.cluster.autoscaler import score
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CLUSTERS = ROOT / "jobs" / "clusters"
 LAUNCHED = (ROOT / "cluster.yaml", CLUSTERS / "on_premises.yaml")
 MANIFESTS = (

@@ -15,10 +15,11 @@ import ray
 import zoo
 from commands import command, refused
 
-from pipeline import OutputError, compute_hessian, open_hessian, patience, remote, verify_hessian
+from pipeline import OutputError, compute_hessian, open_hessian, verify_hessian
+from pipeline.storage import filesystems, retries
 from pipeline.storage.output import Output
 
-JOB = Path(__file__).parents[1] / "jobs" / "digits_mlp.yaml"
+JOB = Path(__file__).parents[2] / "jobs" / "digits_mlp.yaml"
 SMALL = ["problem_args.hidden=6", "problem_args.steps=5", "chunk=128", "workers=2", "formats=[zarr, parquet]"]
 SMALL = [word for setting in SMALL for word in ("--set", setting)]
 SERIAL = {"executor": "serial", "dtype": "float64", "chunk": 16}
@@ -154,7 +155,7 @@ def test_throttling_is_waited_out(s3, monkeypatch, caplog):
 
 def test_a_store_that_stays_away_leaves_a_run_to_go_on_with(s3, monkeypatch):
     clouds.impatient_client(monkeypatch)
-    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0)
+    monkeypatch.setattr(retries, "PATIENCE_SECONDS", 0)
     s3.troubles.extend([503] * 10_000)
     try:
         with pytest.raises(OutputError, match="run the same command again") as error:
@@ -202,7 +203,9 @@ def test_wrong_endpoint(cloud, monkeypatch):
     for name, value in cloud.environment.items():
         monkeypatch.setenv(name, value.replace(there, f"127.0.0.1:{port}"))
     clouds.forget_clients()
-    monkeypatch.setattr(remote, "ANSWER_SECONDS", 3)  # some clients try again by themselves for as long as they may
+    monkeypatch.setattr(
+        filesystems, "ANSWER_SECONDS", 3
+    )  # some clients try again by themselves for as long as they may
     assert "no answer" in refused("run", JOB, "--output", f"{cloud.url}/out")
     assert "no answer" in refused("status", f"{cloud.url}/out")
 

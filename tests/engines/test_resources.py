@@ -11,7 +11,7 @@ import pytest
 import ray
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import memory
 import work

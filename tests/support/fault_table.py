@@ -1,7 +1,7 @@
 """The table of faults: a row for each test that uses the fixture `faults`, from all processes that run tests.
 
     python -m pytest tests/faults --fault-table FAULTS.json
-    python tests/fault_table.py FAULTS.json [MORE.json ...]
+    python tests/support/fault_table.py FAULTS.json [MORE.json ...]
 
 The second joins such files, of a test that is in several the last row, and writes `benchmarks/results/faults.json` and
 `faults.md`. What README says is held against them by `faults/test_table.py`.
@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 PROPERTY = "fault"  # of a test's report, which travels from xdist's workers
-RESULTS = Path(__file__).parent / "benchmarks" / "results"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 GROUPS = {
     "test_workers": "Workers and nodes",
     "test_host_memory": "Workers and nodes",

@@ -259,7 +259,7 @@ def problem():
 def test_a_wrong_engine_fails_the_command(tmp_path, always, exit_code):
     output = tmp_path / "out"
     for name in ("zoo", "oracle"):
-        (tmp_path / f"{name}.py").write_text((Path(__file__).parent / f"{name}.py").read_text())
+        (tmp_path / f"{name}.py").write_text((Path(zoo.__file__).parent / f"{name}.py").read_text())
     factory = FACTORY.format(always=always, manifest=str(output / "manifest.json"))
     (tmp_path / "wrong.py").write_text(factory)
     (tmp_path / "job.yaml").write_text("problem: wrong.py:problem\nengine: jacrev\nexecutor: serial\nchunk: 16\n")

@@ -7,7 +7,8 @@ import zoo
 from torch import nn
 
 from pipeline import BlockError, Problem, compute_hessian
-from pipeline.engines.registry import ENGINES, directions, factored
+from pipeline.engines import factored, pullback
+from pipeline.engines.registry import ENGINES
 
 SETTINGS = {"executor": "serial", "dtype": "float64"}
 
@@ -138,6 +139,6 @@ def test_an_operation_that_cannot_be_batched_is_pulled_back_one_by_one(monkeypat
 
         return fail
 
-    monkeypatch.setattr(directions, "vmap", failing)
+    monkeypatch.setattr(pullback, "vmap", failing)
     H = compute_hessian(case.problem, engine=engine, verify=False, **SETTINGS)
     np.testing.assert_allclose(H.to_numpy(), case.truth(), rtol=0, atol=1e-14)

@@ -22,7 +22,7 @@ from ray.autoscaler._private.util import prepare_config
 
 from pipeline import open_hessian
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 JOB = [
     str(ROOT / "jobs" / "digits_mlp.yaml"),
     *("--set", "problem_args.hidden=8", "--set", "problem_args.steps=5", "--set", "chunk=64", "--set", "dtype=float64"),
@@ -99,7 +99,7 @@ def head(folder, sold_out=()):
     token.write_text(secrets.token_hex(32))
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")]),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_ADDRESS": address,

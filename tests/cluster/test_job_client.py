@@ -16,7 +16,8 @@ import yaml
 from commands import command
 from ray_head import CLIENT, Way, list_jobs, ray_head
 
-from pipeline import SpecError, open_hessian, submit
+from pipeline import SpecError, open_hessian
+from pipeline.cluster import job_client
 from pipeline.cluster.job_package import MOST_BYTES, pack
 from pipeline.progress import Reporter
 from pipeline.runs.api import run_job
@@ -273,7 +274,7 @@ def refused(*arguments):
 def test_wrong_addresses(job, monkeypatch):
     assert "no answer as of a Ray dashboard" in refused("--address", f"http://127.0.0.1:{clouds.free_port()}")
     assert "expected that of the dashboard, as http://" in refused("--address", "127.0.0.1:6379")
-    monkeypatch.setattr(submit, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(job_client, "ANSWER_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         assert "timed out" in refused("--address", f"http://127.0.0.1:{mute.getsockname()[1]}")
     with HTTPServer(("127.0.0.1", 0), NotRay) as other:

@@ -16,7 +16,8 @@ from ray.cluster_utils import Cluster
 from ray.experimental import get_object_locations
 from torch import nn
 
-from pipeline import Problem, ProblemError, SpecError, ray_executor
+from pipeline import Problem, ProblemError, SpecError
+from pipeline.cluster import executor
 from pipeline.planning.job_plan import common_plan
 from pipeline.planning.memory import MemoryRefusedError, WorkerMemory
 from pipeline.planning.placement import ACCELERATOR, Node, Share, Staff, one_of_each_kind, staff_of
@@ -26,7 +27,7 @@ from pipeline.progress import Reporter
 from pipeline.runs.api import plan, run
 from pipeline.spec import Settings, load_job
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SETTINGS = {"dtype": "float64", "chunk": 16, "tile": (1, 1), "engine": "jacrev", "row_group": 16, "microbatch": 8}
 ON_GPUS = {"gpus_per_worker": 1, "device": "cpu"}  # GPUs that are names: what Ray does with them is real
 BIG = {ACCELERATOR: "A100"}
@@ -291,8 +292,8 @@ def test_this_machine_holds_as_many_as_a_node_like_it(monkeypatch):
 )
 def test_a_cluster_that_gets_no_more_nodes(monkeypatch, types, fixed):
     status = json.dumps({"autoscaler_report": {"node_type_mapping": types}})
-    monkeypatch.setattr(ray_executor, "_internal_kv_get", lambda _: status)
-    assert ray_executor._is_fixed() is fixed
+    monkeypatch.setattr(executor, "_internal_kv_get", lambda _: status)
+    assert executor._is_fixed() is fixed
 
 
 def test_one_node_of_each_kind():

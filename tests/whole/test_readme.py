@@ -15,7 +15,7 @@ from pipeline import cli
 from pipeline.schedule import ScheduleSpec
 from pipeline.spec import JobSpec, parse
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 

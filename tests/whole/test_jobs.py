@@ -17,7 +17,7 @@ from oracle import block_error, dense_hessian
 from pipeline import open_hessian
 from pipeline.runs.problem_factory import build_problem
 
-JOBS = Path(__file__).parents[1] / "jobs"
+JOBS = Path(__file__).parents[2] / "jobs"
 
 
 def run(name, output, *extra):

@@ -11,7 +11,7 @@ import yaml
 from clouds import SECRET, free_port
 from moto.server import ThreadedMotoServer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.long
 
 

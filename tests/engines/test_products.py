@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.engines import products
 from pipeline.engines.products import Workspace, add_product, add_symmetric, tangents
-from pipeline.engines.registry import products
 
 sizes = st.integers(1, 12)
 

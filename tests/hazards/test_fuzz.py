@@ -3,8 +3,9 @@
 from collections import Counter
 
 import pytest
-from hazards.fuzz import Composition, compositions, judge
 from hypothesis import HealthCheck, Phase, example, given, settings
+
+from hazards.fuzz import Composition, compositions, judge
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # ingredients are there to be odd: torch warns of many
 FEW, MANY = 60, 2000
