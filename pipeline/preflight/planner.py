@@ -33,6 +33,7 @@ from pipeline.planning.tile_shapes import choose_tiling
 from pipeline.planning.tiling import MAX_CHUNK, Tile, TilingPlan, plan_tiles
 from pipeline.preflight.call_timing import rivals, seconds_of, time_calls
 from pipeline.preflight.checks import preflight
+from pipeline.preflight.contest import take_faster
 from pipeline.preflight.devices import (
     allowed_device_bytes,
     device_name,
@@ -40,7 +41,6 @@ from pipeline.preflight.devices import (
     require_device,
 )
 from pipeline.preflight.engine_sizes import choose_sizes
-from pipeline.preflight.engine_trial import take_faster
 from pipeline.problem.contexts import exact_kernels, unchanged
 from pipeline.problem.double_backward import (
     evaluate,
@@ -51,7 +51,7 @@ from pipeline.spec import Settings, device_of
 from pipeline.storage.output import Output
 from pipeline.storage.zarr_store import MatrixStore
 
-FEW_SAMPLES = 64  # from which a chunk is computed that is like those of the run
+FEW_SAMPLES = 8  # from which a chunk is computed that is like those of the run
 
 
 def fingerprint(problem: Problem, at: LossAndGradient) -> Fingerprint:
