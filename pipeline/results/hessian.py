@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from pipeline.errors import BlockError, IncompleteError, MemoryRefusedError, OutputError, mebibytes
+from pipeline.errors import BlockError, IncompleteError, MemoryRefusedError, OutputError, human_bytes
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.memory import (
     available_bytes,
@@ -143,7 +143,7 @@ class Hessian:
         needed, free = P * P * self.dtype.itemsize, available_bytes()
         if needed > free:
             raise MemoryRefusedError(
-                f"H needs {mebibytes(needed)}, {mebibytes(free)} are free: read blocks, or use H @ v, which streams"
+                f"H needs {human_bytes(needed)}, {human_bytes(free)} are free: read blocks, or use H @ v, which streams"
             )
         full = np.empty(self.shape, self.dtype)
         for rows in self._bands():
