@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.box import HEAVY_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -30,13 +29,16 @@ def open_console(*, stderr: bool = False) -> Console:
 
 
 def show_values(rows: Iterable[tuple[str, Any]]) -> None:
-    """Print names and values, those there are; in a box on a terminal alone."""
+    """Print names and values, those there are: a table on a terminal, plain lines elsewhere."""
+    shown = {name: f"{value:,}" if type(value) is int else str(value) for name, value in rows if value is not None}
     console = open_console()
-    table = Table(show_header=False, box=HEAVY_HEAD if console.is_terminal else None)
-    for name, value in rows:
-        if value is not None:
-            is_count = isinstance(value, int) and not isinstance(value, bool)
-            table.add_row(name, f"{value:,}" if is_count else str(value))
+    if not console.is_terminal:
+        for name, text in shown.items():
+            console.print(f"{name}: {text}", markup=False, highlight=False, soft_wrap=True)
+        return
+    table = Table(show_header=False)
+    for row in shown.items():
+        table.add_row(*row)
     console.print(table)
 
 
