@@ -315,7 +315,8 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort) as stop:
-        kept = f" with {stop}" if str(stop) else ""
+        said = str(stop.__cause__ or stop)  # click raises its own from Ctrl-C
+        kept = f" with {said}" if said else ""
         click.echo(f"interrupted{kept}; run the same command again", err=True)
         sys.exit(RESUMABLE)
 
