@@ -239,7 +239,7 @@ def test_what_is_sent_of_others(job):
     [
         (["problem=nowhere.py:f"], "cannot read .*nowhere.py"),
         (["problem=weights.py:f"], "is not a Python file"),
-        (["problem=large.py:f"], r"have 4\.0 MiB, at most 4 are sent \(large.py alone"),
+        (["problem=large.py:f"], r"have 4\.19 MB, at most 4\.19 MB are sent \(large.py alone"),
         (["output=null"], "missing key `output`"),
         (["output=memory://x"], "no other process can reach"),
         (["chnk=3"], "unknown key `chnk`"),
