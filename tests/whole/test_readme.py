@@ -1,11 +1,11 @@
 """The code of the README and of the pages it leads to, run or checked; and the page on the question that started it."""
 
-import os
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from contextlib import chdir
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +23,9 @@ from pipeline.spec import JobSpec, parse
 ROOT = Path(__file__).parents[2]
 README, DESIGN = ROOT / "README.md", ROOT / "pipeline" / "DESIGN.md"
 PAGES = [README, *sorted((ROOT / "jobs" / "examples").glob("*.md")), *sorted((ROOT / "jobs" / "clusters").glob("*.md"))]
-SOURCES = [path.relative_to(ROOT).as_posix() for top in ("pipeline", "tests", "jobs") for path in (ROOT / top).rglob("*.py")]
+SOURCES = [
+    path.relative_to(ROOT).as_posix() for top in ("pipeline", "tests", "jobs") for path in (ROOT / top).rglob("*.py")
+]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 
 
@@ -44,13 +46,10 @@ def test_lengths(page, most):
 @cache
 def names_of(page, folder):
     """What the page's blocks leave, run one after the other in a folder, as a reader goes on."""
-    before, names = Path.cwd(), {"__name__": page.stem}
-    os.chdir(folder)
-    try:
+    names = {"__name__": page.stem}
+    with chdir(folder):
         for text in blocks(page, "python"):
             exec(compile(text, page.name, "exec"), names)
-    finally:
-        os.chdir(before)
     return names
 
 
