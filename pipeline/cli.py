@@ -102,8 +102,8 @@ def verify_command(
     if chunks:
         _verify_chunks(url, endpoint_url)
         return
+    from pipeline.analysis.hessian import open_hessian
     from pipeline.errors import VerificationError
-    from pipeline.results.hessian import open_hessian
     from pipeline.results.receipt_audit import REMEDY
     from pipeline.results.verify import verify_hessian
     from pipeline.runs.api import load_problem

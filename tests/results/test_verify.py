@@ -24,6 +24,7 @@ from pipeline import (
 )
 from pipeline.engines.jacrev import Jacrev
 from pipeline.engines.registry import ENGINES
+from pipeline.results.hessian import StoredHessian
 from pipeline.results.verify import check
 from pipeline.storage.zarr_store import MatrixStore
 
@@ -152,7 +153,7 @@ def test_a_manifest_is_not_believed(tmp_path):
     changed.write(H.output)
     with pytest.raises(FingerprintError, match=r"the weight is 7.0, stored 14.0"):
         verify_hessian(str(tmp_path), zoo.mlp().problem)
-    found = check(pipeline.results.hessian.Hessian(H.output, changed), zoo.mlp().problem, parquet=False)
+    found = check(StoredHessian(H.output, changed), zoo.mlp().problem, parquet=False)
     assert found.faults == ["the manifest's total weight is 14, the problem's 7"]
 
 
