@@ -2,9 +2,10 @@
 
 from pipeline.analysis.array import ArrayView
 from pipeline.analysis.one_pass import OnePass
+from pipeline.analysis.spectrum import Spectrum
 
 
-class Hessian(ArrayView, OnePass):
+class Hessian(ArrayView, OnePass, Spectrum):
     """The Hessian in an output, or its rows and columns of some parameters; see `pipeline.analysis`."""
 
 

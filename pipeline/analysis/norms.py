@@ -64,4 +64,3 @@ def summarize(hessian: Hessian) -> Summary:
         max(receipt.finished for receipt in found),
         sum(receipt.compute_seconds + receipt.write_seconds for receipt in found),
     )
-

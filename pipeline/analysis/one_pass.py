@@ -195,7 +195,7 @@ class OnePass(MatrixView):
     def _complete_totals(self) -> Totals:
         if not self.is_complete:
             raise IncompleteError(
-                f"{self.url} does not hold all of H: the run selected blocks={self.manifest.blocks!r}; block_norms() and "
-                "H.block_diagonal() give what there is"
+                f"{self.url} does not hold all of H: the run selected blocks={self.manifest.blocks!r}; "
+                "block_norms() and H.block_diagonal() give what there is"
             )
         return self._totals
