@@ -1,11 +1,10 @@
 """The handle that users hold: a finished Hessian, an array as far as it can be one, and what it is used for."""
 
-from pipeline.analysis.array import ArrayView
-from pipeline.analysis.one_pass import OnePass
-from pipeline.analysis.spectrum import Spectrum
+from pipeline.analysis.bridges import Bridges
+from pipeline.analysis.solve import Solve
 
 
-class Hessian(ArrayView, OnePass, Spectrum):
+class Hessian(Bridges, Solve):
     """The Hessian in an output, or its rows and columns of some parameters; see `pipeline.analysis`."""
 
 

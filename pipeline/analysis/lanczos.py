@@ -1,5 +1,6 @@
 """Krylov iterations on many vectors at once: one product with a block, one read of the store, a step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,8 +62,8 @@ def extreme_eigenpairs(
             basis, images = basis @ S[:, kept], images @ S[:, kept]
         block = _independent(residuals[:, lengths > _TINY], basis)
     raise ConvergenceError(
-        f"eigenvectors: after {steps} reads of H the residual is {worst:.1e} of |H|, expected {tol:.1e}: raise `steps`, "
-        "or `tol`, or ask for more eigenvalues at once"
+        f"eigenvectors: after {steps} reads of H the residual is {worst:.1e} of |H|, expected {tol:.1e}: raise "
+        "`steps` or `tol`, or ask for more eigenvalues at once"
     )
 
 
@@ -94,9 +95,9 @@ def _independent(block: Vector, basis: Vector) -> Vector:
 class SpectralDensity:
     """An estimate of how the eigenvalues are spread, by stochastic Lanczos quadrature.
 
-    Of each random vector z of length one, sum_k weights[z, k] f(nodes[z, k]) is z' f(H) z, exactly for polynomials up to
-    degree 2 steps - 1; its mean over z is tr f(H) / P. Errors are standard errors of that mean, of the vectors' chance
-    alone: features finer than the nodes are not resolved.
+    Of each random vector z of length one, sum_k weights[z, k] f(nodes[z, k]) is z' f(H) z, exactly for polynomials up
+    to degree 2 steps - 1; its mean over z is tr f(H) / P. Errors are standard errors of that mean, of the vectors'
+    chance alone: features finer than the nodes are not resolved.
 
     Attributes:
         nodes: # shape: (probes, steps)
@@ -108,7 +109,7 @@ class SpectralDensity:
     weights: Vector
     size: int
 
-    def trace_of(self, f: np.ufunc) -> tuple[float, float]:
+    def trace_of(self, f: Callable[[Vector], Vector]) -> tuple[float, float]:
         """Estimate tr f(H), as `trace_of(np.exp)`; of what has jumps or poles among the eigenvalues, roughly.
 
         Args:
@@ -134,9 +135,9 @@ class SpectralDensity:
         Returns:
             The numbers, and their errors.  # shape: (n,), (n,)
         """
-        counts = np.stack([
-            np.histogram(x, edges, weights=self.size * w)[0] for x, w in zip(self.nodes, self.weights, strict=True)
-        ])
+        counts = np.stack(
+            [np.histogram(x, edges, weights=self.size * w)[0] for x, w in zip(self.nodes, self.weights, strict=True)]
+        )
         errors = counts.std(0, ddof=1) / np.sqrt(len(counts)) if len(counts) > 1 else np.full(counts.shape[1], np.nan)
         return counts.mean(0), errors
 

@@ -98,7 +98,7 @@ class Spectrum(Products):
         return_eigenvectors: bool = True,
         seed: int = 0,
     ) -> Any:
-        """Find some eigenvalues, as `scipy.sparse.linalg.eigsh` does, with one read of the store for a block of vectors.
+        """Find some eigenvalues, as `scipy.sparse.linalg.eigsh` does, a read of the store for a block of vectors.
 
         H is held in memory where it fits into half of what is free, else read once a step; the basis takes 32 P bytes
         for each of 4 (k + 4) to 20 (k + 4) vectors. An eigenvalue is off by at most tol |H|, in practice by its square.
@@ -136,7 +136,7 @@ class Spectrum(Products):
         return (w, U) if return_eigenvectors else w
 
     def spectral_density(self, probes: int = 8, steps: int = 64, *, seed: int = 0) -> SpectralDensity:
-        """Estimate how the eigenvalues are spread: `steps` reads of the store for all probes together, or one in memory.
+        """Estimate how the eigenvalues are spread: `steps` reads for all probes together, or one in memory.
 
         Stochastic Lanczos quadrature; an estimate, with standard errors over the probes. 40 P probes bytes.
 
@@ -155,7 +155,9 @@ class Spectrum(Products):
         """
         P = self.shape[0]
         if probes < 1 or steps < 1 or not P:
-            raise BlockError(f"spectral_density: got probes={probes}, steps={steps} for P={P}, expected 1 or more of each")
+            raise BlockError(
+                f"spectral_density: got probes={probes}, steps={steps} for P={P}, expected 1 or more of each"
+            )
         self.require_memory(5 * _F8 * P * probes, f"Lanczos from {probes} vectors", "take fewer `probes`")
         signs = np.random.default_rng(seed).integers(0, 2, (P, probes)) * 2.0 - 1
         return lanczos_density(self.multiplier(), signs / np.sqrt(P), steps)

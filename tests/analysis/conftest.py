@@ -27,5 +27,5 @@ def case(kind):
 @pytest.fixture
 def beyond_memory(monkeypatch):
     """Let nothing as large as the matrix fit."""
-    for module in ("view", "products"):
+    for module in ("view", "products", "spectrum", "solve"):
         monkeypatch.setattr(f"pipeline.analysis.{module}.available_bytes", lambda: 8 * P * P - 1)

@@ -25,7 +25,7 @@ def test_what_numpy_is_told(case):
 
 def test_what_does_not_fit_is_refused_with_numbers(beyond_memory):
     with pytest.raises(MemoryRefusedError, match=r"P = 51 needs 0\.0 MiB, 0\.0 MiB are free: read blocks"):
-        np.asarray(pair().H)
+        np.asarray(stored(symmetric(np.ones(P)), RAGGED))
 
 
 def test_rows_and_columns(case):
