@@ -26,10 +26,17 @@ def blocks(language):
 def test_python(tmp_path, monkeypatch, capsys):
     """Block after block, as a reader goes on."""
     monkeypatch.chdir(tmp_path)
-    names, first, second = {}, *blocks("python")
+    names, first, uses, last = {}, *blocks("python")
     exec(compile(first, "README.md", "exec"), names)
     assert "(6, 8, 3)" in capsys.readouterr().out
-    exec(compile(second, "README.md", "exec"), names)
+    exec(compile(uses, "README.md", "exec"), names)
+    assert "Inertia" in capsys.readouterr().out
+    H, w = names["H"], np.linalg.eigvalsh(names["H"])
+    np.testing.assert_allclose(names["w"], w, atol=1e-12)
+    damped = np.asarray(H) + (1 - min(w[0], 0)) * np.eye(len(H))
+    step = np.concatenate([part.ravel() for part in names["step"].values()])
+    np.testing.assert_allclose(damped @ step, -H.gradient, atol=1e-12)
+    exec(compile(last, "README.md", "exec"), names)
     assert capsys.readouterr().out.startswith("True True")
     full = names["H"].to_numpy()
     values = np.sort(np.abs(full), axis=None)[::-1]
