@@ -57,9 +57,7 @@ class ArrayView(Products, NDArrayOperatorsMixin):
         """Stream products with arrays; read all of H for any other function of NumPy."""
         if ufunc is np.matmul and method == "__call__" and not options:
             left, right = inputs
-            return (
-                self @ right if left is self else left @ self if isinstance(left, ArrayView) else self.__rmatmul__(left)
-            )
+            return left @ right if isinstance(left, ArrayView) else self.__rmatmul__(left)
         dense = [np.asarray(x) if isinstance(x, ArrayView) else x for x in inputs]
         return getattr(ufunc, method)(*dense, **options)
 

@@ -58,7 +58,7 @@ def summarize(hessian: Hessian) -> Summary:
     return Summary(
         hessian.loss,
         float(np.linalg.norm(hessian.gradient)),
-        hessian.trace() if bool(plan.selected.diagonal().all()) else None,
+        hessian.trace() if plan.selected.diagonal().all() else None,
         hessian.norm() if hessian.is_complete else None,
         blocks,
         max(receipt.finished for receipt in found),

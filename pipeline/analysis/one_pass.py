@@ -87,7 +87,7 @@ class OnePass(MatrixView):
         Raises:
             IncompleteError: they were not all computed.
         """
-        if "_totals" in self.__dict__ and self.is_complete:
+        if "_totals" in self.__dict__ and self._has_diagonal:
             return self._totals.diagonal.copy()
         values = np.empty(self.shape[0])
         for piece in self.pieces(diagonal=True):
@@ -184,6 +184,10 @@ class OnePass(MatrixView):
             kept = np.argsort(-np.abs(values), kind="stable")[:k]
             rows, cols, values = rows[kept], cols[kept], values[kept]
         return Entries(rows, cols, values)
+
+    @property
+    def _has_diagonal(self) -> bool:
+        return bool(self.manifest.plan.selected.diagonal()[[band.chunk for band in self._bands]].all())
 
     @cached_property
     def _totals(self) -> Totals:

@@ -94,16 +94,12 @@ class MatrixView(StoredHessian):
         names = self._choose(globs)
         if not names:
             raise BlockError(f"select: {list(globs)} leave no parameter, expected at least one")
-        view = type(self)(self.output, self.manifest, names)
-        view.report = self.report
-        return view
+        return self._view(names)
 
     def block_diagonal(self) -> Iterator[Self]:
         """Give the view of each parameter by itself, in order; nothing is read."""
         for name in self.parameters.names:
-            view = type(self)(self.output, self.manifest, [name])
-            view.report = self.report
-            yield view
+            yield self._view([name])
 
     def pieces(self, *, diagonal: bool = False, partial: bool = False) -> Iterator[Piece]:
         """Read the upper triangle once, chunk by chunk, several of them ahead.
@@ -208,6 +204,11 @@ class MatrixView(StoredHessian):
                 f"selected blocks={self.manifest.blocks!r}, or is not finished"
             )
         return values
+
+    def _view(self, names: Sequence[str]) -> Self:
+        view = type(self)(self.output, self.manifest, names)
+        view.report = self.report
+        return view
 
     def _choose(self, globs: Sequence[str]) -> tuple[str, ...]:
         names = self.parameters.names

@@ -115,10 +115,10 @@ def available_bytes() -> int:
     if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdigit():
         free = min(free, int(text) - int(used.read_text()))
     process = psutil.Process().memory_info()
-    for kind, held in ((resource.RLIMIT_AS, process.vms), (resource.RLIMIT_DATA, process.data)):
+    for kind, held in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
         most, _ = resource.getrlimit(kind)
         if most != resource.RLIM_INFINITY:
-            free = min(free, most - held)
+            free = min(free, most - getattr(process, held))
     return free
 
 

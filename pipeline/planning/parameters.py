@@ -107,7 +107,7 @@ class ParameterLayout:
 
 
 def choose(names: Sequence[str], globs: Sequence[str], nothing_matches: Callable[[str], Exception]) -> tuple[str, ...]:
-    """Choose names by globs, one after the other; `!glob` takes out, from all names where it is the first.
+    """Choose names by globs, one after the other; `!glob` takes out: of all names, where every glob does.
 
     Args:
         names: to choose from.
