@@ -58,6 +58,8 @@ class ArrayView(Products, NDArrayOperatorsMixin):
         if ufunc is np.matmul and method == "__call__" and not options:
             left, right = inputs
             return left @ right if isinstance(left, ArrayView) else self.__rmatmul__(left)
+        if any(isinstance(out, ArrayView) for out in options.get("out", ())):
+            raise ValueError("H lies in a store, and is not written into: write H = H + ... for a new array")
         dense = [np.asarray(x) if isinstance(x, ArrayView) else x for x in inputs]
         return getattr(ufunc, method)(*dense, **options)
 

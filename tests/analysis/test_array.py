@@ -117,6 +117,8 @@ def test_arithmetic_reads_all(case):
     np.testing.assert_array_equal(2 * H, 2 * H.to_numpy())
     np.testing.assert_array_equal(np.abs(H), np.abs(full))
     assert (full == H).all()
+    with pytest.raises(ValueError, match="not written into"):
+        H += 1
     np.testing.assert_allclose(np.linalg.norm(H), np.linalg.norm(full), rtol=1e-6)
     np.testing.assert_array_equal(torch.as_tensor(np.asarray(H)).numpy(), full)
 

@@ -158,6 +158,16 @@ def test_a_manifest_is_not_believed(tmp_path):
     assert found.faults == ["the manifest's total weight is 14, the problem's 7"]
 
 
+def test_of_a_view_the_whole_is_checked(tmp_path):
+    H = compute(tmp_path)
+    found = verify_hessian(H.select("0.*"), zoo.mlp().problem)
+    assert found.ok
+    assert found.chunks == verify_hessian(H).chunks
+    chunk = tmp_path / "hessian.zarr" / "c" / "3" / "3"  # of parameters that the view has not
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    assert not verify_hessian(H.select("0.*")).ok
+
+
 def test_directions_differ(tmp_path):
     H = compute(tmp_path)
     assert verify_hessian(H, zoo.mlp().problem).seed != verify_hessian(H, zoo.mlp().problem).seed
