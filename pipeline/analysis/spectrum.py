@@ -107,7 +107,7 @@ class Spectrum(Products):
             k: how many.
             which: `"LM"` largest in absolute value, `"LA"` largest, `"SA"` smallest, `"BE"` half from each end; `"SM"`,
                 smallest in absolute value, of a matrix in memory alone.
-            tol: of the residual |H u - w u| / |H|.
+            tol: of the residual |H u - w u| / |H|; 0: as far as rounding allows.
             steps: most reads.
             return_eigenvectors: whether to give them, too.
             seed: of the first vectors.
@@ -131,7 +131,7 @@ class Spectrum(Products):
             w, U = self._some_of_all(k, which)
         else:
             start = np.random.default_rng(seed).standard_normal((P, width))
-            most = width * self._blocks(width)
+            most, tol = width * self._blocks(width), max(tol, P * float(np.finfo(float).eps))
             w, U = extreme_eigenpairs(self.multiplier(), start, k, which, most=most, tol=tol, steps=steps)
         return (w, U) if return_eigenvectors else w
 

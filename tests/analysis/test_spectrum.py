@@ -110,6 +110,8 @@ def test_few_out_of_core(large, which, streamed):
     np.testing.assert_allclose(found, known, atol=1e-10)
     assert np.linalg.norm(full @ U - U * found, axis=0).max() < 1e-7
     np.testing.assert_allclose(U.T @ U, np.eye(5), atol=1e-10)
+    finest = H.eigsh(5, which, tol=0)[1]
+    assert np.linalg.norm(full @ finest - finest * found, axis=0).max() < 1e-11
 
 
 def test_a_block_is_one_read(large, streamed, monkeypatch):
