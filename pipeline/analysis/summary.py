@@ -6,8 +6,9 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.analysis.hessian import Hessian
-from pipeline.analysis.lanczos import Vector
+from pipeline.analysis.lanczos import SpectralDensity, Vector
 
+FEW = 3  # eigenvalues that an estimate may be off, however few there are
 DECADES = 8  # below the largest eigenvalue's, on each side of zero
 
 
@@ -21,7 +22,7 @@ def spectrum_of(hessian: Hessian, how: Literal["few", "density", "whole"], k: in
 
     Returns:
         What it is of; with `few` and `whole` the eigenvalues, ascending; with `density` and `whole` the bins, a count
-        and its standard error for each; with `whole` signs, rank and condition number.
+        and its error for each; with `whole` signs, rank and condition number.
     """
     found: dict[str, Any] = {
         "url": hessian.url,
@@ -34,8 +35,7 @@ def spectrum_of(hessian: Hessian, how: Literal["few", "density", "whole"], k: in
         return found | {"eigenvalues": w.tolist()}
     if how == "density":
         density = hessian.spectral_density()
-        edges = decades(density.nodes[density.weights > 0])
-        return found | {"bins": _bins(edges, *density.histogram(edges))}
+        return found | {"bins": _bins(*_resolved(density))}
     w = hessian.eigvalsh()
     edges = decades(w)
     counts = np.histogram(w, edges)[0].astype(float)
@@ -60,6 +60,18 @@ def decades(eigenvalues: Vector) -> Vector:
     top = float(np.abs(eigenvalues).max()) or 1.0
     powers = 10.0 ** (np.floor(np.log10(top)) + 1 - np.arange(DECADES + 1))
     return np.concatenate([-powers, powers[::-1]])
+
+
+def _resolved(density: SpectralDensity) -> tuple[Vector, Vector, Vector]:
+    """Give bins, counts and errors; decades about zero are one bin where single ones are not told apart."""
+    edges = decades(density.nodes[density.weights > 0])
+    while True:
+        counts, errors = density.histogram(edges)
+        middle = len(edges) // 2
+        is_told = (errors <= np.maximum(counts / 2, FEW)) | (counts == 0)
+        if len(edges) <= 4 or np.delete(is_told, middle - 1).all():
+            return edges, counts, errors
+        edges = np.delete(edges, [middle - 1, middle])
 
 
 def _bins(edges: Vector, counts: Sequence[float] | Vector, errors: Vector) -> list[dict[str, float]]:

@@ -187,6 +187,20 @@ def test_density_is_within_its_errors(large):
     assert counts.sum() == pytest.approx(LARGE)
 
 
+@pytest.mark.parametrize("steps", [3, 8, 20])
+def test_errors_cover_what_few_steps_do_not_resolve(steps):
+    """Eigenvalues over many decades: most lie closer to zero than the nodes tell apart."""
+    w = np.r_[np.logspace(-8, 1, LARGE - 40), -np.logspace(-8, -1, 40)]
+    found = stored(symmetric(w), chunk=64).spectral_density(probes=20, steps=steps)
+    edges = np.r_[-(10.0 ** np.arange(0, -8, -1)), 10.0 ** np.arange(-7, 3)]
+    counts, errors = found.histogram(edges)
+    assert (np.abs(counts - np.histogram(w, edges)[0]) <= 3 * errors).all()
+    assert errors.max() > 10
+    for x in edges:
+        value, error = found.count_below(x)
+        assert abs(value - (w < x).sum()) <= 3 * error + 1e-9
+
+
 def test_each_probe_is_exact_for_polynomials(case):
     """Gauss's quadrature of `steps` nodes is exact to degree 2 steps - 1, rounding and all."""
     H, full = case

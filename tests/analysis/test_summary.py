@@ -52,6 +52,9 @@ def test_whole(url):
 def test_density(url):
     found = json.loads(run(url, "--density", "--json"))
     assert sum(row["count"] for row in found["bins"]) == pytest.approx(P)
+    for row in found["bins"]:
+        known = ((row["from"] <= W) & (row["to"] > W)).sum()
+        assert abs(row["count"] - known) < 4 * row["error"] + 1e-9
     top = [row for row in found["bins"] if row["from"] >= 1]
     assert abs(sum(row["count"] for row in top) - (W >= 1).sum()) < 4 * sum(row["error"] for row in top)
     assert "error" in run(url, "--density")
