@@ -132,7 +132,8 @@ def show_spectrum(found: Mapping[str, Any]) -> None:
     about = [("P", found["P"]), ("parameters", len(found["parameters"])), ("trace", f"{found['trace']:.6g}")]
     if "inertia" in found:
         about += [*found["inertia"].items(), ("rank", found["rank"])]
-        about.append(("condition number", f"{found['condition_number']:.3g}"))
+        condition = found["condition_number"]
+        about.append(("condition number", "infinite" if condition is None else f"{condition:.3g}"))
     console.print(named_values(about))
     if "bins" in found:
         table = Table("from", "to", "eigenvalues", "error")

@@ -22,7 +22,7 @@ def spectrum_of(hessian: Hessian, how: Literal["few", "density", "whole"], k: in
 
     Returns:
         What it is of; with `few` and `whole` the eigenvalues, ascending; with `density` and `whole` the bins, a count
-        and its error for each; with `whole` signs, rank and condition number.
+        and its error for each; with `whole` signs, rank and condition number, None where that is infinite.
     """
     found: dict[str, Any] = {
         "url": hessian.url,
@@ -37,13 +37,13 @@ def spectrum_of(hessian: Hessian, how: Literal["few", "density", "whole"], k: in
         density = hessian.spectral_density()
         return found | {"bins": _bins(*_resolved(density))}
     w = hessian.eigvalsh()
-    edges = decades(w)
+    edges, condition = decades(w), hessian.condition_number()
     counts = np.histogram(w, edges)[0].astype(float)
     return found | {
         "eigenvalues": w.tolist(),
         "inertia": hessian.inertia()._asdict(),
         "rank": hessian.rank(),
-        "condition_number": hessian.condition_number(),
+        "condition_number": condition if np.isfinite(condition) else None,  # JSON knows no infinity
         "bins": _bins(edges, counts, np.zeros(len(counts))),
     }
 

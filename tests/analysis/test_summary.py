@@ -49,6 +49,15 @@ def test_whole(url):
     assert all(word in table for word in ("positive", "condition number", "rank"))
 
 
+def test_an_exact_zero(tmp_path):
+    """A dead parameter's row."""
+    stored(np.diag([0.0, 1.0, 2.0]), url=tmp_path, chunk=2)
+    found = json.loads(run(str(tmp_path), "--whole", "--json"), parse_constant=pytest.fail)
+    assert found["condition_number"] is None
+    assert found["rank"] == 2
+    assert "infinite" in run(str(tmp_path), "--whole")
+
+
 def test_density(url):
     found = json.loads(run(url, "--density", "--json"))
     assert sum(row["count"] for row in found["bins"]) == pytest.approx(P)
