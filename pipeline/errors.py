@@ -80,6 +80,24 @@ class IncompleteError(HessianError, LookupError):
     """A part of the Hessian was asked for that has not been computed."""
 
 
+class IndefiniteError(HessianError, ArithmeticError):
+    """A Hessian is not positive definite where it has to be.
+
+    Args:
+        message: what was found.
+        smallest: its smallest eigenvalue.
+        damping: a number that makes it positive definite, added to its diagonal.
+    """
+
+    def __init__(self, message: str, smallest: float = float("nan"), damping: float = float("nan")) -> None:
+        super().__init__(message)
+        self.smallest, self.damping = smallest, damping
+
+
+class ConvergenceError(HessianError, ArithmeticError):
+    """An iteration did not come as close as it was to within the steps it was given."""
+
+
 class NotFiniteError(HessianError, ArithmeticError):
     """A computed entry is NaN or infinite."""
 

@@ -1,6 +1,6 @@
 """What the `hessian` command prints: tables of plans, of preflight, and of what a run did."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -124,6 +124,26 @@ def show_forecast(made: JobPlan, profile: Profile | None, measured: Output | Non
     console = open_console()
     console.print(table)
     console.print(profile.describe(), highlight=False, soft_wrap=True)
+
+
+def show_spectrum(found: Mapping[str, Any]) -> None:
+    """Print what `spectrum_of` found."""
+    console = open_console()
+    about = [("P", found["P"]), ("parameters", len(found["parameters"])), ("trace", f"{found['trace']:.6g}")]
+    if "inertia" in found:
+        about += [*found["inertia"].items(), ("rank", found["rank"])]
+        condition = found["condition_number"]
+        about.append(("condition number", "infinite" if condition is None else f"{condition:.3g}"))
+    console.print(named_values(about))
+    if "bins" in found:
+        table = Table("from", "to", "eigenvalues", "error")
+        for row in reversed(found["bins"]):
+            table.add_row(f"{row['from']:.0e}", f"{row['to']:.0e}", f"{row['count']:,.1f}", f"{row['error']:,.1f}")
+    else:
+        table = Table("eigenvalues")
+        for w in reversed(found["eigenvalues"]):
+            table.add_row(f"{w:.9g}")
+    console.print(table)
 
 
 def show_outcome(outcome: Outcome) -> None:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.analysis.hessian import Hessian, open_hessian
 from pipeline.analysis.norms import Summary, summarize
 from pipeline.errors import SpecError
-from pipeline.results.hessian import Hessian, open_hessian
 from pipeline.storage.output import BLOCK_NORMS
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from pipeline.problem.problem import PlacedProblem, Problem
 from pipeline.problem.scales import Products, Yardstick, directions, yardstick
 from pipeline.results.chunk_scan import Scan
 from pipeline.results.fingerprint_check import require_same
-from pipeline.results.hessian import Hessian, open_hessian
+from pipeline.results.hessian import StoredHessian
 from pipeline.storage.output import PARQUET
 
 # Errors that are let pass, in units of an entry's row and column scales, by the types that compute and store, and by
@@ -108,7 +108,9 @@ class Verification:
         return f"block H[{a}, {b}]"
 
 
-def verify_hessian(hessian: Hessian | str, problem: Problem | None = None, *, retrained: bool = False) -> Verification:
+def verify_hessian(
+    hessian: StoredHessian | str, problem: Problem | None = None, *, retrained: bool = False
+) -> Verification:
     """Check a finished Hessian.
 
     Every chunk must be present and match its checksum, and its mirror image where the matrix is stored whole; the
@@ -119,7 +121,7 @@ def verify_hessian(hessian: Hessian | str, problem: Problem | None = None, *, re
     its chunks, entry for entry.
 
     Args:
-        hessian: a handle, or the output's URL.
+        hessian: a handle, or the output's URL; of a view, the whole is checked.
         problem: what it is the Hessian of; without it only what is stored is checked.
         retrained: whether the problem was trained anew since, to other last bits; the stored weights are used.
 
@@ -131,7 +133,10 @@ def verify_hessian(hessian: Hessian | str, problem: Problem | None = None, *, re
         OutputError: there is no Hessian.
         IncompleteError: the run is not finished.
     """
-    hessian = open_hessian(hessian, unproven=True) if isinstance(hessian, str) else hessian
+    if isinstance(hessian, str):
+        hessian = StoredHessian.open(hessian, unproven=True)
+    else:
+        hessian = StoredHessian(hessian.output, hessian.manifest)
     parquet = "parquet" in hessian.manifest.formats or bool(hessian.output.sizes(PARQUET))
     if problem is None:
         scan = Scan(hessian, np.zeros((0, hessian.shape[0])), parquet=parquet)
@@ -140,7 +145,7 @@ def verify_hessian(hessian: Hessian | str, problem: Problem | None = None, *, re
     return check(hessian, require_same(named, hessian.manifest, hessian.output, retrained=retrained), parquet=parquet)
 
 
-def check(hessian: Hessian, problem: Problem, *, parquet: bool) -> Verification:
+def check(hessian: StoredHessian, problem: Problem, *, parquet: bool) -> Verification:
     """Check a Hessian against its problem, which is known to be the same; see `verify_hessian`.
 
     Args:
@@ -158,7 +163,7 @@ def check(hessian: Hessian, problem: Problem, *, parquet: bool) -> Verification:
 class _Check:
     """The comparison with a reference."""
 
-    def __init__(self, hessian: Hessian, problem: Problem, *, parquet: bool) -> None:
+    def __init__(self, hessian: StoredHessian, problem: Problem, *, parquet: bool) -> None:
         manifest, self._parquet = hessian.manifest, parquet
         self._hessian, self._plan = hessian, manifest.plan
         self._placed = problem.place(torch.float64)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.analysis.hessian import Hessian
 from pipeline.errors import OutputError, SpecError, VerificationError
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile
@@ -17,7 +18,6 @@ from pipeline.preflight.planner import make_plan
 from pipeline.problem.contexts import differentiable, unchanged
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
-from pipeline.results.hessian import Hessian
 from pipeline.runs.attempt import Attempt, Outcome
 from pipeline.runs.checkpoint import load_checkpoint
 from pipeline.runs.executor_choice import settled

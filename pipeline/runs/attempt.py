@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 
+from pipeline.analysis.hessian import Hessian
 from pipeline.errors import OutputError, StoppedError, VerificationError
 from pipeline.execution.events import Tally
 from pipeline.execution.executors import Executor, Serial, Work
@@ -16,7 +17,6 @@ from pipeline.planning.tiling import Tile
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
 from pipeline.results.fingerprint_check import require_same, require_same_settings, save_weights
-from pipeline.results.hessian import Hessian
 from pipeline.results.receipt_audit import REMEDY, audit, listed_faults
 from pipeline.results.verify import Verification, check
 from pipeline.runs.executor_choice import decided, executor_of, settled

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipeline.analysis.hessian import Hessian
 from pipeline.analysis.norms import summarize
 from pipeline.errors import FAILED, RESUMABLE, CheckpointError, HessianError, SweepError, in_words
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
-from pipeline.results.hessian import Hessian
 from pipeline.runs.api import load_problem, run
 from pipeline.runs.checkpoint import Checkpoint, place_checkpoint, read_checkpoint
 from pipeline.runs.lease import Lease

@@ -115,7 +115,7 @@ def test_gradient_and_loss(url):
 
 def test_wrong_requests_are_refused(url):
     H = compute(url)
-    for key in ["0.weight", (0,), (0, 10**6), (1.5, 0), (np.zeros(3, bool), 0), ("0.weight", "0.wieght")]:
+    for key in ["0.wieght", (0, 0, 0), (0, 10**6), (1.5, 0), (np.zeros(3, bool), 0), ("0.weight", "0.wieght")]:
         with pytest.raises(BlockError):
             H[key]
     with pytest.raises(BlockError, match="expected"):

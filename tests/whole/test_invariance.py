@@ -81,7 +81,7 @@ def test_resumed_equals_undisturbed_bit_for_bit(cluster, tmp_path, executor):
 
 
 def open_hessian_anyway(url):
-    from pipeline.results.hessian import Hessian
+    from pipeline.analysis.hessian import Hessian
 
     return Hessian(Output(url), read_manifest(Output(url)))
 
