@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from pipeline.runs.api import compute_hessian
     from pipeline.runs.checkpoint import load_checkpoint
 
+    __version__: str
+
 _LAZY = {
     "Hessian": "pipeline.analysis.hessian",
     "open_hessian": "pipeline.analysis.hessian",
@@ -77,6 +79,10 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import a lazily provided public name."""
+    if name == "__version__":
+        from importlib.metadata import version  # half of this package's own import time
+
+        return version("hessian-pipeline")
     if name not in _LAZY:
         raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
     return getattr(import_module(_LAZY[name]), name)
@@ -84,4 +90,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """List the public names, imported or not."""
-    return sorted(__all__)
+    return sorted([*__all__, "__version__"])

@@ -191,6 +191,30 @@ def nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     return f"; did you mean `{match[0]}`?" if match else f"; expected one of {', '.join(known)}"
 
 
-def mebibytes(count: float) -> str:
-    """Write a number of bytes for people."""
-    return f"{count / 2**20:,.1f} MiB" if count < 100 * 2**20 else f"{count / 2**20:,.0f} MiB"
+def human_bytes(count: float) -> str:
+    """Return a number of bytes for people, in powers of 1,000 as disks and buckets are sold: "20.7 GB"."""
+    units = iter(("bytes", "kB", "MB", "GB", "TB", "PB"))
+    unit = next(units)
+    while round(count) >= 1000 and unit != "PB":
+        count, unit = count / 1000, next(units)
+    digits = 0 if unit == "bytes" or count >= 100 else 1 if count >= 10 else 2
+    return f"{count:,.{digits}f} {unit}"
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a time for people: "9.3 s", "4 min 7 s", "1 h 52 min", "3 d 4 h"."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        (count, rest), (large, small) = divmod(whole, 60), ("min", "s")
+    elif whole < 86400:
+        (count, rest), (large, small) = divmod(round(whole / 60), 60), ("h", "min")
+    else:
+        (count, rest), (large, small) = divmod(round(whole / 3600), 24), ("d", "h")
+    return f"{count:,} {large}" + (f" {rest} {small}" if rest else "")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return how many there are: "1 tile", "3,081 tiles"."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -36,6 +36,21 @@ def _tuples(value: object) -> object:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+def _globs(value: object) -> object:
+    """Take one glob for a list of one."""
+    return (value,) if isinstance(value, str) else _tuples(value)
+
+
+def _blocks(value: object) -> object:
+    """Say of a word that is none of the two what was meant, instead of all that blocks may be."""
+    words = ("all", "diagonal")
+    if isinstance(value, str) and value not in words:
+        raise PydanticCustomError(
+            "blocks", "expected a word or pairs of parameter names{hint}", {"hint": nearest(value, words)}
+        )
+    return _tuples(value)
+
+
 def _formats(value: tuple[str, ...]) -> tuple[str, ...]:
     """Ask for Zarr, which every read goes to, and for each format once; their order means nothing."""
     if "zarr" not in value:
@@ -71,7 +86,7 @@ ExecutorName = Literal["auto", "ray", "serial"]
 FloatName = Annotated[Literal["float32", "float64"], BeforeValidator(_dtype_name)]
 FormatName = Literal["zarr", "parquet"]
 EngineName = Literal["auto", "factored", "jacrev", "rows", "differences"]
-BlockSelection = Annotated[Literal["all", "diagonal"] | tuple[tuple[str, str], ...], BeforeValidator(_tuples)]
+BlockSelection = Annotated[Literal["all", "diagonal"] | tuple[tuple[str, str], ...], BeforeValidator(_blocks)]
 
 
 class Settings(BaseModel):
@@ -79,7 +94,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    params: Annotated[tuple[str, ...] | None, BeforeValidator(_tuples)] = Field(
+    params: Annotated[tuple[str, ...] | None, BeforeValidator(_globs)] = Field(
         None,
         description="Globs of parameter names, `!glob` excludes; all that require grad when not given.",
     )
@@ -200,13 +215,16 @@ def parse(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
         raise SpecError(f"{source}: " + "; ".join(faults)) from None
 
 
-def load_job(path: str | Path, overrides: Sequence[str] = (), output: str | None = None) -> JobSpec:
+def load_job(
+    path: str | Path, overrides: Sequence[str] = (), output: str | None = None, endpoint_url: str | None = None
+) -> JobSpec:
     """Read a job spec from a YAML file.
 
     Args:
         path: the file.
         overrides: `key=value` strings; the value is read as YAML, `problem_args.key=value` reaches into a mapping.
         output: replaces the spec's output.
+        endpoint_url: replaces the spec's.
 
     Returns:
         The frozen spec.
@@ -214,7 +232,10 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), output: str | None
     Raises:
         SpecError: the file cannot be read, is not a YAML mapping, or is not a valid spec.
     """
-    return parse(JobSpec, job_values(path, overrides, output), str(path))
+    values = job_values(path, overrides, output)
+    if endpoint_url is not None:
+        values["endpoint_url"] = endpoint_url
+    return parse(JobSpec, values, str(path))
 
 
 def job_values(path: str | Path, overrides: Sequence[str] = (), output: str | None = None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.errors import mebibytes
+from pipeline.errors import counted, human_bytes, human_seconds
 from pipeline.execution.simulator import forecast, measured_in
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile, at_hand
@@ -15,20 +15,41 @@ from pipeline.planning.memory import (
     PROCESS_BYTES,
 )
 from pipeline.runs.attempt import Outcome
-from pipeline.storage.output import Output
+from pipeline.storage.output import VERIFY, Output, is_proof
+
+PIPE_WIDTH = 10_000  # characters
 
 
 def open_console(*, stderr: bool = False) -> Console:
-    """Give the terminal, or what stands in its place."""
-    return Console(stderr=stderr)
+    """Return the terminal, or what stands in its place: through a pipe, a row of a table is one line, however long."""
+    console = Console(stderr=stderr)
+    if not stderr and not console.is_terminal:
+        console.width = PIPE_WIDTH
+    return console
 
 
-def named_values(rows: Iterable[tuple[str, Any]]) -> Table:
-    """Lay out names and values."""
+def show_values(rows: Iterable[tuple[str, Any]]) -> None:
+    """Print names and values, those there are: a table on a terminal, plain lines elsewhere."""
+    shown = {name: f"{value:,}" if type(value) is int else str(value) for name, value in rows if value is not None}
+    console = open_console()
+    if not console.is_terminal:
+        for name, text in shown.items():
+            console.print(f"{name}: {text}", markup=False, highlight=False, soft_wrap=True)
+        return
     table = Table(show_header=False)
-    for name, value in rows:
-        table.add_row(str(name), f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
-    return table
+    for row in shown.items():
+        table.add_row(*row)
+    console.print(table)
+
+
+def show_status(found: Mapping[str, Any]) -> None:
+    """Print what `status` found."""
+    told = {name: value for name, value in found.items() if name not in {"finished", "verified"}}  # the state says so
+    if "bytes" in told:
+        told["bytes"] = human_bytes(told["bytes"])
+    if (left := told.pop("seconds left", None)) is not None:
+        told["time left"] = human_seconds(left)
+    show_values(told.items())
 
 
 def show_preflight(made: JobPlan) -> None:
@@ -40,22 +61,20 @@ def show_preflight(made: JobPlan) -> None:
         table.add_row(name, found.engine, f"{found.gradient:.0e}", f"{found.differences:.0e}", tried)
     console = open_console()
     console.print(table)
-    console.print(
-        named_values(
-            [
-                ("gradient", "its error against differences of the loss"),
-                ("double backward", "its error against differences of the gradient"),
-                ("block (a, b) against (b, a)", f"{verdict.asymmetry:.0e}"),
-                ("samples", verdict.samples),
-                ("set for the run", ", ".join(verdict.contexts)),
-                ("seconds", f"{verdict.seconds:.1f}"),
-            ]
-        )
+    show_values(
+        [
+            ("gradient", "its error against differences of the loss"),
+            ("double backward", "its error against differences of the gradient"),
+            ("block (a, b) against (b, a)", f"{verdict.asymmetry:.0e}"),
+            ("samples", verdict.samples),
+            ("set for the run", ", ".join(verdict.contexts)),
+            ("seconds", f"{verdict.seconds:.1f}"),
+        ]
     )
 
 
-def show_plan(made: JobPlan) -> None:
-    """Print a plan."""
+def show_plan(made: JobPlan, *, timed: bool = True) -> None:
+    """Print a plan, with the time that its tiles take unless a forecast is going to say it."""
     manifest, tiling, memory = made.manifest, made.tiling, made.memory
     parameters = Table("parameter", "shape", "rows", "engine", "ms per row")
     for p in manifest.layout:
@@ -66,47 +85,40 @@ def show_plan(made: JobPlan) -> None:
     rows, cols = max(map(tiling.shape, tiling.tiles()))
     console = open_console()
     console.print(parameters)
-    console.print(
-        named_values(
-            [
-                ("P", tiling.size),
-                ("loss", f"{made.at.loss:.6g} over {manifest.fingerprint.samples:,} samples"),
-                (
-                    "chunks",
-                    f"{tiling.side} x {tiling.side} of side {manifest.chunk}, {int(tiling.selected.sum()):,} computed",
-                ),
-                ("tiles", f"{len(tiling.tiles()):,}, the largest {rows:,} x {cols:,}"),
-                *(
-                    (f"engine {name}", f"micro-batch {sizes.microbatch}, row group {sizes.row_group}")
-                    for name, sizes in sorted(manifest.sizes.items())
-                ),
-                ("FLOPs", f"{made.flops():.3g}"),
-                (
-                    "bytes out",
-                    f"{mebibytes(made.stored_bytes)} before compression "
-                    f"({manifest.symmetry}, {manifest.store_dtype}, {' and '.join(manifest.formats)})",
-                ),
-                (
-                    "memory per worker",
-                    f"{mebibytes(memory.total_bytes)} projected (process {mebibytes(PROCESS_BYTES)}, "
-                    f"tiles {mebibytes(BUFFERED_TILES * memory.tile_bytes)}, engine {mebibytes(memory.engine_bytes)}), "
-                    f"{mebibytes(made.allowed_bytes)} allowed",
-                ),
-                *(
-                    [
-                        (
-                            "memory of its GPU",
-                            f"{mebibytes(memory.device_bytes)} projected, "
-                            f"{mebibytes(made.allowed_device_bytes)} allowed",
-                        )
-                    ]
-                    if made.allowed_device_bytes is not None
-                    else []
-                ),
-                ("measured on", made.place),
-                ("time", f"{made.makespan_seconds():.1f} s predicted for the tiles on {made.workers} workers"),
-            ]
-        )
+    show_values(
+        [
+            ("P", tiling.size),
+            ("loss", f"{made.at.loss:.6g} over {manifest.fingerprint.samples:,} samples"),
+            (
+                "chunks",
+                f"{tiling.side} x {tiling.side} of side {manifest.chunk}, {int(tiling.selected.sum()):,} computed",
+            ),
+            ("tiles", f"{len(tiling.tiles()):,}, the largest {rows:,} x {cols:,}"),
+            *(
+                (f"engine {name}", f"micro-batch {sizes.microbatch}, row group {sizes.row_group}")
+                for name, sizes in sorted(manifest.sizes.items())
+            ),
+            ("FLOPs", f"{made.flops():.3g}"),
+            (
+                "bytes out",
+                f"{human_bytes(made.stored_bytes)} before compression "
+                f"({manifest.symmetry}, {manifest.store_dtype}, {' and '.join(manifest.formats)})",
+            ),
+            (
+                "memory per worker",
+                f"{human_bytes(memory.total_bytes)} projected (process {human_bytes(PROCESS_BYTES)}, "
+                f"tiles {human_bytes(BUFFERED_TILES * memory.tile_bytes)}, engine {human_bytes(memory.engine_bytes)}), "
+                f"{human_bytes(made.allowed_bytes)} allowed",
+            ),
+            (
+                "memory of its GPU",
+                None
+                if made.allowed_device_bytes is None
+                else f"{human_bytes(memory.device_bytes)} projected, {human_bytes(made.allowed_device_bytes)} allowed",
+            ),
+            ("measured on", made.place),
+            ("time", _predicted(made) if timed else None),
+        ]
     )
 
 
@@ -134,7 +146,7 @@ def show_spectrum(found: Mapping[str, Any]) -> None:
         about += [*found["inertia"].items(), ("rank", found["rank"])]
         condition = found["condition_number"]
         about.append(("condition number", "infinite" if condition is None else f"{condition:.3g}"))
-    console.print(named_values(about))
+    show_values(about)
     if "bins" in found:
         table = Table("from", "to", "eigenvalues", "error")
         for row in reversed(found["bins"]):
@@ -149,20 +161,26 @@ def show_spectrum(found: Mapping[str, Any]) -> None:
 def show_outcome(outcome: Outcome) -> None:
     """Print what a run did."""
     hessian = outcome.hessian
-    proof = "before, or switched off" if outcome.verification is None else outcome.verification.summary()
+    before = "in an earlier run" if is_proof(hessian.output.get(VERIFY)) else "no, it was switched off"
+    proof = before if outcome.verification is None else outcome.verification.summary()
+    samples = counted(hessian.manifest.fingerprint.samples, "sample")
     rows: list[tuple[str, Any]] = [
         ("Hessian", f"{hessian.shape[0]:,} x {hessian.shape[1]:,}, {hessian.dtype}, {hessian.manifest.symmetry}"),
-        ("of", f"{len(hessian.parameters)} parameters over {hessian.manifest.fingerprint.samples:,} samples"),
+        ("of", f"{counted(len(hessian.parameters), 'parameter')} over {samples}"),
         ("loss", f"{hessian.loss:.9g}"),
-        ("tiles", f"{outcome.computed} computed now, {outcome.tiles} in all"),
+        ("tiles", f"{outcome.computed:,} computed now, {outcome.tiles:,} in all"),
         (
-            "seconds",
-            f"{outcome.plan_seconds:.1f} planning, {outcome.tile_seconds:.1f} tiles, "
-            f"{outcome.verify_seconds:.1f} verifying",
+            "time",
+            f"{human_seconds(outcome.plan_seconds)} planning, {human_seconds(outcome.tile_seconds)} tiles, "
+            f"{human_seconds(outcome.verify_seconds)} verifying",
         ),
         ("verified", proof),
         ("at", hessian.url),
     ]
     if outcome.lost:
-        rows.insert(4, ("repeated", ", ".join(f"{count} tiles ({loss})" for loss, count in outcome.lost.items())))
-    open_console().print(named_values(rows))
+        rows.insert(4, ("repeated", ", ".join(f"{counted(n, 'tile')} ({loss})" for loss, n in outcome.lost.items())))
+    show_values(rows)
+
+
+def _predicted(made: JobPlan) -> str:
+    return f"{human_seconds(made.makespan_seconds())} predicted for the tiles on {counted(made.workers, 'worker')}"

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import BlockError, IncompleteError, MemoryRefusedError, mebibytes, nearest
+from pipeline.errors import BlockError, IncompleteError, MemoryRefusedError, human_bytes, nearest
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.memory import available_bytes
 from pipeline.planning.parameters import ParameterLayout, choose
@@ -173,7 +173,8 @@ class MatrixView(StoredHessian):
         free = available_bytes()
         if needed_bytes > free:
             raise MemoryRefusedError(
-                f"{what} of P = {self.shape[0]:,} needs {mebibytes(needed_bytes)}, {mebibytes(free)} are free: {remedy}"
+                f"{what} of P = {self.shape[0]:,} needs {human_bytes(needed_bytes)}, {human_bytes(free)} are free: "
+                f"{remedy}"
             )
 
     def entries(self, rows: Indices, cols: Indices) -> Matrix:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.errors import MemoryRefusedError, mebibytes
+from pipeline.errors import MemoryRefusedError, human_bytes
 
 PROCESS_BYTES = 512 * 2**20  # a worker process with torch, ray and zarr imported: 360 to 450 MiB resident, measured
 BUFFERED_TILES = 2  # one being computed, one being written
@@ -76,19 +76,19 @@ class WorkerMemory:
         """
         if allowed_device_bytes is not None and self.device_bytes > allowed_device_bytes:
             raise MemoryRefusedError(
-                f"tile {self.tile} would need {mebibytes(self.device_bytes)} on the GPU "
-                f"(weights and data {mebibytes(self.problem_bytes)}, tile {mebibytes(self.tile_bytes)}, "
-                f"engine {mebibytes(SCRATCH * self.engine_bytes)}), allowed are {mebibytes(allowed_device_bytes)}: "
+                f"tile {self.tile} would need {human_bytes(self.device_bytes)} on the GPU "
+                f"(weights and data {human_bytes(self.problem_bytes)}, tile {human_bytes(self.tile_bytes)}, "
+                f"engine {human_bytes(SCRATCH * self.engine_bytes)}), allowed are {human_bytes(allowed_device_bytes)}: "
                 "raise `gpus_per_worker`, or lower `chunk`, `tile`, `row_group` or `microbatch`"
             )
         if self.total_bytes > allowed_bytes:
             raise MemoryRefusedError(
-                f"tile {self.tile} would need {mebibytes(self.total_bytes)} in a worker "
-                f"(process {mebibytes(PROCESS_BYTES)}, weights and data {mebibytes(2 * self.problem_bytes)}, "
-                f"tiles {mebibytes(BUFFERED_TILES * self.tile_bytes)}, "
-                f"writer {mebibytes(self.writer_bytes)}, "
-                f"engine {mebibytes(self.host_engine_bytes)}), "
-                f"allowed are {mebibytes(allowed_bytes)}: "
+                f"tile {self.tile} would need {human_bytes(self.total_bytes)} in a worker "
+                f"(process {human_bytes(PROCESS_BYTES)}, weights and data {human_bytes(2 * self.problem_bytes)}, "
+                f"tiles {human_bytes(BUFFERED_TILES * self.tile_bytes)}, "
+                f"writer {human_bytes(self.writer_bytes)}, "
+                f"engine {human_bytes(self.host_engine_bytes)}), "
+                f"allowed are {human_bytes(allowed_bytes)}: "
                 "raise `memory`, or lower `workers`, `chunk`, `tile`, `row_group` or `microbatch`"
             )
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.errors import counted
 from pipeline.problem.contexts import differentiable, exact_kernels, unchanged
 from pipeline.problem.double_backward import (
     Vector,
@@ -87,14 +88,15 @@ class Verification:
 
     def summary(self) -> str:
         """Say it in one line."""
-        stored = f"{self.chunks} chunks" + (f" and {self.files} Parquet files" if self.files else "")
+        stored = counted(self.chunks, "chunk") + (f" and {counted(self.files, 'Parquet file')}" if self.files else "")
         if self.faults:
             return f"{len(self.faults)} of {stored} are at fault, the first: {self.faults[0]}"
         if self.method is None:
             return f"{stored} present, checksums right; numbers not checked (no problem given)"
+        blocks, rows = counted(self.blocks, "block"), counted(self.sampled_rows, "row")
         found = (
-            f"{stored}, {self.blocks} blocks against {self.method}, {self.sampled_rows} rows entry by "
-            f"entry: error {self.block_error:.1e} of the rows' and columns' scales, tolerance {self.tolerance:.0e}"
+            f"{stored}, {blocks} against {self.method}, {rows} entry "
+            f"by entry: error {self.block_error:.1e} of the rows' and columns' scales, tolerance {self.tolerance:.0e}"
         )
         if self.inconclusive:
             found += f"; differences of the gradient say nothing (kinks?) at {', '.join(self.inconclusive[:3])}"

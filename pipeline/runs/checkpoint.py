@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pipeline.errors import CheckpointError, MemoryRefusedError, in_words, mebibytes, nearest
+from pipeline.errors import CheckpointError, MemoryRefusedError, human_bytes, in_words, nearest
 from pipeline.planning.memory import (
     available_bytes,
 )
@@ -42,11 +42,13 @@ class Checkpoint:
         url: of it, without a query, which may be a signature.
         data: its bytes.
         sha256: of these.
+        key_name: what says where in it the weights are, in errors: an argument, or a job's key.
     """
 
     url: str
     data: bytes = field(repr=False)
     sha256: str
+    key_name: str = "key"
 
     def tensors(self, key: str | None = None) -> dict[str, Tensor]:
         """Read its tensors, on the CPU.
@@ -67,13 +69,13 @@ class Checkpoint:
             name, _, rest = rest.partition(".")
             found = self._enter(found, name)
         if not _are_tensors(found):
-            raise CheckpointError(f"checkpoint {self.url}: {_no_tensors(found, key)}")
+            raise CheckpointError(f"checkpoint {self.url}: {_no_tensors(found, key, self.key_name)}")
         if not rest:
             return dict(found)
         inside = {name.removeprefix(f"{rest}."): t for name, t in found.items() if name.startswith(f"{rest}.")}
         if not inside:
             raise CheckpointError(
-                f"checkpoint {self.url}: `checkpoint_key` got {key!r}, but no name begins with `{rest}.`"
+                f"checkpoint {self.url}: `{self.key_name}` got {key!r}, but no name begins with `{rest}.`"
                 f"{nearest(rest, sorted({name.split('.')[0] for name in found}))}"
             )
         return inside
@@ -103,16 +105,17 @@ class Checkpoint:
         """Give what a mapping has under a name."""
         if not isinstance(found, Mapping) or name not in found:
             known = [str(k) for k in found] if isinstance(found, Mapping) else [f"a {type(found).__name__}"]
-            raise CheckpointError(f"checkpoint {self.url}: `checkpoint_key` finds no `{name}`{nearest(name, known)}")
+            raise CheckpointError(f"checkpoint {self.url}: `{self.key_name}` finds no `{name}`{nearest(name, known)}")
         return found[name]
 
 
-def read_checkpoint(url: str, endpoint_url: str | None = None) -> Checkpoint:
+def read_checkpoint(url: str, endpoint_url: str | None = None, key_name: str = "key") -> Checkpoint:
     """Read a checkpoint's file.
 
     Args:
         url: a path or an fsspec URL.
         endpoint_url: of its server, where it is not the cloud's own or the environment's.
+        key_name: what says where in it the weights are, in errors.
 
     Returns:
         The file.
@@ -132,14 +135,14 @@ def read_checkpoint(url: str, endpoint_url: str | None = None) -> Checkpoint:
             needed, free = _COPIES * size, available_bytes()
             if needed > free:
                 raise MemoryRefusedError(
-                    f"checkpoint {shown}: reading it needs {mebibytes(needed)}, {mebibytes(free)} are free"
+                    f"checkpoint {shown}: reading it needs {human_bytes(needed)}, {human_bytes(free)} are free"
                 )
             data = bytes(patient(fs.cat_file)(path))
         except FileNotFoundError:
             raise CheckpointError(f"checkpoint {shown}: there is no such file") from None
         except IsADirectoryError:
             raise CheckpointError(f"checkpoint {shown}: is a folder, expected a file") from None
-    return Checkpoint(shown, data, hashlib.sha256(data).hexdigest())
+    return Checkpoint(shown, data, hashlib.sha256(data).hexdigest(), key_name)
 
 
 def load_checkpoint(problem: Problem, url: str, key: str | None = None, *, endpoint_url: str | None = None) -> Problem:
@@ -168,7 +171,7 @@ def place_checkpoint(problem: Problem, checkpoint: Checkpoint, key: str | None =
     own = problem.tensors()
     values, faults = _fit(problem.model, own, given)
     if faults:
-        hint = _elsewhere(problem.model.state_dict(), given)
+        hint = _elsewhere(problem.model.state_dict(), given, checkpoint.key_name)
         raise CheckpointError(f"checkpoint {checkpoint.url} does not fit the model: {'; '.join(faults)}{hint}")
     parameters = {name for name, _ in problem.model.named_parameters()}
     check_finite({name: t for name, t in values.items() if name in parameters}, f"checkpoint {checkpoint.url}")
@@ -236,12 +239,12 @@ def _converted(tensor: Tensor, own: Tensor) -> tuple[Tensor | None, str]:
     return converted.contiguous().clone(), ""
 
 
-def _elsewhere(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+def _elsewhere(own: Mapping[str, Tensor], given: Mapping[str, Tensor], key_name: str) -> str:
     """Say what to try where the model's names are there under a common beginning."""
     for name in given:
         prefix = next((name.removesuffix(f".{mine}") for mine in own if name.endswith(f".{mine}")), None)
         if prefix and all(f"{prefix}.{mine}" in given for mine in own):
-            return f"; the model's names are there after `{prefix}.`: give checkpoint_key, `{prefix}` at its end"
+            return f"; the model's names are there after `{prefix}.`: give {key_name}, `{prefix}` at its end"
     return ""
 
 
@@ -258,13 +261,13 @@ def _are_tensors(found: Any) -> bool:
     )
 
 
-def _no_tensors(found: Any, key: str | None) -> str:
+def _no_tensors(found: Any, key: str | None, key_name: str) -> str:
     """Say what is where tensors were expected, and where they might be."""
     where = f"at `{key}`" if key else "in it"
     if not isinstance(found, Mapping):
         return f"{where} is a {type(found).__name__}, expected tensors by name"
     within = sorted(_tensors_within(found, f"{key}." if key else ""), key=lambda name: name.count("."))
-    remedy = f"say where the weights are, as by checkpoint_key: {within[0]}" if within else "it has no tensors by name"
+    remedy = f"say where the weights are, as by {key_name}: {within[0]}" if within else "it has no tensors by name"
     return f"{where} are {_listed(map(str, found))}, expected tensors by name; {remedy}"
 
 

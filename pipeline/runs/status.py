@@ -1,14 +1,15 @@
 """How far a run is, asked from any machine that can read its output."""
 
 import time
-from typing import Any
+from typing import Any, Literal
 
-from pipeline.errors import OutputError
 from pipeline.planning.manifest import Manifest
 from pipeline.runs.lease import LEASE_SECONDS, read_lease
-from pipeline.storage.output import RECEIPTS, SUCCESS, VERIFY, Output, is_proof
+from pipeline.storage.output import RECEIPTS, SUCCESS, VERIFY, Output, has_failed, is_proof
 from pipeline.storage.receipts import object_sizes
 from pipeline.storage.run_files import read_manifest
+
+State = Literal["running", "interrupted", "finished", "unproven", "absent"]
 
 
 def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:
@@ -19,19 +20,35 @@ def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:
         endpoint_url: of its server, where it is not the cloud's own.
 
     Returns:
-        Tiles done and in all, bytes stored, whether finished and verified; and what its driver last told: tiles that
-        failed too often, tiles a second, seconds left, workers that are up, tiles that had to be repeated, the last
-        errors, and who holds the lease.
+        The state: "running" while a driver gives signs of life, "interrupted" where the same job would go on,
+        "finished", proof included, "unproven" where all is computed and the proof failed or was switched off, or
+        "absent". Of a run, tiles done and in all, bytes stored, whether finished and verified; and what its driver last
+        told: tiles that failed too often, tiles a second, seconds left, workers that are up, tiles that had to be
+        repeated, the last errors, and who holds the lease.
 
     Raises:
-        OutputError: there is no run.
+        OutputError: the output does not answer, or there is no such bucket.
     """
     output = Output(url, endpoint_url)
     output.check_readable()
     manifest, lease = read_manifest(output), read_lease(output)
     if manifest is None and lease is None:
-        raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")
-    return (_stored(output, manifest) if manifest else {"planned": False}) | (_told(lease) if lease else {})
+        return {"state": "absent"}
+    stored = _stored(output, manifest) if manifest else {"planned": False}
+    return {"state": _state(output, stored, lease)} | stored | (_told(lease) if lease else {})
+
+
+def _state(output: Output, stored: dict[str, Any], lease: dict[str, Any] | None) -> State:
+    """Sum up."""
+    if lease and _is_working(lease):
+        return "running"
+    if stored.get("verified"):
+        return "finished" if stored["finished"] else "interrupted"
+    return "unproven" if stored.get("finished") or has_failed(output.get(VERIFY)) else "interrupted"
+
+
+def _is_working(lease: dict[str, Any]) -> bool:
+    return not lease.get("released") and lease["silent"] is not None and lease["silent"] < LEASE_SECONDS
 
 
 def _stored(output: Output, manifest: Manifest) -> dict[str, Any]:
@@ -54,7 +71,7 @@ def _told(lease: dict[str, Any]) -> dict[str, Any]:
     done, seconds = state.get("done", 0), state.get("seconds", 0.0)
     rate = done / seconds if done else None
     left = state.get("tiles", 0) - state.get("before", 0) - done - len(state.get("set_aside", {}))
-    working = not lease.get("released") and lease["silent"] is not None and lease["silent"] < LEASE_SECONDS
+    working = _is_working(lease)
     return {
         "failed": len(state.get("set_aside", {})),
         "tiles per second": None if rate is None else round(rate, 3),

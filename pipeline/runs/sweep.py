@@ -136,11 +136,11 @@ class _Due:
             self._report.say(f"there is no checkpoint {self._schedule.checkpoints}")
         there = {file.url for file in files}
         self._sweep.seen = {url: seen for url, seen in self._sweep.seen.items() if url in there}
-        for file in files:
+        for number, file in enumerate(files, 1):
             lease.check()
             checkpoint = self._read(file)
             if checkpoint is not None:
-                self._compute(checkpoint, self._problem)
+                self._compute(checkpoint, self._problem, f"{number} of {len(files)}")
                 self._thin_out()
         self._thin_out()
         self._sweep.write(self._output)
@@ -154,7 +154,7 @@ class _Due:
         checkpoint = None
         if not file.stamp or file.stamp != stamp or sha256 not in rows:
             try:
-                checkpoint = read_checkpoint(file.url, self._endpoint_url)
+                checkpoint = read_checkpoint(file.url, self._endpoint_url, "checkpoint_key")
             except HessianError as error:
                 self._fail(file.url, error)
                 return None
@@ -171,9 +171,9 @@ class _Due:
         self._report.say(f"building {self._job.problem}")
         return load_problem(self._job.model_copy(update={"checkpoint_key": None}), self._folder)
 
-    def _compute(self, checkpoint: Checkpoint, problem: Problem) -> None:
+    def _compute(self, checkpoint: Checkpoint, problem: Problem, which: str) -> None:
         """Compute a Hessian, or go on with it; what goes wrong is noted, and does not stop the others."""
-        self._report.say(f"checkpoint {checkpoint.url}")
+        self._report.say(f"checkpoint {which}: {checkpoint.url}")
         url = f"{self._output.url}/{self._folder_of(checkpoint)}"
         try:
             placed = place_checkpoint(problem, checkpoint, self._job.checkpoint_key)

@@ -68,7 +68,7 @@ def zarr_store(fs: Any, path: str, given_up: Event) -> Store:
     return _PatientStore(FsspecStore(AsyncFileSystemWrapper(fs, asynchronous=True), path=path), given_up)
 
 
-def at_once(fs: Any, url: str, what: str, *calls: tuple[Any, ...], noun: str = "output") -> None:
+def at_once(fs: Any, url: str, what: str, *calls: tuple[Any, ...], noun: str = "output") -> Any:
     """Make the first requests to a cloud, within seconds and without patience.
 
     Args:
@@ -78,15 +78,20 @@ def at_once(fs: Any, url: str, what: str, *calls: tuple[Any, ...], noun: str = "
         calls: coroutine functions of the filesystem, each with its arguments.
         noun: what the URL is of, in errors.
 
+    Returns:
+        What the last of them gives.
+
     Raises:
         OutputError: there is no answer, or a refusal.
     """
+    found = None
     try:
         with explained(url, what, noun):
             for function, *arguments in calls:
-                sync(fs.loop, function, *arguments, timeout=ANSWER_SECONDS)
+                found = sync(fs.loop, function, *arguments, timeout=ANSWER_SECONDS)
     except UnreachableError as error:
         raise OutputError(str(error)) from error  # nothing was begun that could be gone on with
+    return found
 
 
 def reason(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
-from pipeline.errors import OutputError, mebibytes
+from pipeline.errors import OutputError, human_bytes
 from pipeline.storage.filesystems import at_once, endpoint_for, explained, open_filesystem, zarr_store
 from pipeline.storage.retries import http_status, patient
 
@@ -229,14 +229,16 @@ class Output:
         """Ask for the manifest.
 
         Raises:
-            OutputError: there is no answer.
+            OutputError: there is no answer, or no such bucket.
         """
         if self._fs.async_impl:
-            at_once(self._fs, self.url, "cannot be read", (self._fs._exists, self.path(MANIFEST)))
+            if at_once(self._fs, self.url, "cannot be read", (self._fs._exists, self.path(MANIFEST))):
+                return
+            bucket = self._root.partition("/")[0]
+            if not at_once(self._fs, self.url, "cannot be read", (self._fs._exists, bucket)):
+                raise OutputError(f"output {self.url}: there is no bucket `{bucket}`: create it, or correct the URL")
 
-    def check_room(
-        self, needed_bytes: int, remedy: str = "take symmetry=upper, store_dtype=float32, fewer blocks"
-    ) -> None:
+    def check_room(self, needed_bytes: int, remedy: str) -> None:
         """Refuse to start what would fill the disk or the memory.
 
         Args:
@@ -254,15 +256,16 @@ class Output:
             return
         if needed_bytes > free:
             raise OutputError(
-                f"output {self.url}: needs {mebibytes(needed_bytes)}, but {place} only {mebibytes(free)} are free; "
+                f"output {self.url}: needs {human_bytes(needed_bytes)}, but {place} only {human_bytes(free)} are free; "
                 f"{remedy} or another output"
             )
 
-    def remove(self) -> None:
-        """Remove the folder and all in it, if it is there."""
-        with explained(self.url, "cannot be removed"):
-            if self._patient(self._fs.exists)(self._root):
-                self._patient(self._fs.rm)(self._root, recursive=True)
+    def remove(self, name: str = "") -> None:
+        """Remove the folder with all in it, or what is of that name in it, if it is there."""
+        path = self.path(name)
+        with explained(self.url, f"{name} cannot be removed".lstrip()):
+            if self._patient(self._fs.exists)(path):
+                self._patient(self._fs.rm)(path, recursive=True)
 
 
 def open_readable(url: str, beside: str, endpoint_url: str | None) -> Output:

@@ -137,7 +137,7 @@ def test_a_tile_that_always_fails_is_set_aside(nodes, tmp_path, survived):
     """The rest is finished, and the same call goes on with it."""
     nodes.at_least(1)
     problem, orders = trouble.problem(tmp_path / "orders")
-    with pytest.raises(TileError, match=r"1 tiles failed each time .* ordered to fail") as error:
+    with pytest.raises(TileError, match=r"1 tile failed each time .* ordered to fail") as error:
         computed(problem, tmp_path / "out", At(3, lambda: orders.give(*["fail"] * 3)), workers=1)
     assert error.value.exit_code == 75
     told = status(str(tmp_path / "out"))
@@ -151,7 +151,7 @@ def test_a_tile_that_always_fails_is_set_aside(nodes, tmp_path, survived):
 def test_a_tile_that_is_never_finite(nodes, tmp_path, survived):
     nodes.at_least(1)
     problem, orders = trouble.problem(tmp_path / "orders")
-    with pytest.raises(NotFiniteError, match="1 tiles failed each time"):
+    with pytest.raises(NotFiniteError, match="1 tile failed each time"):
         computed(problem, tmp_path / "out", At(3, lambda: orders.give(*["nan"] * 3)), workers=1)
     outcome = computed(problem, tmp_path / "out")
     assert outcome.computed == 1
