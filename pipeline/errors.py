@@ -17,6 +17,10 @@ class HessianError(Exception):
 
     exit_code = FAILED
 
+    def __str__(self) -> str:
+        """Give the message in one line, whatever the names in it."""
+        return printable(super().__str__())
+
 
 class SpecError(HessianError, ValueError):
     """A job spec or a setting is not valid."""
@@ -40,6 +44,10 @@ class OutputError(HessianError, OSError):
     """An output cannot be read or written, has no room, or holds something else."""
 
     exit_code = BAD_INPUT
+
+
+class UnfitError(OutputError):
+    """What lies under the name of an object cannot be that object: no regular file, or too large for it."""
 
 
 class UnreachableError(OutputError):
@@ -73,7 +81,7 @@ class BlockError(HessianError, KeyError):
 
     def __str__(self) -> str:
         """Return the message itself; KeyError would quote it."""
-        return str(self.args[0]) if self.args else ""
+        return printable(str(self.args[0])) if self.args else ""
 
 
 class IncompleteError(HessianError, LookupError):
@@ -152,6 +160,21 @@ class VerificationError(HessianError, ArithmeticError):
     def __init__(self, message: str, hessian: Any = None, verification: Any = None) -> None:
         super().__init__(message)
         self.hessian, self.verification = hessian, verification
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Write escapes for what a terminal would act on: names are anybody's.
+
+    Args:
+        text: of any characters.
+        keep: of these, the ones to leave as they are.
+
+    Returns:
+        The text, the same where all of it can be printed.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def in_words(error: BaseException) -> str:

@@ -9,9 +9,17 @@ from pythonjsonlogger.json import JsonFormatter
 from rich.console import Console
 from rich.logging import RichHandler
 
-from pipeline.errors import OutputError
+from pipeline.errors import OutputError, printable
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s %(process)d %(message)s"
+
+
+class _Printable(logging.Formatter):
+    """Leaves a terminal nothing to act on."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the text of a record."""
+        return printable(super().format(record), keep="\n")
 
 
 @contextmanager
@@ -26,6 +34,7 @@ def log_to(console: Console, file: Path | None = None) -> Iterator[None]:
         OutputError: the file cannot be written.
     """
     shown = RichHandler(logging.WARNING, console, show_path=False, show_level=False)
+    shown.setFormatter(_Printable("%(message)s", "[%X]"))
     handlers: list[logging.Handler] = [shown]
     if file is not None:
         try:

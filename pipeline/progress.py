@@ -14,8 +14,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
-from pipeline.errors import mebibytes
+from pipeline.errors import mebibytes, printable
 
 LINE_SECONDS = 10.0
 
@@ -53,7 +54,7 @@ class ConsoleReporter(Reporter):
 
     def say(self, text: str) -> None:
         """Print a step."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(Text(printable(text)), soft_wrap=True)
 
     @contextmanager
     def tiles(self, total: int, done: int, unit: str = "tiles") -> Iterator[Reporter]:

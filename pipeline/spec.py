@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.errors import SpecError, nearest
 
+SHOWN = 100  # characters of a value in a message
 _WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"  # in Kubernetes' labels, whose syntax Ray has taken over
 
 
@@ -248,6 +249,25 @@ def read_mapping(path: str | Path, what: str, example: str) -> dict[str, Any]:
     if wrong := [key for key in values if not isinstance(key, str)]:
         raise SpecError(f"{path}: unknown key `{wrong[0]}`; expected names such as `{example}:`")
     return values
+
+
+def one_fault(error: ValidationError) -> str:
+    """Say the first fault that pydantic finds in data, in a clause.
+
+    Args:
+        error: what it raised.
+
+    Returns:
+        Where, what was got and what was expected; without the data where they are the whole.
+    """
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"`{shown(place)}` got {shown(repr(first['input']))}: {first['msg']}" if place else first["msg"]
+
+
+def shown(text: str) -> str:
+    """Shorten what may be of any length, for a message."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"
 
 
 def _override(values: dict[str, Any], text: str) -> None:

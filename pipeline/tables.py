@@ -5,8 +5,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from pipeline.errors import mebibytes
+from pipeline.errors import mebibytes, printable
 from pipeline.execution.simulator import forecast, measured_in
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile, at_hand
@@ -27,8 +28,13 @@ def named_values(rows: Iterable[tuple[str, Any]]) -> Table:
     """Lay out names and values."""
     table = Table(show_header=False)
     for name, value in rows:
-        table.add_row(str(name), f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+        _add(table, name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value)
     return table
+
+
+def _add(table: Table, *cells: object) -> None:
+    """Add a row of texts, which are no markup."""
+    table.add_row(*(Text(printable(str(cell), keep="\n")) for cell in cells))
 
 
 def show_preflight(made: JobPlan) -> None:
@@ -37,7 +43,7 @@ def show_preflight(made: JobPlan) -> None:
     table = Table("parameter", "engine", "gradient", "double backward", "engines tried", title="preflight")
     for name, found in verdict.parameters.items():
         tried = "\n".join(f"{engine} {did}" for engine, did in found.tried.items())
-        table.add_row(name, found.engine, f"{found.gradient:.0e}", f"{found.differences:.0e}", tried)
+        _add(table, name, found.engine, f"{found.gradient:.0e}", f"{found.differences:.0e}", tried)
     console = open_console()
     console.print(table)
     console.print(
@@ -62,7 +68,7 @@ def show_plan(made: JobPlan) -> None:
         cost = made.costs.get(p.name)
         seconds = "" if cost is None else f"{1e3 * cost.seconds_per_row * manifest.fingerprint.samples:.2f}"
         shape = " x ".join(map(str, p.shape)) or "scalar"
-        parameters.add_row(p.name, shape, f"{p.offset:,} to {p.span.stop:,}", manifest.engines[p.name], seconds)
+        _add(parameters, p.name, shape, f"{p.offset:,} to {p.span.stop:,}", manifest.engines[p.name], seconds)
     rows, cols = max(map(tiling.shape, tiling.tiles()))
     console = open_console()
     console.print(parameters)
@@ -120,10 +126,10 @@ def show_forecast(made: JobPlan, profile: Profile | None, measured: Output | Non
         found = forecast(made, profile, workers)
         speed = f"{found.bytes_per_second / 1e6:,.0f}"
         row = (f"{found.makespan_seconds:,.1f}", f"{found.efficiency:.1%}", f"{found.balance:.1%}", speed)
-        table.add_row(f"{workers:,}", *row, f"{found.tail_seconds:,.1f}")
+        _add(table, f"{workers:,}", *row, f"{found.tail_seconds:,.1f}")
     console = open_console()
     console.print(table)
-    console.print(profile.describe(), highlight=False, soft_wrap=True)
+    console.print(Text(printable(profile.describe())), soft_wrap=True)
 
 
 def show_outcome(outcome: Outcome) -> None:

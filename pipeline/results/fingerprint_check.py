@@ -59,7 +59,7 @@ def require_same(problem: Problem, manifest: Manifest, output: Output, *, retrai
     _refuse(output, differences)
     restored = problem.at(tensors)
     samples = reference_samples(manifest.microbatch)
-    _refuse(output, _value_differences(restored, stored, MatrixStore.gradient(output), samples))
+    _refuse(output, _value_differences(restored, stored, MatrixStore.gradient(output, manifest), samples))
     return restored
 
 

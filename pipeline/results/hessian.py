@@ -12,9 +12,9 @@ from pipeline.planning.memory import (
     available_bytes,
 )
 from pipeline.planning.parameters import ParameterLayout
-from pipeline.storage.output import SUCCESS, VERIFY, Output, has_failed
-from pipeline.storage.run_files import read_manifest
-from pipeline.storage.zarr_store import MatrixStore
+from pipeline.storage.output import VERIFY, Output
+from pipeline.storage.run_files import is_finished, read_manifest, read_proof
+from pipeline.storage.zarr_store import MatrixStore, compact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,7 @@ class Hessian:
     @property
     def gradient(self) -> npt.NDArray[np.float64]:
         """DL / dtheta, in float64.  # shape: (P,)."""
-        return MatrixStore.gradient(self.output)
+        return MatrixStore.gradient(self.output, self.manifest)
 
     def __getitem__(self, key: tuple[Any, Any]) -> Matrix:
         """Read a block, or rows and columns.
@@ -176,9 +176,9 @@ class Hessian:
         for i in np.unique(chunk_rows):
             here, above = chunk_rows == i, chunk_cols >= i
             if above.any():
-                values[np.ix_(here, above)] = self.store.read(_compact(rows[here]), _compact(cols[above]))
+                values[np.ix_(here, above)] = self.store.read(compact(rows[here]), compact(cols[above]))
             if not above.all():
-                values[np.ix_(here, ~above)] = self.store.read(_compact(cols[~above]), _compact(rows[here])).T
+                values[np.ix_(here, ~above)] = self.store.read(compact(cols[~above]), compact(rows[here])).T
         return self._checked(values)
 
     def _checked(self, values: Matrix) -> Matrix:
@@ -226,23 +226,16 @@ def open_hessian(url: str, endpoint_url: str | None = None, *, unproven: bool = 
     manifest = read_manifest(output)
     if manifest is None:
         raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")
-    if output.get(SUCCESS) is None and has_failed(output.get(VERIFY)):
-        if unproven:
-            return Hessian(output, manifest)
+    if is_finished(output):
+        return Hessian(output, manifest)
+    if read_proof(output) is not False:
+        raise IncompleteError(f"output {url}: the run is not finished; run the same job again, it goes on from there")
+    if not unproven:
         raise IncompleteError(
             f"output {url}: all is computed, but the proof failed (see its {VERIFY}): open_hessian(url, unproven=True) "
             "opens it all the same, the same job with --check computes anew what is damaged"
         )
-    if output.get(SUCCESS) is None:
-        raise IncompleteError(f"output {url}: the run is not finished; run the same job again, it goes on from there")
     return Hessian(output, manifest)
-
-
-def _compact(index: npt.NDArray[np.int64]) -> Any:
-    """Give a slice where indices are consecutive: it is read without an index array."""
-    if len(index) and (np.diff(index) == 1).all():
-        return slice(int(index[0]), int(index[-1]) + 1)
-    return index
 
 
 def _indices(span: range) -> npt.NDArray[np.int64]:

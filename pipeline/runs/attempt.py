@@ -22,9 +22,9 @@ from pipeline.results.verify import Verification, check
 from pipeline.runs.lease import Lease
 from pipeline.spec import Settings, device_of
 from pipeline.storage.filesystems import explained
-from pipeline.storage.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output, is_proof
+from pipeline.storage.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output
 from pipeline.storage.receipts import begun_tiles, largest_first, missing_tiles, receipt_name
-from pipeline.storage.run_files import read_manifest, write_manifest
+from pipeline.storage.run_files import is_finished, read_manifest, read_proof, write_manifest
 from pipeline.storage.zarr_store import MatrixStore
 
 _OURS = (LEASE, WEIGHTS, GROUP, MATRIX, GRADIENT, RECEIPTS)  # what a run leaves that was cut off before its manifest
@@ -131,9 +131,7 @@ class Attempt:
 
     def _is_finished(self) -> bool:
         """Say whether an earlier run went to its end, its proof included where one is asked for."""
-        if self.output.get(SUCCESS) is None:
-            return False
-        return not self.settings.verify or is_proof(self.output.get(VERIFY))
+        return is_finished(self.output) and (not self.settings.verify or read_proof(self.output) is True)
 
     def _start(self) -> list[Tile]:
         """Plan, and set the output up; the manifest comes last, so that there is one only of a complete set-up."""
@@ -159,7 +157,7 @@ class Attempt:
         if self.check:
             damaged = self._damaged(manifest)
             missing = largest_first(manifest, damaged + [tile for tile in missing if tile not in damaged])
-        if missing or self.output.get(SUCCESS) is None:
+        if missing or not is_finished(self.output):
             total = len(manifest.plan.tiles())
             self.report.say(f"{self.output.url}: {total - len(missing)} of {total} tiles are there, going on")
         return missing

@@ -13,16 +13,19 @@ from typing import Any
 import fsspec
 from fsspec.asyn import sync
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, WrapperStore
 
-from pipeline.errors import HessianError, OutputError, UnreachableError
+from pipeline.errors import HessianError, OutputError, UnfitError, UnreachableError
+from pipeline.local_files import read_regular
 from pipeline.storage.retries import http_status, is_transient, patient
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 ANSWER_SECONDS = 15  # for the first request to a cloud
 REQUEST_SECONDS = 60
+_NO_SUCH_RANGE = 416
 
 
 def open_filesystem(url: str, endpoint_url: str | None = None, noun: str = "output") -> tuple[Any, str]:
@@ -47,7 +50,7 @@ def open_filesystem(url: str, endpoint_url: str | None = None, noun: str = "outp
         remedy = f"python3 -m pip install 'hessian-pipeline[{extra}]'" if extra else str(error)
         raise OutputError(f"{noun} {url}: its client is not installed: {remedy}") from None
     except Exception as error:
-        raise OutputError(f"{noun} {url}: {reason(error)}") from error
+        raise OutputError(f"{noun} {url}: {reason(error)}") from None
     return fs, root
 
 
@@ -68,6 +71,33 @@ def zarr_store(fs: Any, path: str, given_up: Event) -> Store:
     return _PatientStore(FsspecStore(AsyncFileSystemWrapper(fs, asynchronous=True), path=path), given_up)
 
 
+def read_bounded(fs: Any, path: str, most_bytes: int) -> bytes:
+    """Read a file whole, or refuse it.
+
+    Args:
+        fs: its filesystem.
+        path: in it.
+        most_bytes: that it may have; no more than one above are asked for.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        UnfitError: it has more, or lies on a disk and is no regular file; the message is a clause without a subject.
+    """
+    if isinstance(fs, LocalFileSystem):
+        return read_regular(path, most_bytes)
+    try:
+        data = bytes(fs.cat_file(path, start=0, end=most_bytes + 1))
+    except Exception as error:
+        if http_status(error) == _NO_SUCH_RANGE:  # of an empty object
+            return b""
+        raise
+    if len(data) > most_bytes:
+        raise UnfitError(f"has more than {most_bytes:,} bytes")
+    return data
+
+
 def at_once(fs: Any, url: str, what: str, *calls: tuple[Any, ...], noun: str = "output") -> None:
     """Make the first requests to a cloud, within seconds and without patience.
 
@@ -86,7 +116,7 @@ def at_once(fs: Any, url: str, what: str, *calls: tuple[Any, ...], noun: str = "
             for function, *arguments in calls:
                 sync(fs.loop, function, *arguments, timeout=ANSWER_SECONDS)
     except UnreachableError as error:
-        raise OutputError(str(error)) from error  # nothing was begun that could be gone on with
+        raise OutputError(str(error)) from None  # nothing was begun that could be gone on with
 
 
 def reason(error: BaseException) -> str:
@@ -123,7 +153,7 @@ def explained(url: str, what: str, noun: str = "output") -> Iterator[None]:
         raise
     except Exception as error:
         kind = UnreachableError if is_transient(error) else OutputError
-        raise kind(f"{noun} {url}: {what} ({reason(error)})") from error
+        raise kind(f"{noun} {url}: {what} ({reason(error)})") from None
 
 
 class _PatientStore(WrapperStore[FsspecStore]):

@@ -1,11 +1,11 @@
 """Where a Hessian lies: a folder on any fsspec filesystem, and the small objects in it."""
 
-import json
 import os
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,8 +16,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
-from pipeline.errors import OutputError, mebibytes
-from pipeline.storage.filesystems import at_once, endpoint_for, explained, open_filesystem, zarr_store
+from pipeline.errors import OutputError, UnfitError, mebibytes
+from pipeline.storage.filesystems import at_once, endpoint_for, explained, open_filesystem, read_bounded, zarr_store
 from pipeline.storage.retries import http_status, patient
 
 MANIFEST = "manifest.json"
@@ -29,6 +29,9 @@ PARQUET = "hessian.parquet"
 RECEIPTS = "receipts"
 LEASE = "lease"
 VERIFY = "verify.json"
+METADATA_BYTES = 32 * 2**20  # at most, of a manifest or of an array's metadata: 1e5 parameters
+NOTE_BYTES = 2**20  # likewise, of a driver's word on how it goes
+MOST_BYTES = 64 * 2**20  # likewise, of an object whose size nothing else tells
 BLOCK_NORMS = "report/block_norms.png"
 SUCCESS = "_SUCCESS"
 _PARTIAL = ".partial"
@@ -154,20 +157,27 @@ class Output:
             self.delete(name)
         return now.replace(tzinfo=now.tzinfo or UTC)
 
-    def get(self, name: str) -> bytes | None:
+    def get(self, name: str, most_bytes: int = MOST_BYTES) -> bytes | None:
         """Read an object.
+
+        Args:
+            name: relative to the folder.
+            most_bytes: that such an object can have; no more are read.
 
         Returns:
             Its bytes, None where there is none.
 
         Raises:
+            UnfitError: it has more, or is no regular file.
             OutputError: it cannot be read.
         """
         with explained(self.url, f"cannot read {name}"):
             try:
-                return bytes(self._patient(self._fs.cat_file)(self.path(name)))
+                return patient(partial(read_bounded, self._fs), self._given_up)(self.path(name), most_bytes)
             except FileNotFoundError:
                 return None
+            except UnfitError as error:
+                raise UnfitError(f"output {self.url}: {name} {error}") from None
 
     def delete(self, name: str) -> None:
         """Remove an object, if it is there."""
@@ -282,22 +292,6 @@ def open_readable(url: str, beside: str, endpoint_url: str | None) -> Output:
     output = Output(url, endpoint_for(url, beside, endpoint_url))
     output.check_readable()
     return output
-
-
-def is_proof(found: bytes | None) -> bool:
-    """Say whether what lies in a finished output's VERIFY says that it was proven."""
-    try:
-        return json.loads(found or b"")["ok"] is True
-    except (ValueError, LookupError, TypeError):
-        return False
-
-
-def has_failed(found: bytes | None) -> bool:
-    """Whether what lies in an output's VERIFY says that all was computed and the proof failed."""
-    try:
-        return json.loads(found or b"")["ok"] is False
-    except (ValueError, LookupError, TypeError):
-        return False
 
 
 class _PrivateMemory(MemoryFileSystem):  # type: ignore[misc]

@@ -94,7 +94,7 @@ def survived(known, faults):
 def places(output):
     """How many tiles each process stored."""
     manifest = read_manifest(Output(str(output)))
-    found = (read_receipt(Output(str(output)), tile) for tile in manifest.plan.tiles())
+    found = (read_receipt(Output(str(output)), manifest, tile) for tile in manifest.plan.tiles())
     return Counter(receipt.pid for receipt in found if receipt is not None)
 
 
@@ -105,7 +105,10 @@ def test_a_worker_dies_in_mid_tile(nodes, tmp_path, survived):
     assert orders.left() == 0
     repeated = outcome.lost["died"]
     assert 2 <= repeated <= 6  # of each the one computed, the one waiting and the one being written
-    again = [read_receipt(outcome.hessian.output, tile).attempt - 1 for tile in outcome.hessian.manifest.plan.tiles()]
+    again = [
+        read_receipt(outcome.hessian.output, outcome.hessian.manifest, tile).attempt - 1
+        for tile in outcome.hessian.manifest.plan.tiles()
+    ]
     assert sum(again) == repeated
     survived("worker killed in mid-tile", outcome, times=2, recomputed=repeated)
 
@@ -126,7 +129,10 @@ def test_memory_of_the_device_runs_out(nodes, tmp_path, known, faults):
     problem, orders = trouble.problem(tmp_path / "orders")
     outcome = computed(problem, tmp_path / "out", At(3, lambda: orders.give("run out of memory")), workers=1)
     assert not outcome.lost
-    halved = [read_receipt(outcome.hessian.output, tile).halvings for tile in outcome.hessian.manifest.plan.tiles()]
+    halved = [
+        read_receipt(outcome.hessian.output, outcome.hessian.manifest, tile).halvings
+        for tile in outcome.hessian.manifest.plan.tiles()
+    ]
     assert set(halved) == {0, 1}
     assert halved.count(1) > TILES / 2
     equal = np.allclose(outcome.hessian.to_numpy(), known, rtol=0, atol=1e-14)  # smaller groups round otherwise

@@ -188,9 +188,9 @@ def test_one_put_per_chunk_and_no_get(monkeypatch, tmp_path):
             puts.append(name)
         put(self, name, *parts, **options)
 
-    def counted_get(self, name):
+    def counted_get(self, name, *bounds):
         gets.append(name)
-        return get(self, name)
+        return get(self, name, *bounds)
 
     monkeypatch.setattr(Output, "put", counted_put)
     monkeypatch.setattr(Output, "get", counted_get)
