@@ -88,15 +88,22 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _agrees(self) -> "Manifest":
         """Hold what it says in several places against each other."""
-        if self.engines.keys() != set(self.layout.names) or not set(self.engines.values()) <= self.sizes.keys():
-            raise PydanticCustomError("engines", "expected an engine for each parameter, and its sizes")
+        if self.engines.keys() != set(self.layout.names):
+            raise PydanticCustomError("engines", "expected an engine for each parameter")
         try:
             self.plan.require_few_tiles()
         except (BlockError, SpecError) as error:
             raise PydanticCustomError("plan", "{error}", {"error": str(error)}) from None
         if self.layout.size and not self.plan.selected.any():
             raise PydanticCustomError("plan", "expected a block at least")
+        if not set(self.engines.values()) <= self.sizes.keys() and not self._engines_of_tiles() <= self.sizes.keys():
+            raise PydanticCustomError("sizes", "expected the sizes of each engine that computes rows")
         return self
+
+    def _engines_of_tiles(self) -> set[str]:
+        """Give the engines of the rows that are computed: not of all parameters, where only some blocks are wanted."""
+        spans = (self.plan.span(range(i, i + 1)) for i in map(int, np.flatnonzero(self.plan.selected.any(1))))
+        return {self.engines[p.name] for span in spans for p, _ in self.layout.segments(span)}
 
     @property
     def engines(self) -> dict[str, str]:

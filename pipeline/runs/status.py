@@ -6,7 +6,7 @@ from pipeline.errors import OutputError
 from pipeline.planning.manifest import Manifest
 from pipeline.runs.holder import Held
 from pipeline.runs.lease import read_lease
-from pipeline.storage.output import RECEIPTS, Output
+from pipeline.storage.output import RECEIPTS, VERIFY, Output
 from pipeline.storage.receipts import object_sizes
 from pipeline.storage.run_files import is_finished, read_manifest, read_proof
 
@@ -44,7 +44,8 @@ def _stored(output: Output, manifest: Manifest) -> dict[str, Any]:
         "done": sum(f"{tile.id}.json" in receipts for tile in tiles),
         "bytes": sum(object_sizes(output).values()),
         "finished": is_finished(output),
-        "verified": read_proof(output),
+        # One that cannot be understood proves nothing.
+        "verified": None if output.age(VERIFY, ask=False) is None else read_proof(output) is True,
     }
 
 
