@@ -5,10 +5,12 @@ Every message says what was got, what was expected and what to do. `exit_code` i
 
 import difflib
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 FAILED = 1
 BAD_INPUT = 2
+_CANDIDATES, _COMPARED, _LISTED = 1000, 100, 50  # names, characters of each, and names that are listed
 RESUMABLE = 75  # EX_TEMPFAIL: run the same command again
 
 
@@ -192,8 +194,12 @@ def nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     Returns:
         A clause to append to an error message.
     """
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean `{match[0]}`?" if match else f"; expected one of {', '.join(known)}"
+    some = [other[:_COMPARED] for other in islice(known, _CANDIDATES)]  # comparing takes the square of their lengths
+    match = difflib.get_close_matches(name[:_COMPARED], some, n=1, cutoff=0.5)
+    if match:
+        return f"; did you mean `{match[0]}`?"
+    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    return f"; expected one of {', '.join(some[:_LISTED])}{more}"
 
 
 def mebibytes(count: float) -> str:

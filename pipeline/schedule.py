@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import SpecError
-from pipeline.spec import JobSpec, load_job, parse, read_mapping
+from pipeline.spec import Count, JobSpec, load_job, parse, read_mapping
 
 
 class ScheduleSpec(BaseModel):
@@ -18,7 +18,7 @@ class ScheduleSpec(BaseModel):
     )
     checkpoints: str = Field(description="Paths or fsspec URLs of checkpoints, with `*`, `?` and `**` as in a shell.")
     output: str = Field(description="Path or fsspec URL below which each Hessian has a folder, and the table lies.")
-    keep: PositiveInt | None = Field(None, description="Hessians to keep, the last by name; all when not given.")
+    keep: Count | None = Field(None, description="Hessians to keep, the last by name; all when not given.")
     overrides: list[str] = Field([], description="Keys of the job spec to replace, each as `key=value`.")
 
 

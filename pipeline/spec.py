@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -16,12 +15,12 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
-    PositiveInt,
     ValidationError,
 )
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import SpecError, nearest
+from pipeline.yaml_files import load_yaml, read_yaml
 
 SHOWN = 100  # characters of a value in a message
 _WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"  # in Kubernetes' labels, whose syntax Ray has taken over
@@ -68,6 +67,7 @@ def _selectors(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+Count = Annotated[int, Field(gt=0, lt=2**31)]
 FloatName = Annotated[Literal["float32", "float64"], BeforeValidator(_dtype_name)]
 FormatName = Literal["zarr", "parquet"]
 EngineName = Literal["auto", "factored", "jacrev", "rows", "differences"]
@@ -77,7 +77,7 @@ BlockSelection = Annotated[Literal["all", "diagonal"] | tuple[tuple[str, str], .
 class Settings(BaseModel):
     """How to compute a Hessian."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     params: Annotated[tuple[str, ...] | None, BeforeValidator(_tuples)] = Field(
         None,
@@ -97,17 +97,15 @@ class Settings(BaseModel):
     formats: Annotated[tuple[FormatName, ...], BeforeValidator(_tuples), AfterValidator(_formats)] = Field(
         ("zarr",), description="Stores as Zarr, and as `parquet` too where that is given: `[zarr, parquet]`."
     )
-    chunk: PositiveInt | None = Field(None, description="Side B of a stored chunk; from P when not given.")
-    tile: Annotated[tuple[PositiveInt, PositiveInt] | None, BeforeValidator(_tuples)] = Field(
+    chunk: Count | None = Field(None, description="Side B of a stored chunk; from P when not given.")
+    tile: Annotated[tuple[Count, Count] | None, BeforeValidator(_tuples)] = Field(
         None, description="Chunk rows and chunk columns of a tile; from engine and memory when not given."
     )
-    microbatch: PositiveInt | None = Field(None, description="Samples at a time; from memory when not given.")
-    row_group: PositiveInt | None = Field(
-        None, description="Rows pulled back at a time; units of a layer, if factored."
-    )
+    microbatch: Count | None = Field(None, description="Samples at a time; from memory when not given.")
+    row_group: Count | None = Field(None, description="Rows pulled back at a time; units of a layer, if factored.")
     executor: Literal["ray", "serial"] = Field("ray", description="Ray workers, or a plain loop in this process.")
-    workers: PositiveInt | None = Field(None, description="Ray workers; as many as there is room for if not given.")
-    cpus_per_worker: PositiveInt = Field(1, description="CPUs, and torch threads, of a Ray worker.")
+    workers: Count | None = Field(None, description="Ray workers; as many as there is room for if not given.")
+    cpus_per_worker: Count = Field(1, description="CPUs, and torch threads, of a Ray worker.")
     gpus_per_worker: float = Field(
         0.0, ge=0, le=1, description="A GPU, or the fraction of one, of a Ray worker; 0 for CPU."
     )
@@ -129,7 +127,7 @@ class Settings(BaseModel):
         None,
         description="Server of the output's bucket, S3 or Google; the cloud's own or the environment's if not given.",
     )
-    concurrent_puts: PositiveInt = Field(4, description="Chunks that a worker encodes and puts at a time.")
+    concurrent_puts: Count = Field(4, description="Chunks that a worker encodes and puts at a time.")
     tile_deadline: float | None = Field(
         None,
         gt=0,
@@ -238,16 +236,11 @@ def read_mapping(path: str | Path, what: str, example: str) -> dict[str, Any]:
     Raises:
         SpecError: the file cannot be read, or is not a YAML mapping of names.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise SpecError(f"{path}: cannot read the {what} ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    values = read_yaml(path, what)
     if not isinstance(values, dict):
         raise SpecError(f"{path}: got a {type(values).__name__}, expected a mapping of keys such as `{example}:`")
     if wrong := [key for key in values if not isinstance(key, str)]:
-        raise SpecError(f"{path}: unknown key `{wrong[0]}`; expected names such as `{example}:`")
+        raise SpecError(f"{path}: unknown key `{brief(str(wrong[0]))}`; expected names such as `{example}:`")
     return values
 
 
@@ -262,10 +255,10 @@ def one_fault(error: ValidationError) -> str:
     """
     first = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(str(part) for part in first["loc"])
-    return f"`{shown(place)}` got {shown(repr(first['input']))}: {first['msg']}" if place else first["msg"]
+    return f"`{brief(place)}` got {brief(repr(first['input']))}: {first['msg']}" if place else first["msg"]
 
 
-def shown(text: str) -> str:
+def brief(text: str) -> str:
     """Shorten what may be of any length, for a message."""
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"
 
@@ -274,24 +267,23 @@ def _override(values: dict[str, Any], text: str) -> None:
     """Apply one `key=value`."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise SpecError(f"--set {text}: expected key=value")
+        raise SpecError(f"--set {brief(text)}: expected key=value")
     *parents, leaf = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise SpecError(f"--set {text}: `{parent}` is not a mapping")
-    try:
-        values[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise SpecError(f"--set {text}: the value is not valid YAML") from None
+            raise SpecError(f"--set {key}: `{parent}` is not a mapping")
+    values[leaf] = load_yaml(value, f"--set {key}")
 
 
 def _fault(model: type[BaseModel], error: Mapping[str, Any]) -> str:
     """Say one fault found by pydantic in our words."""
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"unknown key `{key}`{nearest(key, model.model_fields)}"
-    if error["type"] == "missing":
+    place = error["loc"]
+    key = str(place[0]) if place else ""
+    if error["type"] == "extra_forbidden" and len(place) == 1:
+        return f"unknown key `{brief(key)}`{nearest(key, model.model_fields)}"
+    if error["type"] == "missing" and len(place) == 1:
         return f"missing key `{key}`: {model.model_fields[key].description}"
-    field = model.model_fields[str(error["loc"][0])]
-    return f"`{error['loc'][0]}` got {error['input']!r}: {error['msg']} ({field.description})"
+    if key not in model.model_fields:
+        return str(error["msg"])
+    return f"`{key}` got {brief(repr(error['input']))}: {error['msg']} ({model.model_fields[key].description})"

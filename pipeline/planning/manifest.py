@@ -14,13 +14,12 @@ from pipeline.errors import BlockError, SpecError
 from pipeline.planning.parameters import ParameterLayout
 from pipeline.planning.tiling import TilingPlan, plan_tiles
 from pipeline.planning.verdict import EngineSizes, PreflightVerdict
-from pipeline.spec import BlockSelection, FloatName, FormatName
+from pipeline.spec import BlockSelection, Count, FloatName, FormatName
 
 FORMAT: Literal[3] = 3
 MOST_ROWS = 2**40  # of a matrix; more than anybody can store
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-_Side = Annotated[int, Field(gt=0, lt=2**31)]
 
 
 def _table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -78,8 +77,8 @@ class Manifest(BaseModel):
     symmetry: Literal["mirrored", "upper"]
     codec: Literal["none", "lz4", "zstd"]
     formats: tuple[FormatName, ...] = ("zarr",)  # manifests from before there were others do not say
-    chunk: _Side
-    tile_shape: tuple[_Side, _Side]
+    chunk: Count
+    tile_shape: tuple[Count, Count]
     sizes: dict[str, EngineSizes]  # by engine
     preflight: PreflightVerdict
     problem: str | None = None

@@ -32,7 +32,7 @@ def build_problem(reference: str, arguments: dict[str, Any], folder: Path) -> Pr
         problem = factory(**arguments)
     except HessianError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ProblemError(f"problem: {reference}({_arguments(arguments)}) raised {in_words(error)}") from error
     if not isinstance(problem, Problem):
         raise SpecError(f"problem: {reference} returned {type(problem).__name__}, expected a pipeline.Problem")
@@ -54,8 +54,12 @@ def _find(reference: str, folder: Path) -> Callable[..., Any]:
 
 def _load_file(path: Path) -> ModuleType:
     """Import a file under its own name, with its folder importable as for a script."""
-    path = path.resolve()
-    if not path.is_file():
+    try:
+        path = path.resolve()
+        found = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        found = False
+    if not found:
         raise SpecError(f"problem: no file {path}; the path is relative to the job spec")
     loaded = sys.modules.get(path.stem)
     if loaded is not None and getattr(loaded, "__file__", None) == str(path):
@@ -69,19 +73,23 @@ def _load_file(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise SpecError(f"problem: importing {path} raised {type(error).__name__}: {error}") from error
+        raise SpecError(f"problem: importing {path} raised {in_words(error)}") from error
     finally:
         sys.path.remove(str(path.parent))
     return module
 
 
 def _import(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise SpecError(f"problem: got the module `{name}`, expected names with dots between: `package.module:factory`")
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise SpecError(f"problem: cannot import module `{name}` ({error})") from error
+    except (Exception, SystemExit) as error:
+        raise SpecError(f"problem: importing `{name}` raised {in_words(error)}") from error
 
 
 def _arguments(arguments: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter
 from zarr.abc.codec import BytesBytesCodec
 
 from pipeline.errors import OutputError
-from pipeline.spec import shown
+from pipeline.spec import brief
 from pipeline.storage.output import METADATA_BYTES, Output
 from pipeline.storage.records import parsed
 
@@ -96,5 +96,5 @@ def require_array(
         if said != expected:
             raise OutputError(
                 f"output {output.url}: the metadata of {name} are not those of its manifest: {what} "
-                f"{shown(str(said))}, expected {expected}"
+                f"{brief(str(said))}, expected {expected}"
             )

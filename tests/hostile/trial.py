@@ -27,6 +27,9 @@ def _attempt(order):
         line = str(error)
         if "\n" in line or "Traceback" in line or len(line) > 2000 or not line.isprintable():
             return "fault", f"not one line: {line!r}"
+        # Of the user's own code, what it raised is kept behind the line.
+        if order["deed"] == "factory":
+            return "one line", f"{error.exit_code} {line}"
         if error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
             return "fault", f"chained noise behind {line!r}: {error.__cause__ or error.__context__!r}"
         return "one line", f"{error.exit_code} {line}"
