@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from pipeline.urls import redacted
+
 FAILED = 1
 BAD_INPUT = 2
 _CANDIDATES, _COMPARED, _LISTED = 1000, 100, 50  # names, characters of each, and names that are listed
@@ -20,8 +22,8 @@ class HessianError(Exception):
     exit_code = FAILED
 
     def __str__(self) -> str:
-        """Give the message in one line, whatever the names in it."""
-        return printable(super().__str__())
+        """Give the message in one line, whatever the names in it, and without secrets of URLs."""
+        return printable(redacted(super().__str__()))
 
 
 class SpecError(HessianError, ValueError):
@@ -83,7 +85,7 @@ class BlockError(HessianError, KeyError):
 
     def __str__(self) -> str:
         """Return the message itself; KeyError would quote it."""
-        return printable(str(self.args[0])) if self.args else ""
+        return printable(redacted(str(self.args[0]))) if self.args else ""
 
 
 class IncompleteError(HessianError, LookupError):

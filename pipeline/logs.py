@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from pipeline.errors import OutputError, printable
+from pipeline.urls import redacted
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s %(process)d %(message)s"
 
@@ -19,7 +20,15 @@ class _Printable(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Give the text of a record."""
-        return printable(super().format(record), keep="\n")
+        return printable(redacted(super().format(record)), keep="\n")
+
+
+class _Redacted(JsonFormatter):
+    """Keeps no secrets of URLs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the line of a record."""
+        return redacted(super().format(record))
 
 
 @contextmanager
@@ -41,7 +50,7 @@ def log_to(console: Console, file: Path | None = None) -> Iterator[None]:
             kept = logging.FileHandler(file)
         except OSError as error:
             raise OutputError(f"log {file}: {error.strerror}") from None
-        kept.setFormatter(JsonFormatter(_FORMAT))
+        kept.setFormatter(_Redacted(_FORMAT))
         handlers.append(kept)
     logger = logging.getLogger("pipeline")
     level = logger.level

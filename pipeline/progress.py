@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.text import Text
 
 from pipeline.errors import mebibytes, printable
+from pipeline.urls import redacted
 
 LINE_SECONDS = 10.0
 
@@ -54,7 +55,7 @@ class ConsoleReporter(Reporter):
 
     def say(self, text: str) -> None:
         """Print a step."""
-        self._console.print(Text(printable(text)), soft_wrap=True)
+        self._console.print(Text(printable(redacted(text))), soft_wrap=True)
 
     @contextmanager
     def tiles(self, total: int, done: int, unit: str = "tiles") -> Iterator[Reporter]:

@@ -20,9 +20,11 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import SpecError, nearest
+from pipeline.urls import Url
 from pipeline.yaml_files import load_yaml, read_yaml
 
 SHOWN = 100  # characters of a value in a message
+_PRIVATE = frozenset({"problem_args", "checkpoint", "checkpoints", "output", "endpoint_url", "address"})  # or may be
 _WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"  # in Kubernetes' labels, whose syntax Ray has taken over
 
 
@@ -34,6 +36,13 @@ def _dtype_name(value: object) -> object:
 def _tuples(value: object) -> object:
     """Take YAML's lists as the tuples they stand for; everything else is strict."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _url(value: object) -> object:
+    """Take text for a URL."""
+    if value is not None and not isinstance(value, str):
+        raise PydanticCustomError("url", "expected text")
+    return value if value is None else Url(value)
 
 
 def _formats(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -67,6 +76,7 @@ def _selectors(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+Place = Annotated[Url, BeforeValidator(_url)]  # without its secrets, wherever it is shown or stored
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 FloatName = Annotated[Literal["float32", "float64"], BeforeValidator(_dtype_name)]
 FormatName = Literal["zarr", "parquet"]
@@ -77,7 +87,9 @@ BlockSelection = Annotated[Literal["all", "diagonal"] | tuple[tuple[str, str], .
 class Settings(BaseModel):
     """How to compute a Hessian."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
 
     params: Annotated[tuple[str, ...] | None, BeforeValidator(_tuples)] = Field(
         None,
@@ -119,11 +131,11 @@ class Settings(BaseModel):
         None,
         description="Labels of the nodes for workers, as Ray selects: `ray.io/accelerator-type: in(A100, H100)`.",
     )
-    address: str | None = Field(None, description="Ray cluster to join; RAY_ADDRESS or a local one when not given.")
+    address: Place | None = Field(None, description="Ray cluster to join; RAY_ADDRESS or a local one when not given.")
     memory: ByteSize | None = Field(
         None, description="Memory allowed to a worker, as in `4GiB`; its share of 80 % of what is free if not given."
     )
-    endpoint_url: str | None = Field(
+    endpoint_url: Place | None = Field(
         None,
         description="Server of the output's bucket, S3 or Google; the cloud's own or the environment's if not given.",
     )
@@ -159,8 +171,11 @@ class JobSpec(Settings):
     """What to compute, how, and where to put it."""
 
     problem: str = Field(description="`file.py:factory` beside the spec, or `package.module:factory`.")
-    problem_args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the factory.")
-    checkpoint: str | None = Field(
+    problem_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Keyword arguments of the factory; `${NAME}` takes an environment variable.",
+    )
+    checkpoint: Place | None = Field(
         None,
         description="Weights to take instead of the factory's: a safetensors or torch.save file, a path or fsspec URL.",
     )
@@ -168,7 +183,7 @@ class JobSpec(Settings):
         None,
         description="Where in the checkpoint they are, as `model` or `state_dict.model`; the whole when not given.",
     )
-    output: str | None = Field(None, description="Where the Hessian goes: a path or an fsspec URL.")
+    output: Place | None = Field(None, description="Where the Hessian goes: a path or an fsspec URL.")
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -286,4 +301,5 @@ def _fault(model: type[BaseModel], error: Mapping[str, Any]) -> str:
         return f"missing key `{key}`: {model.model_fields[key].description}"
     if key not in model.model_fields:
         return str(error["msg"])
-    return f"`{key}` got {brief(repr(error['input']))}: {error['msg']} ({model.model_fields[key].description})"
+    got = f"a {type(error['input']).__name__}" if key in _PRIVATE else brief(repr(error["input"]))
+    return f"`{key}` got {got}: {error['msg']} ({model.model_fields[key].description})"

@@ -17,6 +17,7 @@ from pipeline.planning.memory import (
 )
 from pipeline.runs.attempt import Outcome
 from pipeline.storage.output import Output
+from pipeline.urls import redacted
 
 
 def open_console(*, stderr: bool = False) -> Console:
@@ -34,7 +35,7 @@ def named_values(rows: Iterable[tuple[str, Any]]) -> Table:
 
 def _add(table: Table, *cells: object) -> None:
     """Add a row of texts, which are no markup."""
-    table.add_row(*(Text(printable(str(cell), keep="\n")) for cell in cells))
+    table.add_row(*(Text(printable(redacted(str(cell)), keep="\n")) for cell in cells))
 
 
 def show_preflight(made: JobPlan) -> None:

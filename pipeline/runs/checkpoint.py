@@ -29,6 +29,7 @@ from pipeline.problem.selection import check_finite
 from pipeline.spec import brief
 from pipeline.storage.filesystems import at_once, explained, open_filesystem, read_bounded
 from pipeline.storage.retries import patient
+from pipeline.urls import Url
 
 _COMPILED = "_orig_mod."  # put into names by torch.compile, at any depth
 _PARALLEL = "module."  # put before all names by DataParallel and DistributedDataParallel
@@ -43,12 +44,12 @@ class Checkpoint:
     """A checkpoint's file.
 
     Attributes:
-        url: of it, without a query, which may be a signature.
+        url: of it.
         data: its bytes.
         sha256: of these.
     """
 
-    url: str
+    url: Url
     data: bytes = field(repr=False)
     sha256: str
 
@@ -129,8 +130,8 @@ def read_checkpoint(url: str, endpoint_url: str | None = None) -> Checkpoint:
         MemoryRefusedError: it does not fit into memory.
         OutputError: its store refuses.
     """
-    fs, path = open_filesystem(url, endpoint_url, "checkpoint")
-    shown = url.partition("?")[0]
+    shown = Url(url)
+    fs, path = open_filesystem(shown, endpoint_url, "checkpoint")
     if fs.async_impl:
         at_once(fs, shown, "cannot be read", (fs._exists, path), noun="checkpoint")
     with explained(shown, "cannot be read", "checkpoint"):

@@ -17,6 +17,7 @@ from pipeline.planning.memory import available_bytes
 from pipeline.spec import one_fault
 from pipeline.storage.output import Output
 from pipeline.storage.records import parsed
+from pipeline.urls import redacted_values
 
 TABLE = "sweep.parquet"
 _NOTES = b"hessian"  # in the file's metadata: the job, and what was seen of checkpoints
@@ -125,11 +126,12 @@ class Sweep:
                 f"output {output.url}: {TABLE} cannot be read ({in_words(error)}); without it, it is made anew from "
                 "the outputs that are kept"
             ) from None
-        others = [key for key in {**notes.job, **job} if notes.job.get(key) != job.get(key)]
+        before = redacted_values(notes.job)  # tables from before secrets were hidden
+        others = [key for key in {**before, **job} if before.get(key) != job.get(key)]
         if others:
             key = others[0]
             raise SpecError(
-                f"output {output.url}: its {TABLE} is of another job: `{key}` was {notes.job.get(key)!r}, got "
+                f"output {output.url}: its {TABLE} is of another job: `{key}` was {before.get(key)!r}, got "
                 f"{job.get(key)!r}; take another output"
             )
         return cls(job, {row.sha256: row for row in rows}, dict(notes.seen))

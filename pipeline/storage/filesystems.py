@@ -21,6 +21,7 @@ from zarr.storage import FsspecStore, WrapperStore
 from pipeline.errors import HessianError, OutputError, UnfitError, UnreachableError
 from pipeline.local_files import read_regular
 from pipeline.storage.retries import http_status, is_transient, patient
+from pipeline.urls import Url
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 ANSWER_SECONDS = 15  # for the first request to a cloud
@@ -42,15 +43,16 @@ def open_filesystem(url: str, endpoint_url: str | None = None, noun: str = "outp
     Raises:
         OutputError: the URL's protocol is not known, its client is not installed, or it carries credentials.
     """
+    url = Url(url)
     options = _options(url, endpoint_url, noun)
     try:
-        fs, root = fsspec.core.url_to_fs(url, **options)
+        fs, root = fsspec.core.url_to_fs(url.plain, **options)
     except ImportError as error:
         extra = EXTRAS.get(_protocol(url))
         remedy = f"python3 -m pip install 'hessian-pipeline[{extra}]'" if extra else str(error)
         raise OutputError(f"{noun} {url}: its client is not installed: {remedy}") from None
     except Exception as error:
-        raise OutputError(f"{noun} {url}: {reason(error)}") from None
+        raise OutputError(f"{noun} {url}: {url.hidden_in(reason(error))}") from None
     return fs, root
 
 
@@ -153,7 +155,7 @@ def explained(url: str, what: str, noun: str = "output") -> Iterator[None]:
         raise
     except Exception as error:
         kind = UnreachableError if is_transient(error) else OutputError
-        raise kind(f"{noun} {url}: {what} ({reason(error)})") from None
+        raise kind(f"{noun} {url}: {what} ({Url(url).hidden_in(reason(error))})") from None
 
 
 class _PatientStore(WrapperStore[FsspecStore]):
@@ -174,16 +176,13 @@ class _PatientStore(WrapperStore[FsspecStore]):
         await patient(self._store.set, self._given_up)(key, value)
 
 
-def _require_plain(url: str, endpoint_url: str, noun: str) -> None:
-    """Refuse URLs that carry credentials, without repeating them."""
+def _require_plain(url: Url, endpoint_url: str, noun: str) -> None:
+    """Refuse URLs that carry credentials, without repeating them; files of other schemes may have no other way."""
     if "::" in url:
         raise OutputError(f"the {noun}'s URL chains filesystems: give that of the bucket")
-    for text in (url if _protocol(url) in EXTRAS else "", endpoint_url):
-        before, at, _ = text.partition("://")[2].partition("@")
-        if (at and ":" in before) or "?" in text:
-            raise OutputError(
-                f"the {noun}'s URL or endpoint_url carries credentials: give them in the environment instead"
-            )
+    secret = url.is_secret and (noun == "output" or _protocol(url) in EXTRAS)
+    if secret or Url(endpoint_url).is_secret:
+        raise OutputError(f"the {noun}'s URL or endpoint_url carries credentials: give them in the environment instead")
 
 
 def endpoint_for(url: str, output: str | None, endpoint_url: str | None) -> str | None:
@@ -196,7 +195,7 @@ def _protocol(url: str) -> str:
     return url.split("://")[0] if "://" in url else "file"
 
 
-def _options(url: str, endpoint_url: str | None, noun: str) -> dict[str, Any]:
+def _options(url: Url, endpoint_url: str | None, noun: str) -> dict[str, Any]:
     """Give what a filesystem is opened with, none of it secret."""
     _require_plain(url, endpoint_url or "", noun)
     options: dict[str, Any] = {"use_listings_cache": False}  # a stale listing denies what another process just wrote

@@ -19,6 +19,7 @@ from zarr.storage import LocalStore
 from pipeline.errors import OutputError, UnfitError, mebibytes
 from pipeline.storage.filesystems import at_once, endpoint_for, explained, open_filesystem, read_bounded, zarr_store
 from pipeline.storage.retries import http_status, patient
+from pipeline.urls import Url
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -50,9 +51,10 @@ class Output:
     """
 
     def __init__(self, url: str, endpoint_url: str | None = None) -> None:
-        self.url, self._endpoint_url = str(url).rstrip("/"), endpoint_url
+        given = Url(Url(url).plain.rstrip("/"))
+        self.url, self._endpoint_url = str(given), endpoint_url
         self._given_up = Event()
-        self._fs, self._root = open_filesystem(self.url, endpoint_url)
+        self._fs, self._root = open_filesystem(given, endpoint_url)  # refuses one with secrets
         if self.is_local:
             self._root = os.path.abspath(self._root)
             self.url = self._root
