@@ -140,6 +140,9 @@ class Settings(BaseModel):
         description="Server of the output's bucket, S3 or Google; the cloud's own or the environment's if not given.",
     )
     concurrent_puts: Count = Field(4, description="Chunks that a worker encodes and puts at a time.")
+    durable: bool = Field(
+        True, description="Waits until all is on a local disk, and would survive a power cut, before it is finished."
+    )
     tile_deadline: float | None = Field(
         None,
         gt=0,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from pipeline.errors import OutputError, StoppedError, VerificationError
 from pipeline.execution.events import Tally
@@ -113,7 +114,7 @@ class Attempt:
             hessian = Hessian(self.output, manifest)
             verification = self._verify(hessian) if self.settings.verify else None
             verified = time.monotonic()
-            self.output.put(SUCCESS, json.dumps({"tiles": total, "verified": verification is not None}).encode())
+            self._finish({"tiles": total, "verified": verification is not None})
         return Outcome(
             hessian,
             len(tiles),
@@ -124,6 +125,12 @@ class Attempt:
             verified - computed,
             dict(self.tally.lost),
         )
+
+    def _finish(self, word: Mapping[str, Any]) -> None:
+        """Mark the output as finished, once all of it would survive a power cut where that is asked for."""
+        if self.settings.durable:
+            self.output.settle()
+        self.output.put(SUCCESS, json.dumps(word).encode(), lasting=self.settings.durable)
 
     def _nothing_to_do(self, manifest: Manifest) -> Outcome:
         self.report.say(f"{self.output.url} is finished already: nothing to do")

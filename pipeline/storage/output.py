@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -17,7 +17,9 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
 from pipeline.errors import OutputError, UnfitError, mebibytes
+from pipeline.local_files import PARTIAL, create_file, replace_file, settle
 from pipeline.storage.filesystems import at_once, endpoint_for, explained, open_filesystem, read_bounded, zarr_store
+from pipeline.storage.read_ahead import ahead
 from pipeline.storage.retries import http_status, patient
 from pipeline.urls import Url
 
@@ -35,7 +37,7 @@ NOTE_BYTES = 2**20  # likewise, of a driver's word on how it goes
 MOST_BYTES = 64 * 2**20  # likewise, of an object whose size nothing else tells
 BLOCK_NORMS = "report/block_norms.png"
 SUCCESS = "_SUCCESS"
-_PARTIAL = ".partial"
+SETTLERS = 8  # files at a time that are waited for
 PRECONDITION_FAILED = 412
 
 
@@ -99,9 +101,25 @@ class Output:
         """
         with explained(self.url, f"cannot write {name}"):
             if self.is_local:
-                _replace(Path(self.path(name)), parts, lasting=lasting)
+                replace_file(Path(self.path(name)), parts, lasting=lasting)
             else:
                 self._patient(self._fs.pipe_file)(self.path(name), b"".join(parts))
+
+    def settle(self) -> None:
+        """Wait until all that lies here would survive the end of the machine; stores see to that with each object.
+
+        Raises:
+            OutputError: the disk fails.
+        """
+        if not self.is_local:
+            return
+        with explained(self.url, "cannot be brought to the disk"):
+            folders = list(os.walk(self._root))
+            files = (os.path.join(folder, name) for folder, _, names in folders for name in names)
+            for _ in ahead(settle, files, SETTLERS):
+                pass
+            for folder in (os.path.dirname(self._root), *(folder for folder, _, _ in folders)):
+                settle(folder)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a small object if there is none of that name; of many that try at once, one succeeds.
@@ -119,7 +137,7 @@ class Output:
         with explained(self.url, f"cannot write {name}"):
             try:
                 if self.is_local:
-                    _create(Path(self.path(name)), data)
+                    create_file(Path(self.path(name)), data)
                 else:
                     patient(self._fs.pipe_file)(self.path(name), data, mode="create")
             except Exception as error:
@@ -151,7 +169,7 @@ class Output:
 
     def _time(self) -> datetime:
         """Ask the store what time it is."""
-        name = f"{uuid.uuid4().hex}{_PARTIAL}"
+        name = f"{uuid.uuid4().hex}{PARTIAL}"
         self.put(name, b"")
         try:
             now: datetime = patient(self._fs.modified)(self.path(name))
@@ -200,7 +218,7 @@ class Output:
             found = self._patient(self._fs.find)(root, detail=True)
         names = {path[len(root) + 1 :] if path.startswith(root) else path: info for path, info in found.items()}
         # Some stores show folders as objects without a name, or with a slash at its end.
-        return {name: int(info["size"]) for name, info in names.items() if not name.endswith((_PARTIAL, "/")) and name}
+        return {name: int(info["size"]) for name, info in names.items() if not name.endswith((PARTIAL, "/")) and name}
 
     def folders(self) -> list[str]:
         """Name what lies right below this folder, one request for all, whatever is below that."""
@@ -229,7 +247,7 @@ class Output:
         Raises:
             OutputError: that fails.
         """
-        name = f"{uuid.uuid4().hex}{_PARTIAL}"
+        name = f"{uuid.uuid4().hex}{PARTIAL}"
         if self._fs.async_impl:
             calls = (self._fs._pipe_file, self.path(name), b""), (self._fs._rm_file, self.path(name))
             at_once(self._fs, self.url, "cannot be written to", *calls)
@@ -305,34 +323,6 @@ class _PrivateMemory(MemoryFileSystem):  # type: ignore[misc]
         super().__init__()
         self.store: dict[str, Any] = {}
         self.pseudo_dirs = [""]
-
-
-def _replace(path: Path, parts: Iterable[bytes | memoryview], *, lasting: bool) -> None:
-    """Write a local file by a temporary one; a killed process leaves at most a `.partial` file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Hidden: pyarrow would count a whole one that was left behind among the files of a Parquet folder.
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
-    try:
-        with partial.open("wb") as file:
-            file.writelines(parts)
-            if lasting:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _create(path: Path, data: bytes) -> None:
-    """Write a local file that is not there yet; for a moment it can be seen empty."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as file:
-        try:
-            file.write(data)
-            file.flush()
-        except OSError:  # a full disk: an empty file would tell that somebody was here
-            path.unlink()
-            raise
 
 
 def _existing(path: Path) -> Path:

@@ -2,18 +2,10 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from attempts import Attempts
-from torch import nn
+from tiny import tiny
 
-from pipeline import Problem, compute_hessian
-
-
-def tiny():
-    """Ten parameters, so that nothing takes long but what should not."""
-    torch.manual_seed(0)
-    x = torch.randn(4, 2, dtype=torch.float64)
-    return Problem(nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)).double(), nn.MSELoss(), (x, x[:, :1]))
+from pipeline import compute_hessian
 
 
 @pytest.fixture(scope="session")
