@@ -250,6 +250,6 @@ def _kept_in_memory(hessian: Hessian, output: Output) -> Hessian:
         return hessian
     memory = Output.private()
     memory.check_room(hessian.manifest.matrix_bytes)
-    for name in output.sizes():
-        memory.put(name, output.get(name) or b"")
+    for name, size in output.sizes().items():
+        memory.put(name, output.get(name, size) or b"")
     return Hessian(memory, hessian.manifest)

@@ -20,6 +20,7 @@ from pipeline.storage.records import parsed
 from pipeline.urls import redacted_values
 
 TABLE = "sweep.parquet"
+MOST_BYTES = 2**29  # of it: 10,000 checkpoints of a network of 100 parameters
 _NOTES = b"hessian"  # in the file's metadata: the job, and what was seen of checkpoints
 _VALUE_BYTES = 200  # of a value at most, as an object and in the file's pages
 _SCHEMA = pa.schema(
@@ -116,7 +117,7 @@ class Sweep:
             OutputError: it is damaged.
             SpecError: it is of another job.
         """
-        data = output.get(TABLE)
+        data = output.get(TABLE, MOST_BYTES)
         if data is None:
             return cls(job)
         try:
