@@ -366,7 +366,9 @@ def _interrupt(*_: object) -> None:
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    from pipeline.urls import redacted
+
+    click.echo(redacted(text), err=True)
 
 
 def _verify_chunks(url: str, endpoint_url: str | None) -> None:

@@ -107,7 +107,7 @@ class _Files:
         self._stored = ParquetFiles(hessian.output, hessian.manifest)
         self._checksums: dict[str, int] = {}
         for tile in hessian.manifest.plan.tiles():
-            receipt = read_receipt(hessian.output, tile)
+            receipt = read_receipt(hessian.output, hessian.manifest, tile)
             self._checksums |= {chunk.key: chunk.crc32c for chunk in receipt.chunks} if receipt else {}
 
     def foreign(self) -> list[str]:

@@ -79,7 +79,7 @@ def _to_parquet(hessian: StoredHessian, dest: str | None, endpoint_url: str | No
             chunks = manifest.plan.chunks(tile)
             written = [f for i, j in chunks for f in files.write_chunk(i, j, hessian.store.read_chunk(i, j))]
             if target.url == own:
-                record_files(hessian.output, tile, written)
+                record_files(hessian.output, manifest, tile, written)
             report.advance(sum(file.bytes for file in written))
     return target.url
 

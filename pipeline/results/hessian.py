@@ -8,8 +8,8 @@ import numpy.typing as npt
 from pipeline.errors import IncompleteError, OutputError
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.parameters import ParameterLayout
-from pipeline.storage.output import SUCCESS, VERIFY, Output, has_failed
-from pipeline.storage.run_files import read_manifest
+from pipeline.storage.output import VERIFY, Output
+from pipeline.storage.run_files import is_finished, read_manifest, read_proof
 from pipeline.storage.zarr_store import MatrixStore
 
 
@@ -54,9 +54,9 @@ class StoredHessian:
         manifest = read_manifest(output)
         if manifest is None:
             raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")
-        if output.get(SUCCESS) is not None:
+        if is_finished(output):
             return cls(output, manifest)
-        if not has_failed(output.get(VERIFY)):
+        if read_proof(output) is not False:
             raise IncompleteError(
                 f"output {url}: the run is not finished; run the same job again, it goes on from there"
             )
@@ -90,4 +90,4 @@ class StoredHessian:
     @property
     def gradient(self) -> npt.NDArray[np.float64]:
         """DL / dtheta, in float64.  # shape: (P,)."""
-        return MatrixStore.gradient(self.output)
+        return MatrixStore.gradient(self.output, self.manifest)

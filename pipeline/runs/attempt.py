@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.analysis.hessian import Hessian
 from pipeline.errors import OutputError, StoppedError, VerificationError, counted, human_seconds
@@ -36,10 +37,9 @@ from pipeline.storage.output import (
     VERIFY,
     WEIGHTS,
     Output,
-    is_proof,
 )
 from pipeline.storage.receipts import begun_tiles, largest_first, missing_tiles, own_receipt, receipt_name
-from pipeline.storage.run_files import read_manifest, write_manifest
+from pipeline.storage.run_files import is_finished, read_manifest, read_proof, write_manifest
 from pipeline.storage.zarr_store import MatrixStore
 
 RECEIPTS_READ = 8  # of tiles that are there, to know what one takes
@@ -132,7 +132,7 @@ class Attempt:
             hessian = Hessian(self.output, manifest)
             verification = self._verify(hessian) if self.settings.verify else None
             verified = time.monotonic()
-            self.output.put(SUCCESS, json.dumps({"tiles": total, "verified": verification is not None}).encode())
+            self._finish({"tiles": total, "verified": verification is not None})
         return Outcome(
             hessian,
             len(tiles),
@@ -149,15 +149,19 @@ class Attempt:
         """Tiles that are done, by this call or before."""
         return self.tally.before + self.tally.done
 
+    def _finish(self, word: Mapping[str, Any]) -> None:
+        """Mark the output as finished, once all of it would survive a power cut where that is asked for."""
+        if self.settings.durable:
+            self.output.settle()
+        self.output.put(SUCCESS, json.dumps(word).encode(), lasting=self.settings.durable)
+
     def _nothing_to_do(self, manifest: Manifest) -> Outcome:
         self.report.say(f"{self.output.url} is finished already: nothing to do")
         return Outcome(Hessian(self.output, manifest), 0, len(manifest.plan.tiles()), None)
 
     def _is_finished(self) -> bool:
         """Say whether an earlier run went to its end, its proof included where one is asked for."""
-        if self.output.get(SUCCESS) is None:
-            return False
-        return not self.settings.verify or is_proof(self.output.get(VERIFY))
+        return is_finished(self.output) and (not self.settings.verify or read_proof(self.output) is True)
 
     def _start(self) -> list[Tile]:
         """Plan, and set the output up; the manifest comes last, so that there is one only of a complete set-up."""
@@ -192,7 +196,7 @@ class Attempt:
         if self.check:
             damaged = self._damaged(manifest)
             missing = largest_first(manifest, damaged + [tile for tile in missing if tile not in damaged])
-        if missing or self.output.get(SUCCESS) is None:
+        if missing or not is_finished(self.output):
             total = len(manifest.plan.tiles())
             self.report.say(
                 f"{self.output.url}: {total - len(missing)} of {counted(total, 'tile')} are there, going on"
