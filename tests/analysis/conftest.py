@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from stored import P, pair
+from finished import P, pair
 
 KINDS = [
     *({"symmetry": s, "dtype": d} for s, d in itertools.product(["mirrored", "upper"], ["float32", "float64"])),

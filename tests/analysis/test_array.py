@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import scipy.sparse.linalg
 import torch
+from finished import RAGGED, P, pair, stored, symmetric
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stored import RAGGED, P, pair, stored, symmetric
 
 from pipeline import BlockError, IncompleteError, MemoryRefusedError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stored import store
+from finished import store
 
 ROWS, RANK = 4096, 5
 SUPPORT = Path(__file__).parents[1] / "support"

@@ -5,7 +5,7 @@ import sys
 import dask.array
 import numpy as np
 import pytest
-from stored import RAGGED, P, pair, stored, symmetric
+from finished import RAGGED, P, pair, stored, symmetric
 
 from pipeline import IncompleteError, SpecError
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from finished import RAGGED, P, pair, stored, symmetric
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stored import RAGGED, P, pair, stored, symmetric
 
 from pipeline import BlockError, IncompleteError
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import scipy.sparse.linalg
+from finished import RAGGED, P, pair, stored, symmetric
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stored import RAGGED, P, pair, stored, symmetric
 
 from pipeline import BlockError, ConvergenceError, IncompleteError, IndefiniteError, MemoryRefusedError
 from pipeline.analysis.minres import minres

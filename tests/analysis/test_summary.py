@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from stored import RAGGED, P, stored, symmetric
+from finished import RAGGED, P, stored, symmetric
 
 from pipeline.analysis.summary import decades
 from pipeline.cli import cli

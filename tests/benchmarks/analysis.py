@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "support"), str(HERE.parents[1])]
 
-from stored import stored  # noqa: E402
+from finished import stored  # noqa: E402
 
 from pipeline.analysis import products  # noqa: E402
 from pipeline.storage.output import MATRIX  # noqa: E402

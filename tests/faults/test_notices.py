@@ -21,6 +21,8 @@ from pipeline.cluster.preemption import CLOUDS, MetadataService
 from pipeline.runs.api import run
 from pipeline.spec import Settings
 
+pytestmark = pytest.mark.full("starts nodes of Ray, and takes them away")
+
 TOKEN = "AQAEALongToken"
 
 

@@ -27,6 +27,8 @@ from pipeline.storage.output import Output
 from pipeline.storage.receipts import read_receipt
 from pipeline.storage.run_files import read_manifest
 
+pytestmark = pytest.mark.full("kills workers of Ray")
+
 SETTINGS = {"dtype": "float64", "chunk": 16, "tile": (1, 1), "engine": "jacrev", "row_group": 16, "microbatch": 8}
 TILES = 45
 

@@ -24,7 +24,7 @@ def manifest(shapes, chunk, dtype="float64", symmetry="upper", blocks="all", cod
     return Manifest(
         parameters=layout.to_json(),
         fingerprint=Fingerprint(
-            weights="w", data="d", samples=10, loss=0.5, weight=10.0, reduction="mean", separable=True, l2=0.0
+            weights="0" * 64, data="1" * 64, samples=10, loss=0.5, weight=10.0, reduction="mean", separable=True, l2=0.0
         ),
         blocks=blocks,
         dtype="float64",
