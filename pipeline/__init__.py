@@ -11,9 +11,11 @@ from pipeline.errors import (
     BlockError,
     CheckpointError,
     ClusterError,
+    ConvergenceError,
     FingerprintError,
     HessianError,
     IncompleteError,
+    IndefiniteError,
     LeaseError,
     MemoryRefusedError,
     NotFiniteError,
@@ -27,9 +29,9 @@ from pipeline.errors import (
 )
 
 if TYPE_CHECKING:
+    from pipeline.analysis.hessian import Hessian, open_hessian
     from pipeline.problem.problem import Problem
     from pipeline.results.export import export_hessian
-    from pipeline.results.hessian import Hessian, open_hessian
     from pipeline.results.verify import verify_hessian
     from pipeline.runs.api import compute_hessian
     from pipeline.runs.checkpoint import load_checkpoint
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
     __version__: str
 
 _LAZY = {
-    "Hessian": "pipeline.results.hessian",
-    "open_hessian": "pipeline.results.hessian",
+    "Hessian": "pipeline.analysis.hessian",
+    "open_hessian": "pipeline.analysis.hessian",
     "Problem": "pipeline.problem.problem",
     "load_checkpoint": "pipeline.runs.checkpoint",
     "compute_hessian": "pipeline.runs.api",
@@ -50,10 +52,12 @@ __all__ = [
     "BlockError",
     "CheckpointError",
     "ClusterError",
+    "ConvergenceError",
     "FingerprintError",
     "Hessian",
     "HessianError",
     "IncompleteError",
+    "IndefiniteError",
     "LeaseError",
     "MemoryRefusedError",
     "NotFiniteError",

@@ -152,7 +152,7 @@ def verify_command(
     from pipeline.spec import load_job
 
     asked = None if job is None else (load_job(job, overrides), job.parent)
-    from pipeline.results.hessian import open_hessian
+    from pipeline.analysis.hessian import open_hessian
     from pipeline.results.receipt_audit import REMEDY
     from pipeline.results.verify import verify_hessian
     from pipeline.runs.api import load_problem
@@ -192,6 +192,42 @@ def report_command(url: str, endpoint_url: str | None) -> None:
     from pipeline.analysis.report import write_report
 
     click.echo(write_report(url, endpoint_url))
+
+
+@cli.command("spectrum")
+@click.argument("url")
+@click.option("--k", type=click.IntRange(1), help="Eigenvalues, the largest in absolute value.  [default: 20]")
+@click.option("--density", is_flag=True, help="Estimate how many eigenvalues are in each decade; any size.")
+@click.option("--whole", is_flag=True, help="All eigenvalues, with signs, rank and condition number; in memory.")
+@click.option("--params", multiple=True, metavar="GLOB", help="Of these parameters alone, !GLOB excludes; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print an object for scripts.")
+@_endpoint_option
+def spectrum_command(
+    url: str,
+    k: int | None,
+    params: tuple[str, ...],
+    endpoint_url: str | None,
+    *,
+    density: bool,
+    whole: bool,
+    as_json: bool,
+) -> None:
+    """Say which eigenvalues the finished Hessian at URL has."""
+    if (k is not None) + density + whole > 1:
+        raise click.UsageError("--k, --density and --whole exclude each other: give one of them")
+    from pipeline.analysis.hessian import open_hessian
+    from pipeline.analysis.summary import spectrum_of
+    from pipeline.progress import ConsoleReporter
+    from pipeline.tables import open_console, show_spectrum
+
+    hessian = open_hessian(url, endpoint_url)
+    hessian.report = ConsoleReporter(open_console(stderr=True))
+    chosen = hessian.select(*params) if params else hessian
+    found = spectrum_of(chosen, "density" if density else "whole" if whole else "few", k or 20)
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        show_spectrum(found)
 
 
 @cli.command("status")
@@ -329,7 +365,9 @@ def _interrupt(*_: object) -> None:
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    from pipeline.urls import redacted
+
+    click.echo(redacted(text), err=True)
 
 
 def _verify_chunks(url: str, endpoint_url: str | None) -> None:

@@ -14,8 +14,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
-from pipeline.errors import human_bytes, human_seconds
+from pipeline.errors import human_bytes, human_seconds, printable
+from pipeline.urls import redacted
 
 LINE_SECONDS = 10.0
 
@@ -53,7 +55,7 @@ class ConsoleReporter(Reporter):
 
     def say(self, text: str) -> None:
         """Print a step."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(Text(printable(redacted(text))), soft_wrap=True)
 
     @contextmanager
     def tiles(self, total: int, done: int, unit: str = "tiles") -> Iterator[Reporter]:

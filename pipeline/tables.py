@@ -5,8 +5,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from pipeline.errors import counted, human_bytes, human_seconds
+from pipeline.errors import counted, human_bytes, human_seconds, printable
 from pipeline.execution.simulator import forecast, measured_in
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile, at_hand
@@ -15,7 +16,9 @@ from pipeline.planning.memory import (
     PROCESS_BYTES,
 )
 from pipeline.runs.attempt import Outcome
-from pipeline.storage.output import VERIFY, Output, is_proof
+from pipeline.storage.output import Output
+from pipeline.storage.run_files import read_proof
+from pipeline.urls import redacted
 
 PIPE_WIDTH = 10_000  # characters
 
@@ -34,11 +37,12 @@ def show_values(rows: Iterable[tuple[str, Any]]) -> None:
     console = open_console()
     if not console.is_terminal:
         for name, text in shown.items():
-            console.print(f"{name}: {text}", markup=False, highlight=False, soft_wrap=True)
+            line = printable(redacted(f"{name}: {text}"), keep="\n")
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
     table = Table(show_header=False)
     for row in shown.items():
-        table.add_row(*row)
+        _add(table, *row)
     console.print(table)
 
 
@@ -52,13 +56,18 @@ def show_status(found: Mapping[str, Any]) -> None:
     show_values(told.items())
 
 
+def _add(table: Table, *cells: object) -> None:
+    """Add a row of texts, which are no markup."""
+    table.add_row(*(Text(printable(redacted(str(cell)), keep="\n")) for cell in cells))
+
+
 def show_preflight(made: JobPlan) -> None:
     """Print what preflight found."""
     verdict = made.manifest.preflight
     table = Table("parameter", "engine", "gradient", "double backward", "engines tried", title="preflight")
     for name, found in verdict.parameters.items():
         tried = "\n".join(f"{engine} {did}" for engine, did in found.tried.items())
-        table.add_row(name, found.engine, f"{found.gradient:.0e}", f"{found.differences:.0e}", tried)
+        _add(table, name, found.engine, f"{found.gradient:.0e}", f"{found.differences:.0e}", tried)
     console = open_console()
     console.print(table)
     show_values(
@@ -81,7 +90,7 @@ def show_plan(made: JobPlan, *, timed: bool = True) -> None:
         cost = made.costs.get(p.name)
         seconds = "" if cost is None else f"{1e3 * cost.seconds_per_row * manifest.fingerprint.samples:.2f}"
         shape = " x ".join(map(str, p.shape)) or "scalar"
-        parameters.add_row(p.name, shape, f"{p.offset:,} to {p.span.stop:,}", manifest.engines[p.name], seconds)
+        _add(parameters, p.name, shape, f"{p.offset:,} to {p.span.stop:,}", manifest.engines[p.name], seconds)
     rows, cols = max(map(tiling.shape, tiling.tiles()))
     console = open_console()
     console.print(parameters)
@@ -132,16 +141,36 @@ def show_forecast(made: JobPlan, profile: Profile | None, measured: Output | Non
         found = forecast(made, profile, workers)
         speed = f"{found.bytes_per_second / 1e6:,.0f}"
         row = (f"{found.makespan_seconds:,.1f}", f"{found.efficiency:.1%}", f"{found.balance:.1%}", speed)
-        table.add_row(f"{workers:,}", *row, f"{found.tail_seconds:,.1f}")
+        _add(table, f"{workers:,}", *row, f"{found.tail_seconds:,.1f}")
     console = open_console()
     console.print(table)
-    console.print(profile.describe(), highlight=False, soft_wrap=True)
+    console.print(Text(printable(profile.describe())), soft_wrap=True)
+
+
+def show_spectrum(found: Mapping[str, Any]) -> None:
+    """Print what `spectrum_of` found."""
+    console = open_console()
+    about = [("P", found["P"]), ("parameters", len(found["parameters"])), ("trace", f"{found['trace']:.6g}")]
+    if "inertia" in found:
+        about += [*found["inertia"].items(), ("rank", found["rank"])]
+        condition = found["condition_number"]
+        about.append(("condition number", "infinite" if condition is None else f"{condition:.3g}"))
+    show_values(about)
+    if "bins" in found:
+        table = Table("from", "to", "eigenvalues", "error")
+        for row in reversed(found["bins"]):
+            table.add_row(f"{row['from']:.0e}", f"{row['to']:.0e}", f"{row['count']:,.1f}", f"{row['error']:,.1f}")
+    else:
+        table = Table("eigenvalues")
+        for w in reversed(found["eigenvalues"]):
+            table.add_row(f"{w:.9g}")
+    console.print(table)
 
 
 def show_outcome(outcome: Outcome) -> None:
     """Print what a run did."""
     hessian = outcome.hessian
-    before = "in an earlier run" if is_proof(hessian.output.get(VERIFY)) else "no, it was switched off"
+    before = "in an earlier run" if read_proof(hessian.output) else "no, it was switched off"
     proof = before if outcome.verification is None else outcome.verification.summary()
     samples = counted(hessian.manifest.fingerprint.samples, "sample")
     rows: list[tuple[str, Any]] = [

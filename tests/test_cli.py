@@ -10,7 +10,7 @@ from commands import command, refused
 
 import pipeline
 from pipeline import cli
-from pipeline.results.hessian import open_hessian
+from pipeline.analysis.hessian import open_hessian
 
 FACTORIES = """
 import torch

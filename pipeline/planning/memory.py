@@ -1,5 +1,6 @@
 """Memory projected before anything runs, and refused when it would not fit."""
 
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,11 +109,16 @@ def engine_budget_bytes(free_bytes: int) -> int:
 
 
 def available_bytes() -> int:
-    """Give the bytes free on this machine, or left in its control group where that is less."""
+    """Give the bytes free on this machine, or left to its control group or this process where that is less."""
     free = int(psutil.virtual_memory().available)
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdigit():
         free = min(free, int(text) - int(used.read_text()))
+    process = psutil.Process().memory_info()
+    for kind, held in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
+        most, _ = resource.getrlimit(kind)
+        if most != resource.RLIM_INFINITY:
+            free = min(free, most - getattr(process, held))
     return free
 
 

@@ -40,7 +40,7 @@ def choose_tiling(
         The tiling.
 
     Raises:
-        SpecError: a chunk is too large for a list of Parquet.
+        SpecError: a chunk is too large for a list of Parquet, or there are too many chunks or tiles.
     """
     unit, factored = _unit(layout, engines), _is_factored(layout, engines)
     # Tiles of other engines are bands of one chunk row: there are no more of them than that.
@@ -54,7 +54,9 @@ def choose_tiling(
     if allowed_device_bytes is not None:
         room = min(room, max(1, int(TILES_SHARE * allowed_device_bytes / chunk_bytes)))
     shape = settings.tile or _tile_shape(tiling, unit if factored else None, chunk_bytes, room, workers)
-    return replace(tiling, tile_shape=shape)
+    tiling = replace(tiling, tile_shape=shape)
+    tiling.require_few_tiles()
+    return tiling
 
 
 def _is_factored(layout: ParameterLayout, engines: dict[str, str]) -> bool:

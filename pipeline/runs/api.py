@@ -8,6 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
+from pipeline.analysis.hessian import Hessian
 from pipeline.errors import OutputError, SpecError, VerificationError
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile
@@ -18,7 +19,6 @@ from pipeline.preflight.planner import make_plan
 from pipeline.problem.contexts import differentiable, unchanged
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
-from pipeline.results.hessian import Hessian
 from pipeline.runs.attempt import Attempt, Outcome
 from pipeline.runs.checkpoint import place_checkpoint, read_checkpoint
 from pipeline.runs.executor_choice import settled
@@ -78,6 +78,7 @@ def compute_hessian(
     memory: int | str | None = None,
     endpoint_url: str | None = None,
     concurrent_puts: int = 4,
+    durable: bool = True,
     tile_deadline: float | None = None,
     verify: bool = True,
     check: bool = False,
@@ -113,6 +114,7 @@ def compute_hessian(
         memory: bytes allowed to a worker, also as `"4GiB"`; its share of what is free when None.
         endpoint_url: server of the output's bucket, S3 or Google; the cloud's own, or the environment's, when None.
         concurrent_puts: chunks that a worker encodes and puts at a time.
+        durable: waits until all is on a local disk, and would survive a power cut, before it is finished.
         tile_deadline: seconds after which a worker that does not answer is replaced; from the median tile when None.
         verify: checks the finished matrix against plain double backward.
         check: reads back what is there already, finished or not, and computes again the tiles of which anything is
@@ -211,6 +213,8 @@ def run(
         raise SpecError("`check` mends what is there, `overwrite` replaces it: leave one of them out")
     if url is None and "parquet" in settings.formats:
         raise SpecError("`formats` got parquet, but no reader can reach files in this process's memory: give an output")
+    if url is None:  # nothing is to survive this process
+        settings = settings.model_copy(update={"durable": False})
     report = report or Reporter()
     problem = problem.select(settings.params)
     with differentiable(), unchanged(problem.model), _destination(url, settings) as output:
@@ -271,6 +275,6 @@ def _kept_in_memory(hessian: Hessian, output: Output) -> Hessian:
         return hessian
     memory = Output.private()
     memory.check_room(hessian.manifest.matrix_bytes, "give an output: a folder or a bucket,")
-    for name in output.sizes():
-        memory.put(name, output.get(name) or b"")
+    for name, size in output.sizes().items():
+        memory.put(name, output.get(name, size) or b"")
     return Hessian(memory, hessian.manifest)

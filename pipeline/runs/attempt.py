@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+from pipeline.analysis.hessian import Hessian
 from pipeline.errors import OutputError, StoppedError, VerificationError, counted, human_seconds
 from pipeline.execution.events import Tally
 from pipeline.execution.executors import Executor, Serial, Work
@@ -16,7 +18,6 @@ from pipeline.planning.tiling import Tile
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
 from pipeline.results.fingerprint_check import require_same, require_same_settings, save_weights
-from pipeline.results.hessian import Hessian
 from pipeline.results.receipt_audit import REMEDY, audit, listed_faults
 from pipeline.results.verify import Verification, check
 from pipeline.runs.executor_choice import decided, executor_of, settled
@@ -36,10 +37,9 @@ from pipeline.storage.output import (
     VERIFY,
     WEIGHTS,
     Output,
-    is_proof,
 )
 from pipeline.storage.receipts import begun_tiles, largest_first, missing_tiles, own_receipt, receipt_name
-from pipeline.storage.run_files import read_manifest, write_manifest
+from pipeline.storage.run_files import is_finished, read_manifest, read_proof, write_manifest
 from pipeline.storage.zarr_store import MatrixStore
 
 RECEIPTS_READ = 8  # of tiles that are there, to know what one takes
@@ -132,7 +132,7 @@ class Attempt:
             hessian = Hessian(self.output, manifest)
             verification = self._verify(hessian) if self.settings.verify else None
             verified = time.monotonic()
-            self.output.put(SUCCESS, json.dumps({"tiles": total, "verified": verification is not None}).encode())
+            self._finish({"tiles": total, "verified": verification is not None})
         return Outcome(
             hessian,
             len(tiles),
@@ -144,15 +144,19 @@ class Attempt:
             dict(self.tally.lost),
         )
 
+    def _finish(self, word: Mapping[str, Any]) -> None:
+        """Mark the output as finished, once all of it would survive a power cut where that is asked for."""
+        if self.settings.durable:
+            self.output.settle()
+        self.output.put(SUCCESS, json.dumps(word).encode(), lasting=self.settings.durable)
+
     def _nothing_to_do(self, manifest: Manifest) -> Outcome:
         self.report.say(f"{self.output.url} is finished already: nothing to do")
         return Outcome(Hessian(self.output, manifest), 0, len(manifest.plan.tiles()), None)
 
     def _is_finished(self) -> bool:
         """Say whether an earlier run went to its end, its proof included where one is asked for."""
-        if self.output.get(SUCCESS) is None:
-            return False
-        return not self.settings.verify or is_proof(self.output.get(VERIFY))
+        return is_finished(self.output) and (not self.settings.verify or read_proof(self.output) is True)
 
     def _start(self) -> list[Tile]:
         """Plan, and set the output up; the manifest comes last, so that there is one only of a complete set-up."""
@@ -187,7 +191,7 @@ class Attempt:
         if self.check:
             damaged = self._damaged(manifest)
             missing = largest_first(manifest, damaged + [tile for tile in missing if tile not in damaged])
-        if missing or self.output.get(SUCCESS) is None:
+        if missing or not is_finished(self.output):
             total = len(manifest.plan.tiles())
             self.report.say(
                 f"{self.output.url}: {total - len(missing)} of {counted(total, 'tile')} are there, going on"

@@ -18,6 +18,8 @@ from pipeline.runs.lease import Lease
 from pipeline.runs.status import status
 from pipeline.storage.output import Output
 
+pytestmark = pytest.mark.full("waits for a store that stays away")
+
 CHUNK_PUT = {"method": "PUT", "path": "/hessian.zarr/c/"}
 TRANSIENT = {
     "burst of 503": (refuse(503, "SlowDown"), CHUNK_PUT, 6),

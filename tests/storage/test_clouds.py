@@ -26,7 +26,13 @@ SMALL = [word for setting in SMALL for word in ("--set", setting)]
 SERIAL = {"executor": "serial", "dtype": "float64", "chunk": 16}
 
 
-@pytest.fixture(scope="module", params=clouds.CLOUDS)
+TIERED = [
+    name if name == "moto" else pytest.param(name, marks=pytest.mark.full("one emulated cloud is of the default tier"))
+    for name in clouds.CLOUDS
+]
+
+
+@pytest.fixture(scope="module", params=TIERED)
 def cloud(request):
     yield from clouds.started(clouds.CLOUDS[request.param])
 
