@@ -24,13 +24,13 @@ from pipeline.runs.api import run_job
 from pipeline.runs.status import status
 from pipeline.spec import load_job
 
+pytestmark = pytest.mark.full("starts clusters of Ray, and sends them jobs")
+
 MADE = """
 import torch
 from torch import nn
 from parts.net import Held
 from pipeline import Problem
-
-pytestmark = pytest.mark.full("starts clusters of Ray, and sends them jobs")
 
 def problem(folder):
     torch.manual_seed(0)
