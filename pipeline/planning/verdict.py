@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-from pydantic import ConfigDict, PositiveInt
-
-_STRICT = ConfigDict(strict=True, extra="forbid")
+_STRICT = {"strict": True, "extra": "forbid"}  # read by pydantic, which a machine that only computes need not have
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,15 @@ class EngineSizes:
 
     __pydantic_config__ = _STRICT
 
-    microbatch: PositiveInt
-    row_group: PositiveInt
+    microbatch: int
+    row_group: int
+
+    def __post_init__(self) -> None:
+        """Refuse sizes of nothing."""
+        if self.microbatch < 1 or self.row_group < 1:
+            raise ValueError(
+                f"got a micro-batch of {self.microbatch} and a row group of {self.row_group}, expected 1 or more"
+            )
 
     def halved(self, may_cut: bool) -> "EngineSizes | None":
         """Give the next smaller sizes; None where there are none.

@@ -63,8 +63,8 @@ def _audit(order):
 
 
 def _summarize(order):
-    from pipeline.analysis.norms import summarize
     from pipeline.analysis.hessian import open_hessian
+    from pipeline.analysis.norms import summarize
 
     return summarize(open_hessian(order["url"])).trace
 
