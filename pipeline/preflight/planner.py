@@ -107,7 +107,7 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None, sta
     with torch_threads(threads), exact_kernels(problem.model), unchanged(problem.model):
         known = applications(placed, PROBE_SAMPLES)
         verdict = take_faster(placed, verdict, known)
-    most = None if on_gpu is None else max(on_gpu - problem.byte_count, 0)
+    most = None if on_gpu is None else max(on_gpu - placed.byte_count, 0)
     tiling = choose_tiling(layout, verdict.engines, settings, dtype.itemsize, allowed, staff.workers, most)
     chunk, tile_shape = tiling.chunk, tiling.tile_shape
     writer = writer_bytes(settings.concurrent_puts * chunk**2 * dtype.itemsize, settings.formats)
@@ -115,7 +115,7 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None, sta
     largest = max(tiles, key=lambda t: tiling.shape(t)[0] * tiling.shape(t)[1])
     rows, cols = tiling.shape(largest)
     held = WorkerMemory(
-        problem.byte_count,
+        problem.byte_count if on_gpu is None else placed.byte_count,
         rows * cols * dtype.itemsize,
         writer,
         0,
