@@ -11,7 +11,6 @@ from pipeline.execution.simulator import forecast, measured_in
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile, at_hand
 from pipeline.planning.memory import (
-    BUFFERED_TILES,
     PROCESS_BYTES,
 )
 from pipeline.runs.attempt import Outcome
@@ -89,7 +88,7 @@ def show_plan(made: JobPlan) -> None:
                 (
                     "memory per worker",
                     f"{mebibytes(memory.total_bytes)} projected (process {mebibytes(PROCESS_BYTES)}, "
-                    f"tiles {mebibytes(BUFFERED_TILES * memory.tile_bytes)}, engine {mebibytes(memory.engine_bytes)}), "
+                    f"tiles {mebibytes(memory.buffer_bytes)}, engine {mebibytes(memory.engine_bytes)}), "
                     f"{mebibytes(made.allowed_bytes)} allowed",
                 ),
                 *(

@@ -12,7 +12,7 @@ T positions, instead of the d_out d_in of W; all that is left are matrix product
 It is second-order back-propagation by stages (Mizutani, Dreyfus and Demmel, 2005).
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -191,8 +191,7 @@ def _add_pair(
         if column.is_weight and column.place in found.da:
             da = found.da[column.place][of_group, 0, :, 0, _slice(other.inputs)]
             active = found.active(column.place)[of_group, _slice(other.inputs)]
-            key = row.place, column.place, other.inputs
-            most = _most(active, key, counts)
+            most = _most(active, found.active(column.place), (row.place, column.place), counts)
             _add_second(part[of_piece], a, found.delta[column.place][:, 0, outputs], da, active, most, space)
 
 
@@ -241,10 +240,21 @@ def _contract(row: Stage, piece: Piece, unit: int, Y: Tensor, rows: Tensor) -> N
         rows[k * a.shape[1] : (k + 1) * a.shape[1]] += a.T @ Y
 
 
-def _most(active: Tensor, key: Hashable, counts: ReadOnce | None) -> int:
-    """Count the inputs that depend on a unit: the most of any.  # shape: (units, inputs')."""
-    count = active.sum(1).max()
-    return int(count) if counts is None else counts.bound(key, count, active.shape[1])
+def _most(some: Tensor, active: Tensor, places: tuple[int, int], counts: ReadOnce | None) -> int:
+    """Count the inputs that depend on a unit: the most of any unit.
+
+    Args:
+        some: of the inputs and units: whether they do.  # shape: (units, inputs')
+        active: of all.  # shape: likewise
+        places: of rows and columns.
+        counts: bounds; None has the number read.
+
+    Returns:
+        The number, or a bound of it.
+    """
+    if counts is None:
+        return int(some.sum(1).max())
+    return min(counts.bound(places, active.sum(1).max(), active.shape[1]), some.shape[1])
 
 
 def _add_second(out: Tensor, a: Tensor, delta: Tensor, da: Tensor, active: Tensor, most: int, space: Workspace) -> None:

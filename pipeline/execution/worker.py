@@ -21,7 +21,7 @@ from pipeline.execution.way_out import Chunk, Leaving, OnHost, WayOut, part_of
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.memory import BUFFERED_TILES
 from pipeline.planning.tiling import Tile
-from pipeline.problem.contexts import exact_kernels
+from pipeline.problem.contexts import exact_kernels, is_deterministic, ordered_sums
 from pipeline.problem.problem import Problem
 from pipeline.problem.read_once import ReadOnce
 from pipeline.storage.output import Output
@@ -182,7 +182,10 @@ class Worker:
         rows, cols = self.plan.span(tile.rows), self.plan.span(tile.cols)
         for some_rows, some_cols in self._bands(tile):
             part_of(out, rows, cols, some_rows, some_cols).zero_()
-        with exact_kernels(self._placed.problem.model):
+        with (
+            exact_kernels(self._placed.problem.model),
+            ordered_sums(deterministic=is_deterministic(asked=self.manifest.deterministic)),
+        ):
             for segment, engine in self._segments(rows):
                 right = range(max(cols.start, segment.start), cols.stop)
                 if right:  # not all below the diagonal

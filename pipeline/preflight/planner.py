@@ -22,10 +22,12 @@ from pipeline.planning.job_plan import (
 )
 from pipeline.planning.manifest import Fingerprint, Manifest
 from pipeline.planning.memory import (
+    FLOAT_BYTES,
     SCRATCH,
     WorkerMemory,
     allowed_bytes,
     engine_budget_bytes,
+    leaving_bytes,
     writer_bytes,
 )
 from pipeline.planning.placement import Staff
@@ -41,7 +43,7 @@ from pipeline.preflight.devices import (
 )
 from pipeline.preflight.engine_sizes import choose_sizes
 from pipeline.preflight.engine_trial import take_faster
-from pipeline.problem.contexts import exact_kernels, unchanged
+from pipeline.problem.contexts import exact_kernels, is_deterministic, ordered_sums, unchanged
 from pipeline.problem.double_backward import (
     evaluate,
     reference_samples,
@@ -87,6 +89,11 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None, sta
         SpecError: settings contradict each other or this machine.
         MemoryRefusedError: a worker would need more memory than is allowed.
     """
+    with ordered_sums(deterministic=is_deterministic(asked=settings.deterministic)):
+        return _make_plan(problem, settings, name, staff)
+
+
+def _make_plan(problem: Problem, settings: Settings, name: str | None, staff: Staff | None) -> JobPlan:
     layout = problem.layout
     if not plan_tiles(layout, settings.blocks, settings.chunk or MAX_CHUNK, (1, 1)).selected.any():
         raise BlockError(
@@ -114,6 +121,7 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None, sta
     tiles = tiling.tiles()
     largest = max(tiles, key=lambda t: tiling.shape(t)[0] * tiling.shape(t)[1])
     rows, cols = tiling.shape(largest)
+    stored = FLOAT_BYTES[settings.store_dtype] if settings.store_dtype else dtype.itemsize
     held = WorkerMemory(
         problem.byte_count if on_gpu is None else placed.byte_count,
         rows * cols * dtype.itemsize,
@@ -121,6 +129,7 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None, sta
         0,
         f"{largest.id} ({rows} x {cols})",
         on_gpu is not None,
+        0 if on_gpu is None else leaving_bytes(rows * cols, stored, settings.symmetry),
     )
     held.require(allowed, on_gpu)
     free = engine_budget_bytes(allowed - held.total_bytes)
@@ -154,6 +163,7 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None, sta
             "preflight": verdict,
             "problem": name,
             "versions": versions(),
+            "deterministic": is_deterministic(asked=settings.deterministic),
         }
     )
     left_out = tuple(name for name, _ in problem.model.named_parameters() if name not in set(layout.names))

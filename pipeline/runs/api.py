@@ -58,6 +58,7 @@ def compute_hessian(
     concurrent_puts: int = 4,
     tile_deadline: float | None = None,
     verify: bool = True,
+    deterministic: bool = False,
     check: bool = False,
 ) -> Hessian:
     """Compute the full, exact Hessian of a problem's loss: H = d2L / dtheta2, with L over all data as one batch.
@@ -92,6 +93,7 @@ def compute_hessian(
         concurrent_puts: chunks that a worker encodes and puts at a time.
         tile_deadline: seconds after which a worker that does not answer is replaced; from the median tile when None.
         verify: checks the finished matrix against plain double backward.
+        deterministic: adds in a fixed order on GPUs too, where torch can; slower. Also on where torch is set so.
         check: reads back what is there already, finished or not, and computes again the tiles of which anything is
             missing or damaged.
 
