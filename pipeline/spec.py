@@ -67,6 +67,7 @@ def _selectors(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+ExecutorName = Literal["auto", "ray", "serial"]
 FloatName = Annotated[Literal["float32", "float64"], BeforeValidator(_dtype_name)]
 FormatName = Literal["zarr", "parquet"]
 EngineName = Literal["auto", "factored", "jacrev", "rows", "differences"]
@@ -104,7 +105,10 @@ class Settings(BaseModel):
     row_group: PositiveInt | None = Field(
         None, description="Rows pulled back at a time; units of a layer, if factored."
     )
-    executor: Literal["ray", "serial"] = Field("ray", description="Ray workers, or a plain loop in this process.")
+    executor: ExecutorName = Field(
+        "auto",
+        description="Ray workers, a plain loop in this process (`serial`), or by `auto` what is going to end sooner.",
+    )
     workers: PositiveInt | None = Field(None, description="Ray workers; as many as there is room for if not given.")
     cpus_per_worker: PositiveInt = Field(1, description="CPUs, and torch threads, of a Ray worker.")
     gpus_per_worker: float = Field(

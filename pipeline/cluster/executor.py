@@ -61,13 +61,20 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self._joined.close()
 
-    def plan(self, problem: Problem, name: str | None, check: Callable[[], None] = lambda: None) -> JobPlan:
+    def plan(
+        self,
+        problem: Problem,
+        name: str | None,
+        check: Callable[[], None] = lambda: None,
+        before: JobPlan | None = None,
+    ) -> JobPlan:
         """Plan a run on one node of each kind that its workers may be on.
 
         Args:
             problem: with its parameters selected.
             name: of the problem, for the manifest.
             check: called every few seconds; raises what stops the run.
+            before: a plan made in this process.
 
         Returns:
             The plan made with the least memory.
@@ -80,7 +87,9 @@ class Cluster:
         on_cpu = device_of(self._settings) == "cpu"
         if on_cpu and _starts_here() and _is_plain(self._settings):
             pickled(problem)  # one that cannot be sent is refused before anything is computed
-            return make_plan(problem, self._settings, name)  # on this machine, before Ray is started on it
+            return make_plan(
+                problem, self._settings, name, before=before
+            )  # on this machine, before Ray is started on it
         for _ in range(MOST_FAILED_STARTS):
             try:
                 return self._plan_there(problem, name, check, on_cpu=on_cpu)

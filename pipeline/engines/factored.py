@@ -40,10 +40,12 @@ class Factored:
         problem: the problem.
         row_group: units of a layer whose directions are pulled back, and multiplied, together; fewer where each has
             many positions. Rows of `Jacrev`.
+        seen: batches that rows were added of, whose stages serve others.
     """
 
     problem: PlacedProblem
     row_group: int
+    seen: dict[int, tuple[Batch, Stages]] = field(default_factory=dict)
 
     def add(self, batch: Batch, rows: range, cols: range, out: Tensor) -> None:
         """Add one micro-batch's part of H[rows, cols]; see `Engine.add`.
@@ -53,7 +55,7 @@ class Factored:
         """
         if not self.problem.problem.is_cuttable:
             raise NotFactoredError("samples act on each other")
-        stages, layout = Stages(self.problem, batch), self.problem.layout
+        stages, layout = self._stages(batch), self.problem.layout
         matrix = _Matrix(rows, cols, out)
         here = [stage for p, span in layout.segments(rows) for stage in stages.stages(p, span)]
         for row in here:
@@ -68,6 +70,11 @@ class Factored:
         rows_at_a_time = self.row_group * max((row.positions for row in here), default=1)
         for span in _joined(span for p, span in layout.segments(cols) if p.name not in factored):
             self._add_general(batch, rows, span, rows_at_a_time, matrix.part(rows, span))
+
+    def _stages(self, batch: Batch) -> Stages:
+        if id(batch) not in self.seen:
+            self.seen[id(batch)] = batch, Stages(self.problem, batch)
+        return self.seen[id(batch)][1]
 
     def _add_general(self, batch: Batch, rows: range, cols: range, row_group: int, out: Tensor) -> None:
         """Add columns of parameters that do not factorise, in groups of rows or of columns."""

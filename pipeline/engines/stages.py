@@ -14,6 +14,7 @@ from pipeline.problem.batches import Batch, microbatches, sample_count
 from pipeline.problem.problem import PlacedProblem
 
 ByPlace = dict[int, Tensor]
+_PullBack = Callable[[range], tuple[ByPlace, ByPlace]]
 
 
 class NotFactoredError(NotImplementedError):
@@ -125,6 +126,8 @@ class Stages:
         if any(debug_unwrap(use.given) is not use.given for use in self._uses):
             raise NotFactoredError("layers are applied inside a transform of torch.func")
         self._inputs: ByPlace = {}
+        self._deltas: ByPlace = {}
+        self._linearised: tuple[object, _PullBack] | None = None
 
     def _watch_one(self, batch: Batch) -> list[Use]:
         """Watch one sample alone: this tells the dimension that counts samples from one that is as long by chance."""
@@ -224,11 +227,13 @@ class Stages:
 
     def deltas(self, places: Sequence[int]) -> ByPlace:
         """Give delta = dL / dz at some places.  # shape of each: (samples, positions, outputs)."""
-        deltas: ByPlace = grad(lambda shifts: self._evaluate(shifts)[1])(self._zeros(places))
-        return {place: self._uses[place].by_position(delta) for place, delta in deltas.items()}
+        if not self._deltas.keys() >= set(places):
+            deltas: ByPlace = grad(lambda shifts: self._evaluate(shifts)[1])(self._zeros(places))
+            self._deltas = {place: self._uses[place].by_position(delta) for place, delta in deltas.items()}
+        return {place: self._deltas[place] for place in places}
 
-    def pull_back(self, place: int, places: Sequence[int]) -> Callable[[range], tuple[ByPlace, ByPlace]]:
-        """Linearise delta at a place.
+    def pull_back(self, place: int, places: Sequence[int]) -> _PullBack:
+        """Linearise delta at a place, unless that was done last: a bias has its weight's.
 
         Args:
             place: of the rows.
@@ -239,6 +244,12 @@ class Stages:
             of these units at each position; the latter of later places only, and not of embeddings.
             # shape of each: (units, positions, samples, positions', outputs' or inputs')
         """
+        key = place, tuple(places)
+        if self._linearised is None or self._linearised[0] != key:
+            self._linearised = key, self._linearise(place, places)
+        return self._linearised[1]
+
+    def _linearise(self, place: int, places: Sequence[int]) -> _PullBack:
         later = [k for k in places if k != place and self._uses[k].patches]
 
         def delta(shifts: dict[int, Tensor], weights: dict[int, Tensor]) -> Tensor:

@@ -38,7 +38,9 @@ class Work:
 class Executor(Protocol):
     """Where the workers are."""
 
-    def plan(self, problem: Problem, name: str | None, check: Callable[[], None]) -> JobPlan:
+    def plan(
+        self, problem: Problem, name: str | None, check: Callable[[], None], before: JobPlan | None = None
+    ) -> JobPlan:
         """Plan a run where it will be computed; see `make_plan`. `check` raises what stops the run."""
 
     def execute(
@@ -57,9 +59,15 @@ class Serial:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def plan(self, problem: Problem, name: str | None, check: Callable[[], None]) -> JobPlan:  # noqa: ARG002
+    def plan(
+        self,
+        problem: Problem,
+        name: str | None,
+        check: Callable[[], None],  # noqa: ARG002
+        before: JobPlan | None = None,
+    ) -> JobPlan:
         """See `make_plan`."""
-        return make_plan(problem, self._settings, name)
+        return make_plan(problem, self._settings, name, before=before)
 
     def execute(
         self, work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]

@@ -80,6 +80,12 @@ def names_cluster(settings: Settings) -> bool:
     return settings.address is not None or "RAY_ADDRESS" in os.environ
 
 
+def asks_for_workers(settings: Settings) -> bool:
+    """Whether settings speak of workers: how many, what each takes, or where they are."""
+    asked = settings.workers, settings.gpus_per_worker, settings.resources, settings.label_selector
+    return any(asked) or names_cluster(settings)
+
+
 def workers_on_gpu(gpus_per_worker: float) -> int:
     """Give how many workers of so much of a GPU share one: none is spread over two."""
     return int(1 / gpus_per_worker + 1e-9)

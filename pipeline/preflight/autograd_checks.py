@@ -17,6 +17,7 @@ TOLERANCE = 1e-6  # relative, where steps agree to a tenth of it; else ten times
 INCONCLUSIVE = 1e-4  # relative gap between steps beyond which they prove nothing
 LOSS_ROUNDING = 1e-4  # of the loss, in units of the tolerance: its last bits over a step
 GRADIENT_ROUNDING = 1e-5  # of the gradient, likewise
+ALIKE = 1e-2  # of the steepest, parameters whose slopes are compared with it in one
 SMALL = 1e-2  # share of the largest block's entry that counts in every block: zero blocks carry its rounding
 
 
@@ -37,6 +38,48 @@ class Second:
     reason: str = ""
 
 
+def slope_errors(placed: PlacedProblem, each: dict[str, Vector]) -> dict[str, float]:
+    """Compare the gradient with differences of the loss along directions, one on each parameter.
+
+    What is right along several at once is right along each: those that are about as steep are taken together, at one
+    slope each, and one by one only where that proves nothing or shows an error.
+
+    Args:
+        placed: the problem on a few samples, in float64.
+        each: directions by parameter, zero elsewhere.  # shape of each: (P,)
+
+    Returns:
+        The relative error of the loss's slope, by parameter; none where no three steps of the differences agree.
+
+    Raises:
+        ProblemError: they contradict each other; the message names parameter and module.
+    """
+    loss, gradient = _loss_and_gradient(placed)
+    steepness = {name: float(np.linalg.norm(gradient * vector)) for name, vector in each.items()}
+    found: dict[str, float] = {}
+    for names in _alike(steepness):
+        vector = np.sum([each[name] / (steepness[name] or 1.0) for name in names], 0)
+        vector /= float(np.linalg.norm(vector)) or 1.0
+        error, gap = _slope(placed, vector, loss, gradient)[:2]
+        if gap <= INCONCLUSIVE and error <= max(TOLERANCE, 10 * gap):
+            found |= dict.fromkeys(names, error)
+            continue
+        singly = {name: slope_error(placed, placed.layout[name], each[name]) for name in names}
+        found |= {name: error for name, error in singly.items() if error is not None}
+    return found
+
+
+def _alike(steepness: dict[str, float]) -> list[list[str]]:
+    """Group parameters whose steepnesses are not far apart; those without any are a group."""
+    groups: list[list[str]] = []
+    for name in sorted(steepness, key=lambda name: -steepness[name]):
+        if groups and steepness[name] >= ALIKE * steepness[groups[-1][0]]:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return groups
+
+
 def slope_error(placed: PlacedProblem, parameter: Parameter, vector: Vector) -> float | None:
     """Compare the gradient with differences of the loss along a direction on one parameter.
 
@@ -54,18 +97,10 @@ def slope_error(placed: PlacedProblem, parameter: Parameter, vector: Vector) -> 
     Raises:
         ProblemError: they contradict each other; the message names parameter and module.
     """
-    loss, gradient = _loss_and_gradient(placed)
-    slope, steepness = float(gradient @ vector), float(np.linalg.norm(gradient * vector))
-    least = steepness + LOSS_ROUNDING * abs(loss)
-    found = agreeing(
-        lambda step: [fourth_order(lambda t: np.array([_loss(moved(placed, t * vector))]), step)],
-        lambda parts: [float(np.abs(parts[0]).max()) + least or 1.0],
-    )
-    change = float(found.values[0][0])
-    error = abs(slope - change) / (abs(change) + least or 1.0)
-    if found.gap > INCONCLUSIVE:
+    error, gap, slope, change = _slope(placed, vector, *_loss_and_gradient(placed))
+    if gap > INCONCLUSIVE:
         return None
-    if not error <= max(TOLERANCE, 10 * found.gap):
+    if not error <= max(TOLERANCE, 10 * gap):
         raise ProblemError(
             f"loss: its gradient with respect to `{parameter.name}` is {slope:.6g} along a direction in which the "
             f"loss itself changes by {change:.6g}: autograd does not differentiate this loss"
@@ -74,6 +109,18 @@ def slope_error(placed: PlacedProblem, parameter: Parameter, vector: Vector) -> 
             f"`{parameter.name}` out with params"
         )
     return error
+
+
+def _slope(placed: PlacedProblem, vector: Vector, loss: float, gradient: Vector) -> tuple[float, float, float, float]:
+    """Give the error of a slope, the gap between the steps that tell, and the slope by the gradient and by them."""
+    slope, steepness = float(gradient @ vector), float(np.linalg.norm(gradient * vector))
+    least = steepness + LOSS_ROUNDING * abs(loss)
+    found = agreeing(
+        lambda step: [fourth_order(lambda t: np.array([_loss(moved(placed, t * vector))]), step)],
+        lambda parts: [float(np.abs(parts[0]).max()) + least or 1.0],
+    )
+    change = float(found.values[0][0])
+    return abs(slope - change) / (abs(change) + least or 1.0), found.gap, slope, change
 
 
 def second_error(placed: PlacedProblem, vector: Vector, scales: Vector) -> Second | None:

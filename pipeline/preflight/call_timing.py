@@ -21,11 +21,12 @@ from pipeline.planning.verdict import EngineSizes
 from pipeline.problem.contexts import exact_kernels
 from pipeline.problem.problem import PlacedProblem
 
-TIMED_SECONDS = 1.5  # of a call that is timed, about
 FEWER = 8  # times, rows of the other call that is timed
 REPEATED = 3  # since the first finds the memory it needs
 LEAST_UNITS = 8  # at a time: products of few run slower
-TIMINGS_SECONDS = 4.0  # of all that are timed
+TIMINGS_SECONDS = 4.0  # of all that are timed, at most,
+TIMINGS_SHARE = 0.03  # and no more than this share of what all rows take
+CALLS = 3  # of the longest, that they have room for
 
 
 def time_calls(
@@ -48,25 +49,31 @@ def time_calls(
         By row parameter, as far as a few seconds suffice; a bias has its weight's, whose calls do for both.
     """
     timings: dict[str, Timing] = {}
-    begun = time.perf_counter()
-    dearest = sorted(segments, key=lambda s: -s.parameter.size * costs[s.parameter.name].seconds_per_row)
-    for segment in dearest:
-        if time.perf_counter() - begun > TIMINGS_SECONDS:
+    begun, samples = time.perf_counter(), placed.problem.sample_count
+    takes = {s.parameter.name: s.parameter.size * samples * costs[s.parameter.name].seconds_per_row for s in segments}
+    allowed = min(TIMINGS_SECONDS, TIMINGS_SHARE * sum(takes.values()))
+    for segment in sorted(segments, key=lambda s: -takes[s.parameter.name]):
+        if time.perf_counter() - begun > allowed:
             break
         if segment.leader in timings:
             timings[segment.parameter.name] = timings[segment.leader]
             continue
         size, cost = sizes[segment.engine], costs[segment.parameter.name]
         with suppress(torch.OutOfMemoryError):  # a worker will take a smaller group; what was measured has to do
-            timings[segment.parameter.name] = _timing(placed, segment, size, cost, spans)
+            timings[segment.parameter.name] = _timing(placed, segment, size, cost, spans, allowed / CALLS)
     return timings
 
 
 def _timing(
-    placed: PlacedProblem, segment: Segment, size: EngineSizes, cost: Measured, spans: Sequence[range]
+    placed: PlacedProblem,
+    segment: Segment,
+    size: EngineSizes,
+    cost: Measured,
+    spans: Sequence[range],
+    allowed: float,
 ) -> Timing:
-    """Time a call with few rows, one with as many as a second or two allow, and few rows against other columns."""
-    affordable = int(TIMED_SECONDS / (cost.seconds_per_row * size.microbatch)) // segment.unit_rows
+    """Time a call with few rows, one with as many as some seconds allow, and few rows against other columns."""
+    affordable = int(allowed / (cost.seconds_per_row * size.microbatch)) // segment.unit_rows
     most = max(affordable, LEAST_UNITS) * segment.unit_rows
     rows = rows_of(placed, segment, size.row_group)[:most]
     few = rows[: max(1, len(rows) // FEWER // segment.unit_rows) * segment.unit_rows]

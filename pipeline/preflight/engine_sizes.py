@@ -19,7 +19,8 @@ from pipeline.planning.verdict import EngineSizes
 from pipeline.problem.batches import sample_count
 from pipeline.problem.problem import PlacedProblem
 
-PROBE_SECONDS = 5.0
+PROBE_SECONDS = 5.0  # at most, of calls that are measured at the sizes chosen,
+PROBE_SHARE, LEAST_SECONDS = 0.03, 0.1  # and no more than this share of what all rows take, but always as much
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,12 @@ class _Chooser:
         # The widest is always measured: it needs the most memory. Then those with the most rows.
         costs: dict[str, Measured] = {}
         spent = 0.0
+        rows, all_samples = sum(s.parameter.size for s in self._segments), self._placed.problem.sample_count
         for segment in sorted(self._segments, key=lambda s: (s is not self._widest, -s.parameter.size)):
-            if spent > PROBE_SECONDS:
-                break
+            if costs:
+                each = spent / sum(cost.rows * cost.samples for cost in costs.values())
+                if spent > min(PROBE_SECONDS, max(LEAST_SECONDS, PROBE_SHARE * each * rows * all_samples)):
+                    break
             if segment.leader in costs:  # a bias, whose weight's calls do for both
                 costs[segment.parameter.name] = costs[segment.leader]
                 continue

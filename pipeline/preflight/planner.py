@@ -3,7 +3,7 @@
 import os
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -33,16 +33,17 @@ from pipeline.planning.memory import (
 from pipeline.planning.placement import Staff
 from pipeline.planning.tile_shapes import choose_tiling
 from pipeline.planning.tiling import MAX_CHUNK, Tile, TilingPlan, plan_tiles
+from pipeline.planning.verdict import EngineSizes, PreflightVerdict
 from pipeline.preflight.call_timing import rivals, seconds_of, time_calls
 from pipeline.preflight.checks import preflight
+from pipeline.preflight.contest import take_faster
 from pipeline.preflight.devices import (
     allowed_device_bytes,
     device_name,
     local_staff,
     require_device,
 )
-from pipeline.preflight.engine_sizes import choose_sizes
-from pipeline.preflight.engine_trial import take_faster
+from pipeline.preflight.engine_sizes import Probed, choose_sizes
 from pipeline.problem.contexts import exact_kernels, is_deterministic, ordered_sums, unchanged
 from pipeline.problem.double_backward import (
     evaluate,
@@ -53,7 +54,7 @@ from pipeline.spec import Settings, device_of
 from pipeline.storage.output import Output
 from pipeline.storage.zarr_store import MatrixStore
 
-FEW_SAMPLES = 64  # from which a chunk is computed that is like those of the run
+FEW_SAMPLES = 8  # from which a chunk is computed that is like those of the run
 
 
 def fingerprint(problem: Problem, at: LossAndGradient) -> Fingerprint:
@@ -71,7 +72,13 @@ def fingerprint(problem: Problem, at: LossAndGradient) -> Fingerprint:
     )
 
 
-def make_plan(problem: Problem, settings: Settings, name: str | None = None, staff: Staff | None = None) -> JobPlan:
+def make_plan(
+    problem: Problem,
+    settings: Settings,
+    name: str | None = None,
+    staff: Staff | None = None,
+    before: JobPlan | None = None,
+) -> JobPlan:
     """Decide everything about a run, on a machine and a device like those that will compute it.
 
     Args:
@@ -79,6 +86,7 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None, sta
         settings: how to compute.
         name: of the problem, for the manifest.
         staff: the workers; this machine's CPUs and GPUs shared out when None.
+        before: a plan of the same run for other workers on this machine: what it found of the problem holds.
 
     Returns:
         The plan.
@@ -89,96 +97,138 @@ def make_plan(problem: Problem, settings: Settings, name: str | None = None, sta
         SpecError: settings contradict each other or this machine.
         MemoryRefusedError: a worker would need more memory than is allowed.
     """
+    require_entries(problem, settings)
+    require_device(device_of(settings))
     with ordered_sums(deterministic=is_deterministic(asked=settings.deterministic)):
-        return _make_plan(problem, settings, name, staff)
+        return _Planning(problem, settings, staff or local_staff(settings), before).plan(name)
 
 
-def _make_plan(problem: Problem, settings: Settings, name: str | None, staff: Staff | None) -> JobPlan:
-    layout = problem.layout
-    if not plan_tiles(layout, settings.blocks, settings.chunk or MAX_CHUNK, (1, 1)).selected.any():
+def require_entries(problem: Problem, settings: Settings) -> None:
+    """Refuse blocks without an entry."""
+    if not plan_tiles(problem.layout, settings.blocks, settings.chunk or MAX_CHUNK, (1, 1)).selected.any():
         raise BlockError(
             f"`blocks` got {settings.blocks!r}, which holds no entry: give pairs of parameters with entries"
         )
-    dtype: torch.dtype = getattr(torch, settings.dtype) if settings.dtype else problem.dtype
-    candidates = list(ENGINES) if settings.engine == "auto" else [settings.engine]
-    device = device_of(settings)
-    require_device(device)
-    staff = staff or local_staff(settings)
-    samples = reference_samples(settings.microbatch)
-    verdict = preflight(problem, candidates, dtype, device, samples)
-    at = evaluate(problem, samples)
 
-    allowed, on_gpu = allowed_bytes(settings.memory, staff.beside), allowed_device_bytes(settings)
-    threads = settings.cpus_per_worker if settings.executor == "ray" else None
-    placed = problem.place(dtype, device)
-    with torch_threads(threads), exact_kernels(problem.model), unchanged(problem.model):
-        known = applications(placed, PROBE_SAMPLES)
-        verdict = take_faster(placed, verdict, known)
-    most = None if on_gpu is None else max(on_gpu - placed.byte_count, 0)
-    tiling = choose_tiling(layout, verdict.engines, settings, dtype.itemsize, allowed, staff.workers, most)
-    chunk, tile_shape = tiling.chunk, tiling.tile_shape
-    writer = writer_bytes(settings.concurrent_puts * chunk**2 * dtype.itemsize, settings.formats)
-    tiles = tiling.tiles()
-    largest = max(tiles, key=lambda t: tiling.shape(t)[0] * tiling.shape(t)[1])
-    rows, cols = tiling.shape(largest)
-    stored = FLOAT_BYTES[settings.store_dtype] if settings.store_dtype else dtype.itemsize
-    held = WorkerMemory(
-        problem.byte_count if on_gpu is None else placed.byte_count,
-        rows * cols * dtype.itemsize,
-        writer,
-        0,
-        f"{largest.id} ({rows} x {cols})",
-        on_gpu is not None,
-        0 if on_gpu is None else leaving_bytes(rows * cols, stored, settings.symmetry),
-    )
-    held.require(allowed, on_gpu)
-    free = engine_budget_bytes(allowed - held.total_bytes)
-    budget = free if on_gpu is None else int((on_gpu - held.device_bytes) / SCRATCH)
 
-    segments = _segments(tiling, tiles, problem, verdict.engines, known)
-    with torch_threads(threads), unchanged(problem.model):
-        probed = choose_sizes(
-            placed,
-            segments,
-            budget,
-            settings.microbatch,
-            settings.row_group,
+class _Planning:
+    """A plan in the making: engines are chosen, the matrix is cut, sizes are measured, seconds predicted.
+
+    Args:
+        problem: with its parameters selected.
+        settings: how to compute.
+        staff: the workers.
+        before: see `make_plan`.
+    """
+
+    def __init__(self, problem: Problem, settings: Settings, staff: Staff, before: JobPlan | None) -> None:
+        self.problem, self.settings, self.staff, self.layout = problem, settings, staff, problem.layout
+        self.device = device_of(settings)
+        self.dtype: torch.dtype = getattr(torch, settings.dtype) if settings.dtype else problem.dtype
+        self.allowed = allowed_bytes(settings.memory, staff.beside)
+        self.on_gpu = allowed_device_bytes(settings)
+        threads = settings.cpus_per_worker if settings.executor == "ray" else None
+        self.as_workers = partial(torch_threads, threads)
+        self.verdict, self.at = self._judged() if before is None else (before.manifest.preflight, before.at)
+        self.placed = problem.place(self.dtype, self.device)
+        with self.as_workers(), exact_kernels(problem.model), unchanged(problem.model):
+            self.known = applications(self.placed, PROBE_SAMPLES)
+            if before is None:
+                self.verdict = take_faster(self.placed, self.verdict, self.known)
+
+    def _judged(self) -> tuple[PreflightVerdict, LossAndGradient]:
+        """Check the problem, and evaluate it."""
+        candidates = list(ENGINES) if self.settings.engine == "auto" else [self.settings.engine]
+        samples = reference_samples(self.settings.microbatch)
+        verdict = preflight(self.problem, candidates, self.dtype, self.device, samples)
+        return verdict, evaluate(self.problem, samples)
+
+    def plan(self, name: str | None) -> JobPlan:
+        """Cut, size, time and freeze; see `make_plan`."""
+        tiling = self._cut()
+        tiles = tiling.tiles()
+        held = self._held(tiling, tiles)
+        segments = _segments(tiling, tiles, self.problem, self.verdict.engines, self.known)
+        probed = self._sizes(held, segments)
+        manifest = self._manifest(tiling, probed.sizes, name)
+        spans = sorted({tiling.span(tile.cols) for tile in tiles}, key=lambda span: span.start)
+        measure = partial(time_calls, self.placed, segments, probed.sizes, probed.costs, spans)
+        beside = _beside(self.settings, self.staff)
+        with self.as_workers(), unchanged(self.problem.model), rivals(beside, measure):
+            timings = measure()
+            finishing = _finishing(manifest, tiling, self.placed, self.at)
+        selected = set(self.layout.names)
+        return JobPlan(
+            manifest=manifest,
+            tiling=tiling,
+            at=self.at,
+            memory=replace(held, engine_bytes=probed.engine_bytes),
+            allowed_bytes=self.allowed,
+            allowed_device_bytes=self.on_gpu,
+            workers=self.staff.workers,
+            costs=probed.costs,
+            timings=timings,
+            finishing=finishing,
+            symmetric=frozenset(segment.parameter.name for segment in segments if segment.is_symmetric),
+            device=self.placed.device.type,
+            left_out=tuple(each for each, _ in self.problem.model.named_parameters() if each not in selected),
+            place=f"{platform.node()}, {device_name(self.device)}",
         )
-    memory = replace(held, engine_bytes=probed.engine_bytes)
-    memory.require(allowed, on_gpu)
-    type_name = str(dtype).removeprefix("torch.")
-    manifest = Manifest.model_validate(
-        {
-            "parameters": layout.to_json(),
-            "fingerprint": fingerprint(problem, at),
-            "blocks": settings.blocks,
-            "dtype": type_name,
-            "store_dtype": settings.store_dtype or type_name,
-            "symmetry": settings.symmetry,
-            "codec": settings.codec,
-            "formats": settings.formats,
-            "chunk": chunk,
-            "tile_shape": tile_shape,
-            "sizes": probed.sizes,
-            "preflight": verdict,
-            "problem": name,
-            "versions": versions(),
-            "deterministic": is_deterministic(asked=settings.deterministic),
-        }
-    )
-    left_out = tuple(name for name, _ in problem.model.named_parameters() if name not in set(layout.names))
-    spans = sorted({tiling.span(tile.cols) for tile in tiles}, key=lambda span: span.start)
-    measure = partial(time_calls, placed, segments, probed.sizes, probed.costs, spans)
-    beside = _beside(settings, staff)
-    with torch_threads(threads), unchanged(problem.model), rivals(beside, measure):
-        timings = measure()
-        finishing = _finishing(manifest, tiling, placed, at)
-    symmetric = frozenset(segment.parameter.name for segment in segments if segment.is_symmetric)
-    place = f"{platform.node()}, {device_name(device)}"
-    return JobPlan(
-        manifest, tiling, at, memory, allowed, on_gpu, staff.workers, probed.costs, timings, finishing, symmetric,
-        placed.device.type, left_out, place,
-    )  # fmt: skip
+
+    def _cut(self) -> TilingPlan:
+        """Choose chunks and tiles."""
+        most = None if self.on_gpu is None else max(self.on_gpu - self.placed.byte_count, 0)
+        itemsize, workers = self.dtype.itemsize, self.staff.workers
+        return choose_tiling(self.layout, self.verdict.engines, self.settings, itemsize, self.allowed, workers, most)
+
+    def _held(self, tiling: TilingPlan, tiles: Sequence[Tile]) -> WorkerMemory:
+        """Project what a worker holds besides what its engine does, and require that it may."""
+        largest = max(tiles, key=lambda t: tiling.shape(t)[0] * tiling.shape(t)[1])
+        rows, cols = tiling.shape(largest)
+        stored = FLOAT_BYTES[self.settings.store_dtype] if self.settings.store_dtype else self.dtype.itemsize
+        held = WorkerMemory(
+            self.problem.byte_count if self.on_gpu is None else self.placed.byte_count,
+            rows * cols * self.dtype.itemsize,
+            writer_bytes(self.settings.concurrent_puts * tiling.chunk**2 * self.dtype.itemsize, self.settings.formats),
+            0,
+            f"{largest.id} ({rows} x {cols})",
+            self.on_gpu is not None,
+            0 if self.on_gpu is None else leaving_bytes(rows * cols, stored, self.settings.symmetry),
+        )
+        held.require(self.allowed, self.on_gpu)
+        return held
+
+    def _sizes(self, held: WorkerMemory, segments: Sequence[Segment]) -> Probed:
+        """Choose micro-batches and row groups that fit beside what a worker holds."""
+        free = engine_budget_bytes(self.allowed - held.total_bytes)
+        budget = free if self.on_gpu is None else int((self.on_gpu - held.device_bytes) / SCRATCH)
+        with self.as_workers(), unchanged(self.problem.model):
+            probed = choose_sizes(self.placed, segments, budget, self.settings.microbatch, self.settings.row_group)
+        replace(held, engine_bytes=probed.engine_bytes).require(self.allowed, self.on_gpu)
+        return probed
+
+    def _manifest(self, tiling: TilingPlan, sizes: Mapping[str, EngineSizes], name: str | None) -> Manifest:
+        """Freeze what makes two runs the same."""
+        settings, type_name = self.settings, str(self.dtype).removeprefix("torch.")
+        return Manifest.model_validate(
+            {
+                "parameters": self.layout.to_json(),
+                "fingerprint": fingerprint(self.problem, self.at),
+                "blocks": settings.blocks,
+                "dtype": type_name,
+                "store_dtype": settings.store_dtype or type_name,
+                "symmetry": settings.symmetry,
+                "codec": settings.codec,
+                "formats": settings.formats,
+                "chunk": tiling.chunk,
+                "tile_shape": tiling.tile_shape,
+                "sizes": sizes,
+                "preflight": self.verdict,
+                "problem": name,
+                "versions": versions(),
+                "deterministic": is_deterministic(asked=settings.deterministic),
+            }
+        )
 
 
 def _beside(settings: Settings, staff: Staff) -> int:

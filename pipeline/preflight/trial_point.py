@@ -1,12 +1,17 @@
-"""A few samples of a problem on which engines are tried: small, and with what is rare in them."""
+"""Where engines are tried: a few samples, with what is rare in them, at weights a little off their values."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from pipeline.problem.batches import Batch, OfTerm, has_rows, is_cuttable, sample_count, take
-from pipeline.problem.problem import Problem
+from pipeline.problem.double_backward import moved
+from pipeline.problem.problem import PlacedProblem, Problem
 
+# Of a parameter's root mean square, or of 0.1 where that is smaller. Where differences prove nothing the point is
+# moved, nearer to the weights: a shift may leave where the loss is defined (the logarithm of a small parameter).
+SHIFTS = (1e-2, 1e-3, 0.0)
 SPREAD = 4  # samples taken from the first batch, and from the last
 
 
@@ -79,3 +84,44 @@ def _extremes(batches: tuple[Batch, ...]) -> list[tuple[int, int]]:
                 best = (float(score.max()), index, int(score.argmax()))
                 found[k, kind] = max(found.get((k, kind), best), best, key=lambda entry: entry[0])
     return [(index, sample) for _, index, sample in found.values()]
+
+
+class TrialPoint:
+    """A problem on a few samples near its weights: the same point in float64 and in the run's type.
+
+    Attributes:
+        whole: the batches that those of the problem are parts of.
+        exact: in float64.
+        in_run: in the run's type.
+
+    Args:
+        few: the problem.
+        whole: the batches that its own are parts of.
+        attempt: which of the shifts.
+        dtype: of the run.
+        device: of the run.
+    """
+
+    def __init__(self, few: Problem, whole: tuple[Batch, ...], attempt: int, dtype: torch.dtype, device: str) -> None:
+        self.whole = whole
+        placed, random = few.place(torch.float64, device), np.random.default_rng(attempt)
+        shift = np.zeros(few.layout.size)
+        for p in few.layout:
+            rms = float(placed.parameters[p.name].square().mean().sqrt()) if p.size else 0.0
+            shift[p.place] = SHIFTS[attempt] * max(rms, 0.1) * random.standard_normal(p.size)
+        parameters = {name: t.to(dtype) for name, t in moved(placed, shift).parameters.items()}
+        rounded = {name: t.double() for name, t in parameters.items()}
+        self.exact = PlacedProblem(few, rounded, placed.constants, torch.float64, placed.device)
+        self.in_run = self.exact
+        if dtype != torch.float64:
+            self.in_run = PlacedProblem(few, parameters, few.place(dtype, device).constants, dtype, placed.device)
+
+    @property
+    def types(self) -> list[PlacedProblem]:
+        """The point in float64, and in the run's type where that is another."""
+        return [self.exact] if self.in_run is self.exact else [self.exact, self.in_run]
+
+    @property
+    def type_name(self) -> str:
+        """The run's type: "float32" or "float64"."""
+        return str(self.in_run.dtype).removeprefix("torch.")

@@ -23,7 +23,7 @@ FLOORED = 1e-2  # of the largest scale, in directions that measure rounding: zer
 MEASURED = 3  # directions along which rounding is measured
 NOTHING_ELSE = {"float64": 1e-9, "float32": 1e-6}  # relative rounding, above which a row is hardly anything but that
 LITTLE = 0.5  # of that, rounding that is let pass in any case
-NOISE = 12  # times the rounding that is measured excuses as much,
+NOISE = 16  # times the rounding that is measured excuses as much,
 DROWNED = {"float64": 1e-9, "float32": 4e-5}  # rounding over its scale, above which a row is held against larger ones
 MOST_NOISE = {"float64": 1e-5, "float32": 5e-4}  # but never more than this, in scaled coordinates: low precision
 # inside a model is no excuse, a model that float32 is little enough for is one

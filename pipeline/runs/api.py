@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +11,7 @@ from pipeline.errors import OutputError, SpecError, VerificationError
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile
 from pipeline.planning.memory import allowed_bytes
-from pipeline.planning.placement import names_cluster
+from pipeline.planning.placement import asks_for_workers
 from pipeline.preflight.devices import worker_count
 from pipeline.preflight.planner import make_plan
 from pipeline.problem.contexts import differentiable, unchanged
@@ -20,6 +20,7 @@ from pipeline.progress import Reporter
 from pipeline.results.hessian import Hessian
 from pipeline.runs.attempt import Attempt, Outcome
 from pipeline.runs.checkpoint import load_checkpoint
+from pipeline.runs.executor_choice import settled
 from pipeline.runs.problem_factory import build_problem
 from pipeline.spec import JobSpec, Settings, parse
 from pipeline.storage.filesystems import endpoint_for
@@ -45,7 +46,7 @@ def compute_hessian(
     tile: tuple[int, int] | None = None,
     microbatch: int | None = None,
     row_group: int | None = None,
-    executor: Literal["ray", "serial"] = "ray",
+    executor: Literal["auto", "ray", "serial"] = "auto",
     workers: int | None = None,
     cpus_per_worker: int = 1,
     gpus_per_worker: float = 0.0,
@@ -80,7 +81,7 @@ def compute_hessian(
         tile: chunk rows and chunk columns of a tile; from engine and memory when None.
         microbatch: samples at a time; from memory when None.
         row_group: rows pulled back at a time, units of a layer for the factored engine; from memory when None.
-        executor: Ray workers, or a plain loop in this process.
+        executor: Ray workers, a plain loop in this process (`"serial"`), or by `"auto"` what is going to end sooner.
         workers: Ray workers; as many as there is room for when None.
         cpus_per_worker: CPUs, and torch threads, of a Ray worker.
         gpus_per_worker: a GPU, or the fraction of one, of a Ray worker.
@@ -213,13 +214,11 @@ def plan(spec: JobSpec, folder: Path, workers: int | None = None, profile: Profi
         changes = {"executor": "ray", "workers": workers or worker_count(spec), "memory": spec.memory or memory}
         spec = spec.model_copy(update=changes)
     problem = load_problem(spec, folder)
-    if spec.executor == "ray" and names_cluster(spec) and not elsewhere:
-        from pipeline.cluster.executor import Cluster
-
-        with Cluster(spec) as cluster:
-            made = cluster.plan(problem, spec.problem)
-    else:
+    if elsewhere:
         made = make_plan(problem, spec, spec.problem)
+    else:
+        with ExitStack() as joined:
+            made = settled(problem, spec, spec.problem, joined)[1]
     if spec.output is not None:
         Output(spec.output, spec.endpoint_url).check_room(made.stored_bytes)
     return made
@@ -230,7 +229,8 @@ def _destination(url: str | None, settings: Settings) -> Iterator[Output]:
     """Give the output; for a result kept in memory, a place that the executor's workers can reach."""
     if url is not None:
         output = Output(url, settings.endpoint_url)
-        if output.is_memory and settings.executor == "ray":
+        by_ray = settings.executor == "ray" or (settings.executor == "auto" and asks_for_workers(settings))
+        if output.is_memory and by_ray:
             raise OutputError(
                 f"output {url}: lies in this process, where Ray workers cannot write; use executor=serial"
             )

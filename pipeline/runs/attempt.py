@@ -1,11 +1,11 @@
 """One attempt at a run: plans or goes on where others were cut off, computes what is missing, proves the result."""
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from pipeline.errors import OutputError, StoppedError, VerificationError
 from pipeline.execution.events import Tally
@@ -19,14 +19,16 @@ from pipeline.results.fingerprint_check import require_same, require_same_settin
 from pipeline.results.hessian import Hessian
 from pipeline.results.receipt_audit import REMEDY, audit, listed_faults
 from pipeline.results.verify import Verification, check
+from pipeline.runs.executor_choice import decided, executor_of, settled
 from pipeline.runs.lease import Lease
 from pipeline.spec import Settings, device_of
 from pipeline.storage.filesystems import explained
 from pipeline.storage.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output, is_proof
-from pipeline.storage.receipts import begun_tiles, largest_first, missing_tiles, receipt_name
+from pipeline.storage.receipts import begun_tiles, largest_first, missing_tiles, own_receipt, receipt_name
 from pipeline.storage.run_files import read_manifest, write_manifest
 from pipeline.storage.zarr_store import MatrixStore
 
+RECEIPTS_READ = 8  # of tiles that are there, to know what one takes
 _OURS = (LEASE, WEIGHTS, GROUP, MATRIX, GRADIENT, RECEIPTS)  # what a run leaves that was cut off before its manifest
 
 
@@ -74,6 +76,7 @@ class Attempt:
         self.check, self.tally = check, Tally()
         self.lease = Lease(output, self.tally.to_json)
         self.joined = ExitStack()
+        self.executor: Executor | None = None  # until one is needed: a finished output starts no Ray
 
     def outcome(self) -> Outcome:
         """Do it, while no other driver does."""
@@ -83,15 +86,6 @@ class Attempt:
             return self._nothing_to_do(manifest)
         with self.lease, self.joined:
             return self._outcome()
-
-    @cached_property
-    def executor(self) -> Executor:
-        """Where to plan and compute; a finished output needs neither, and starts no Ray."""
-        if self.settings.executor == "serial":
-            return Serial(self.settings)
-        from pipeline.cluster.executor import Cluster
-
-        return self.joined.enter_context(Cluster(self.settings))
 
     def _outcome(self) -> Outcome:
         """Plan or resume, compute what is missing, verify, and mark as finished."""
@@ -141,9 +135,11 @@ class Attempt:
         if foreign:
             raise OutputError(f"output {self.output.url}: holds something else ({foreign[0]}); take an empty place")
         self.report.say("planning: preflight and probe")
-        made = self.executor.plan(self.problem, self.name, self.lease.check)
+        self.executor, made = settled(
+            self.problem, self.settings, self.name, self.joined, self.lease.check, in_memory=self.output.is_memory
+        )
         self.output.check_room(made.stored_bytes)
-        self.report.say(_described(made))
+        self.report.say(_described(made, self.executor))
         save_weights(self.problem, self.output)
         with explained(self.output.url, "cannot be set up"):
             MatrixStore.create(self.output, made.manifest, made.at.gradient)
@@ -191,14 +187,23 @@ class Attempt:
         self.tally.begin(total, total - len(tiles))
         if not tiles:
             return
+        executor = self.executor or self._going_on(manifest, tiles)
         work = Work(self.problem, manifest, self.output, device_of(self.settings), self.settings.concurrent_puts)
         with (
             self.report.tiles(total, total - len(tiles)) as report,
-            closing(self.executor.execute(work, tiles, self.tally, self.lease.check)) as receipts,
+            closing(executor.execute(work, tiles, self.tally, self.lease.check)) as receipts,
         ):
             for receipt in receipts:
                 report.advance(receipt.bytes)
         self.joined.close()  # the proof is this process's own
+
+    def _going_on(self, manifest: Manifest, tiles: Sequence[Tile]) -> Executor:
+        """Choose an executor for what is left, as far as receipts tell what a tile takes."""
+        begun = begun_tiles(self.output, manifest)[:RECEIPTS_READ]
+        done = [receipt.compute_seconds for tile in begun if (receipt := own_receipt(self.output, manifest, tile))]
+        seconds = len(tiles) * (sum(done) / len(done) if done else math.inf)
+        settings = decided(self.settings, seconds, in_memory=self.output.is_memory)
+        return executor_of(settings, self.joined)
 
     def _verify(self, hessian: Hessian) -> Verification:
         """Prove the result, and keep the proof beside it."""
@@ -217,7 +222,7 @@ class Attempt:
         return found
 
 
-def _described(made: JobPlan) -> str:
+def _described(made: JobPlan, executor: Executor) -> str:
     """Say a plan in one line."""
     manifest = made.manifest
     engines = ", ".join(
@@ -225,10 +230,11 @@ def _described(made: JobPlan) -> str:
         for name, sizes in sorted(manifest.sizes.items())
     )
     left = made.left_out
+    where = "in this process" if isinstance(executor, Serial) else f"{made.workers} workers"
     unused = [p.name for p in manifest.layout if not made.at.gradient[p.place].any()]
     return (
         f"P = {made.tiling.size:,}, {made.tiling.side} x {made.tiling.side} chunks of {manifest.chunk}, "
-        f"{len(made.tiling.tiles())} tiles, {engines}, {made.workers} workers, "
+        f"{len(made.tiling.tiles())} tiles, {engines}, {where}, "
         f"predicted {made.makespan_seconds():.1f} s"
         + (f"; without effect on the loss: {', '.join(unused)}" if unused else "")
         + (f"; left out: {', '.join(left)}" if left else "")

@@ -20,6 +20,7 @@ from pipeline.cluster import executor
 from pipeline.cluster.actors import Actor
 from pipeline.spec import Settings
 from pipeline.storage.output import Output
+from pipeline.storage.run_files import write_manifest
 
 JOB = Path(__file__).parents[2] / "jobs" / "digits_mlp.yaml"
 SMALL = ["--set", "problem_args.hidden=12", "--set", "problem_args.steps=5", "--set", "chunk=64", "--set", "workers=2"]
@@ -103,7 +104,7 @@ def test_a_folder_that_is_another_one_on_the_worker_s_node(tmp_path, undisturbed
     manifest, elsewhere = undisturbed.manifest, Output(str(tmp_path))
     for other in (None, manifest.model_copy(update={"chunk": 2 * manifest.chunk})):
         if other:
-            other.write(elsewhere)
+            write_manifest(elsewhere, other)
         with pytest.raises(SpecError, match=r"not the same place on node .*, or a folder that all nodes share"):
             Actor(b"", manifest, elsewhere, settings).start()
 

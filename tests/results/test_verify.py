@@ -25,6 +25,7 @@ from pipeline import (
 from pipeline.engines.jacrev import Jacrev
 from pipeline.engines.registry import ENGINES
 from pipeline.results.verify import check
+from pipeline.storage.run_files import write_manifest
 from pipeline.storage.zarr_store import MatrixStore
 
 
@@ -149,7 +150,7 @@ def test_a_manifest_is_not_believed(tmp_path):
     changed = H.manifest.model_copy(
         update={"fingerprint": H.manifest.fingerprint.model_copy(update={"weight": 2 * H.manifest.fingerprint.weight})}
     )
-    changed.write(H.output)
+    write_manifest(H.output, changed)
     with pytest.raises(FingerprintError, match=r"the weight is 7.0, stored 14.0"):
         verify_hessian(str(tmp_path), zoo.mlp().problem)
     found = check(pipeline.results.hessian.Hessian(H.output, changed), zoo.mlp().problem, parquet=False)

