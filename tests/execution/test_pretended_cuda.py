@@ -10,12 +10,12 @@ from pretended_cuda import MixedDevicesError, RaceError
 from pretended_streams import Stream
 from torch import nn
 
-from pipeline import HessianError, IncompleteError, Problem, compute_hessian
+from pipeline import HessianError, IncompleteError, Problem, compute_hessian, verify_hessian
 from pipeline.engines.jacrev import Jacrev
 from pipeline.execution.way_out import FromDevice, WayOut
 from pipeline.execution.worker import Worker
-from pipeline.preflight import call_timing, engine_sizes, engine_trial
 from pipeline.problem.problem import PlacedProblem
+from pipeline.results import verify
 from pipeline.storage.receipts import read_receipt
 
 SETTINGS = {"executor": "serial", "microbatch": 3, "row_group": 4, "chunk": 16, "tile": (2, 2)}
@@ -27,15 +27,6 @@ UNPRETENDED = {
     "scales: detached slope of one row, which counts for little",
 }
 HUNDRED = [name for name in list(HAZARDS)[::7] if name not in UNPRETENDED]
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Planning measures for some seconds, of which nothing is wanted here."""
-    monkeypatch.setattr(engine_sizes, "PROBE_SECONDS", 0.05)
-    monkeypatch.setattr(engine_trial, "SECONDS", 0.001)
-    for name in ("TIMED_SECONDS", "TIMINGS_SECONDS"):
-        monkeypatch.setattr(call_timing, name, 0.02)
 
 
 @pytest.fixture
@@ -80,7 +71,7 @@ NETWORKS = {"dense": lambda: zoo.mlp().problem, "convolutions": lambda: zoo.conv
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_same_as_on_the_cpu(name, quick):
+def test_same_as_on_the_cpu(name):
     problem = NETWORKS[name]()
     known = compute_hessian(problem, dtype="float32", verify=False, **SETTINGS)
     with pretended_cuda.pretended_cuda():
@@ -95,7 +86,7 @@ def test_same_as_on_the_cpu(name, quick):
 @pytest.mark.parametrize(
     "storing", [{"symmetry": "upper"}, {"store_dtype": "float32"}, {"formats": ("zarr", "parquet")}]
 )
-def test_stored_in_other_ways(storing, quick, tmp_path):
+def test_stored_in_other_ways(storing, tmp_path):
     problem, settings = sequence(), {"dtype": "float64", "engine": "factored", **SETTINGS, **storing}
     known = compute_hessian(problem, str(tmp_path / "host"), verify=False, **settings)
     with pretended_cuda.pretended_cuda():
@@ -115,7 +106,7 @@ def outcome(hazard, **settings):
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", HUNDRED)
-def test_hazards_as_on_the_cpu(name, quick):
+def test_hazards_as_on_the_cpu(name):
     known, on_host = outcome(HAZARDS[name]())
     hazard = HAZARDS[name]()
     try:
@@ -138,7 +129,7 @@ def counted(problem, **sizes):
     planned = compute_hessian(problem, dtype="float32", verify=False, **SETTINGS | sizes)
     with pretended_cuda.pretended_cuda() as device:
         worker = Worker(problem, planned.manifest, planned.output, "cuda")
-        tiles = planned.manifest.plan.tiles()
+        tiles = planned.manifest.plan.tiles()[:3]
         for _ in range(2):
             device.seen.clear()
             for tile in tiles:
@@ -162,11 +153,11 @@ LEAST = {  # of each tile, however many micro-batches and groups of rows it take
 
 @pytest.mark.parametrize("make", [NETWORKS["dense"], sequence, attention])
 @pytest.mark.parametrize("sizes", [{"row_group": 4}, {"row_group": 2, "microbatch": 2}])
-def test_one_stop_for_each_tile(make, sizes, quick):
+def test_one_stop_for_each_tile(make, sizes):
     assert counted(make(), **sizes) == LEAST
 
 
-def test_a_stop_in_an_engine_is_counted(quick, monkeypatch):
+def test_a_stop_in_an_engine_is_counted(monkeypatch):
     add = Jacrev.add
 
     def careless(self, batch, rows, cols, out):
@@ -177,7 +168,7 @@ def test_a_stop_in_an_engine_is_counted(quick, monkeypatch):
     assert counted(attention())["stop"] > LEAST["stop"]
 
 
-def test_a_bound_that_is_exceeded(quick):
+def test_a_bound_that_is_exceeded():
     """The first micro-batch has units that are dead, which live in the others: the tile is computed anew."""
     torch.manual_seed(0)
     mix = nn.Sequential(nn.Linear(3, 12), nn.ReLU(), Mixed(), nn.Linear(12, 3))
@@ -195,6 +186,72 @@ class Mixed(nn.Module):
 
     def forward(self, x):
         return x + torch.relu(x - 0.3).roll(1, 1)
+
+
+def test_the_proof_is_near_the_device(device, monkeypatch):
+    """Reference products are computed there, in float64, of a matrix that the CPU computed."""
+    H = compute_hessian(zoo.mlp().problem, dtype="float64", verify=False, device="cpu", **SETTINGS)
+    seen = []
+    multiply = verify.hessian_vector_products
+
+    def noted(placed, vectors, *arguments):
+        seen.append((placed.device.type, placed.dtype))
+        return multiply(placed, vectors, *arguments)
+
+    monkeypatch.setattr(verify, "hessian_vector_products", noted)
+    assert verify_hessian(H, zoo.mlp().problem).ok
+    assert set(seen) == {("cuda", torch.float64)}
+
+
+def test_the_proof_takes_fewer_samples_where_there_is_little_memory(device, monkeypatch):
+    H = compute_hessian(zoo.mlp().problem, dtype="float64", verify=False, device="cpu", **SETTINGS)
+    multiply, samples = verify.hessian_vector_products, []
+
+    def narrow(placed, vectors, weight, microbatch):
+        samples.append(microbatch)
+        if microbatch > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return multiply(placed, vectors, weight, microbatch)
+
+    monkeypatch.setattr(verify, "hessian_vector_products", narrow)
+    assert verify_hessian(H, zoo.mlp().problem).ok
+    assert samples[:4] == [32, 16, 8, 4]
+    assert set(samples[4:]) == {4}
+
+
+def test_smaller_groups_where_memory_runs_out():
+    """Planned on the CPU, as for a device that others hold since."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.Tanh(), nn.Linear(32, 4))
+    problem = Problem(net, nn.CrossEntropyLoss(), (torch.randn(64, 16), torch.randint(0, 4, (64,))))
+    sizes = {"engine": "jacrev", "row_group": 64, "microbatch": 64, "chunk": 128, "tile": (1, 2)}
+    planned = compute_hessian(problem, executor="serial", dtype="float64", verify=False, **sizes)
+    known = planned.to_numpy()
+    with pretended_cuda.pretended_cuda(total=4_000_000) as device:
+        worker = Worker(problem, planned.manifest, planned.output, "cuda")
+        receipts = [r for tile in planned.manifest.plan.tiles() for r in worker.compute(tile)] + worker.flush()
+        worker.close()
+        assert device.peak <= 4_000_000
+    assert min(receipt.halvings for receipt in receipts) > 0
+    np.testing.assert_allclose(planned.to_numpy(), known, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_sums_in_a_fixed_order(asked, monkeypatch):
+    """Where a run asks for it; the manifest says so, and one that does not is as ever."""
+    seen, add = set(), Jacrev.add
+
+    def noted(self, batch, rows, cols, out):
+        seen.add(torch.are_deterministic_algorithms_enabled())
+        add(self, batch, rows, cols, out)
+
+    monkeypatch.setattr(Jacrev, "add", noted)
+    H = compute_hessian(zoo.mlp().problem, engine="jacrev", deterministic=asked, **SETTINGS)
+    assert seen == {asked}
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert H.manifest.deterministic == asked
+    assert (b"deterministic" in H.manifest.to_bytes()) == asked
+    assert type(H.manifest).model_validate_json(H.manifest.to_bytes()).digest == H.manifest.digest
 
 
 # Faults, one of each kind, and what the device says to them.
@@ -249,19 +306,19 @@ def test_a_batch_that_is_not_moved(device, monkeypatch):
         compute_hessian(zoo.mlp().problem, device="cuda", dtype="float32", **SETTINGS)
 
 
-def planted(monkeypatch, quick):
+def planted():
     with pretended_cuda.pretended_cuda():
         return compute_hessian(zoo.mlp().problem, device="cuda", dtype="float64", verify=False, **SETTINGS).to_numpy()
 
 
-def test_a_copy_that_is_not_waited_for(monkeypatch, quick):
+def test_a_copy_that_is_not_waited_for(monkeypatch):
     """By the writer: it stores what is not there yet."""
     monkeypatch.setattr(FromDevice, "wait", lambda self: None)
     with pytest.raises(IncompleteError, match="not in"):  # NaN
-        planted(monkeypatch, quick)
+        planted()
 
 
-def test_chunks_that_are_written_over_while_they_are_copied(monkeypatch, quick):
+def test_chunks_that_are_written_over_while_they_are_copied(monkeypatch):
     """The stream that computes does not wait for the copy of what it packs anew."""
     problem = zoo.mlp().problem
     known = compute_hessian(problem, dtype="float64", verify=False, **SETTINGS)
@@ -282,10 +339,10 @@ def test_chunks_that_are_written_over_while_they_are_copied(monkeypatch, quick):
             assert np.array_equal(leaving.chunk(i, j).entries, stored) == is_waited_for
 
 
-def test_a_copy_that_begins_too_early(monkeypatch, quick):
+def test_a_copy_that_begins_too_early(monkeypatch):
     monkeypatch.setattr(Stream, "wait_stream", lambda self, other: None)
     with pytest.raises(RaceError, match="way_out"):
-        planted(monkeypatch, quick)
+        planted()
 
 
 def test_memory_of_the_device_is_counted():
