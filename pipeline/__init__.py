@@ -11,9 +11,11 @@ from pipeline.errors import (
     BlockError,
     CheckpointError,
     ClusterError,
+    ConvergenceError,
     FingerprintError,
     HessianError,
     IncompleteError,
+    IndefiniteError,
     LeaseError,
     MemoryRefusedError,
     NotFiniteError,
@@ -27,16 +29,18 @@ from pipeline.errors import (
 )
 
 if TYPE_CHECKING:
+    from pipeline.analysis.hessian import Hessian, open_hessian
     from pipeline.problem.problem import Problem
     from pipeline.results.export import export_hessian
-    from pipeline.results.hessian import Hessian, open_hessian
     from pipeline.results.verify import verify_hessian
     from pipeline.runs.api import compute_hessian
     from pipeline.runs.checkpoint import load_checkpoint
 
+    __version__: str
+
 _LAZY = {
-    "Hessian": "pipeline.results.hessian",
-    "open_hessian": "pipeline.results.hessian",
+    "Hessian": "pipeline.analysis.hessian",
+    "open_hessian": "pipeline.analysis.hessian",
     "Problem": "pipeline.problem.problem",
     "load_checkpoint": "pipeline.runs.checkpoint",
     "compute_hessian": "pipeline.runs.api",
@@ -48,10 +52,12 @@ __all__ = [
     "BlockError",
     "CheckpointError",
     "ClusterError",
+    "ConvergenceError",
     "FingerprintError",
     "Hessian",
     "HessianError",
     "IncompleteError",
+    "IndefiniteError",
     "LeaseError",
     "MemoryRefusedError",
     "NotFiniteError",
@@ -73,6 +79,10 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import a lazily provided public name."""
+    if name == "__version__":
+        from importlib.metadata import version  # half of this package's own import time
+
+        return version("hessian-pipeline")
     if name not in _LAZY:
         raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
     return getattr(import_module(_LAZY[name]), name)
@@ -80,4 +90,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """List the public names, imported or not."""
-    return sorted(__all__)
+    return sorted([*__all__, "__version__"])

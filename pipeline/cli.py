@@ -1,5 +1,6 @@
 """The `hessian` command. Exit status: 0 done, 1 failed, 2 bad input, 75 cut off (run the same command again)."""
 
+import json
 import signal
 import sys
 import threading
@@ -8,7 +9,7 @@ from typing import Literal
 
 import click
 
-from pipeline.errors import RESUMABLE, HessianError, Terminated
+from pipeline.errors import BAD_INPUT, FAILED, RESUMABLE, HessianError, OutputError, Terminated, counted
 from pipeline.planning.pages import ask_for_large_pages
 
 _set_option = click.option(
@@ -24,10 +25,37 @@ _log_option = click.option(
 _job_argument = click.argument("job", type=click.Path(path_type=Path))
 
 
-@click.group()
-@click.version_option(package_name="hessian-pipeline")
+class _Command(click.Command):
+    """Listed by its whole first sentence, which click would cut."""
+
+    def get_short_help_str(self, limit: int = 1000) -> str:
+        """Return it."""
+        return super().get_short_help_str(max(limit, 1000))
+
+
+class _Commands(click.Group):
+    command_class = _Command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hessian-pipeline", prog_name="hessian")
 def cli() -> None:
     """Compute the full, exact Hessian of a PyTorch model's loss."""
+
+
+@cli.command("init")
+@click.argument("name", required=False)
+def init_command(name: str | None) -> None:
+    """Copy the job NAME that comes with this package into this folder; without a NAME, list them."""
+    from pipeline.runs.examples import copy_example, list_examples
+    from pipeline.tables import show_values
+
+    if name is None:
+        show_values(list_examples().items())
+        return
+    for path in copy_example(name, Path()):
+        click.echo(path)
+    click.echo(f"next: hessian run {name}.yaml")
 
 
 @cli.command("plan")
@@ -47,42 +75,60 @@ def plan_command(
     preflight: bool,
 ) -> None:
     """Say what running JOB would do, and whether it would fit; starts nothing."""
-    from pipeline.tables import show_forecast, show_plan, show_preflight
-
     if device is not None and receipts is not None:
         raise click.UsageError("--receipts say how fast their workers are: leave out --profile")
     from pipeline.planning.machine_profiles import find_profile
-    from pipeline.runs.api import plan
     from pipeline.spec import load_job
-    from pipeline.storage.output import open_readable
 
     profile, spec = find_profile(device) if device else None, load_job(job, overrides)
+    from pipeline.runs.api import plan  # takes seconds to import, by torch: a fault in the spec is said before
+    from pipeline.storage.output import Output, open_readable
+    from pipeline.tables import show_forecast, show_plan, show_preflight
+
     measured = open_readable(receipts, spec.output or receipts, spec.endpoint_url) if receipts else None
     made = plan(spec, job.parent, workers, profile)
     if preflight:
         show_preflight(made)
-    show_plan(made)
-    if workers or profile or measured:
+    forecast = bool(workers or profile or measured)
+    show_plan(made, timed=not forecast)
+    if forecast:
         show_forecast(made, profile, measured)
+    if spec.output is not None:
+        Output(spec.output, spec.endpoint_url).check_room(made.stored_bytes, made.smaller)
 
 
 @cli.command("run")
 @_job_argument
 @click.option("--output", metavar="URL", help="Where the Hessian goes, in place of the spec's output.")
 @click.option("--check", is_flag=True, help="Read back what is there already; compute again what is damaged.")
+@click.option("--overwrite", is_flag=True, help="Replace a Hessian that is there already, once this one is planned.")
+@_endpoint_option
 @_log_option
 @_set_option
-def run_command(job: Path, output: str | None, log: Path | None, overrides: tuple[str, ...], *, check: bool) -> None:
+def run_command(
+    job: Path,
+    output: str | None,
+    endpoint_url: str | None,
+    log: Path | None,
+    overrides: tuple[str, ...],
+    *,
+    check: bool,
+    overwrite: bool,
+) -> None:
     """Run JOB, go on with it where it was cut off, or find it finished."""
+    if check and overwrite:
+        raise click.UsageError("--check mends what is there, --overwrite replaces it: leave one of them out")
+    from pipeline.spec import load_job
+
+    spec = load_job(job, overrides, output, endpoint_url)
     from pipeline.logs import log_to
     from pipeline.progress import ConsoleReporter
-    from pipeline.runs.api import run_job
-    from pipeline.spec import load_job
+    from pipeline.runs.api import run_job  # takes seconds to import, by torch: a fault in the spec is said before
     from pipeline.tables import open_console, show_outcome
 
-    spec, console = load_job(job, overrides, output), open_console(stderr=True)
+    console = open_console(stderr=True)
     with log_to(console, log):
-        show_outcome(run_job(spec, job.parent, ConsoleReporter(console), check=check))
+        show_outcome(run_job(spec, job.parent, ConsoleReporter(console), check=check, overwrite=overwrite))
 
 
 @cli.command("verify")
@@ -102,15 +148,17 @@ def verify_command(
     if chunks:
         _verify_chunks(url, endpoint_url)
         return
+    from pipeline.analysis.hessian import open_hessian
     from pipeline.errors import VerificationError
-    from pipeline.results.hessian import open_hessian
+    from pipeline.spec import load_job
+
+    spec = None if job is None else load_job(job, overrides)
     from pipeline.results.receipt_audit import REMEDY
     from pipeline.results.verify import verify_hessian
     from pipeline.runs.api import load_problem
-    from pipeline.spec import load_job
 
     hessian = open_hessian(url, endpoint_url)
-    problem = None if job is None else load_problem(load_job(job, overrides), job.parent)
+    problem = None if spec is None or job is None else load_problem(spec, job.parent)
     found = verify_hessian(hessian, problem, retrained=True)
     if not found.ok:
         remedy = f"; {REMEDY}" if found.faults else ""
@@ -146,15 +194,63 @@ def report_command(url: str, endpoint_url: str | None) -> None:
     click.echo(write_report(url, endpoint_url))
 
 
+@cli.command("spectrum")
+@click.argument("url")
+@click.option("--k", type=click.IntRange(1), help="Eigenvalues, the largest in absolute value.  [default: 20]")
+@click.option("--density", is_flag=True, help="Estimate how many eigenvalues are in each decade; any size.")
+@click.option("--whole", is_flag=True, help="All eigenvalues, with signs, rank and condition number; in memory.")
+@click.option("--params", multiple=True, metavar="GLOB", help="Of these parameters alone, !GLOB excludes; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print an object for scripts.")
+@_endpoint_option
+def spectrum_command(
+    url: str,
+    k: int | None,
+    params: tuple[str, ...],
+    endpoint_url: str | None,
+    *,
+    density: bool,
+    whole: bool,
+    as_json: bool,
+) -> None:
+    """Say which eigenvalues the finished Hessian at URL has."""
+    if (k is not None) + density + whole > 1:
+        raise click.UsageError("--k, --density and --whole exclude each other: give one of them")
+    from pipeline.analysis.hessian import open_hessian
+    from pipeline.analysis.summary import spectrum_of
+    from pipeline.progress import ConsoleReporter
+    from pipeline.tables import open_console, show_spectrum
+
+    hessian = open_hessian(url, endpoint_url)
+    hessian.report = ConsoleReporter(open_console(stderr=True))
+    chosen = hessian.select(*params) if params else hessian
+    found = spectrum_of(chosen, "density" if density else "whole" if whole else "few", k or 20)
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        show_spectrum(found)
+
+
 @cli.command("status")
 @click.argument("url")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @_endpoint_option
-def status_command(url: str, endpoint_url: str | None) -> None:
-    """Say how far the run at URL is."""
-    from pipeline.runs.status import status
-    from pipeline.tables import named_values, open_console
+def status_command(url: str, endpoint_url: str | None, *, as_json: bool) -> None:
+    """Say how far the run at URL is.
 
-    open_console().print(named_values(status(url, endpoint_url).items()))
+    Exit status: 0 finished and proven, 1 unproven, 75 running or interrupted, 2 absent.
+    """
+    from pipeline.runs.status import status
+    from pipeline.tables import show_status
+
+    found = status(url, endpoint_url)
+    if as_json:
+        click.echo(json.dumps(found))
+    elif found["state"] == "absent":
+        raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")
+    else:
+        show_status(found)
+    if status_code := {"finished": 0, "unproven": FAILED, "absent": BAD_INPUT}.get(found["state"], RESUMABLE):
+        sys.exit(status_code)
 
 
 @cli.command("drain-on-notice")
@@ -215,14 +311,17 @@ def run_due_command(schedule: Path, log: Path | None) -> None:
 
     Run it as often as you like, by cron or a Kubernetes CronJob: what is done is skipped, what was cut off goes on.
     """
+    from pipeline.schedule import load_schedule
+
+    load_schedule(schedule)  # a fault in it is said before torch is imported, which takes seconds
     from pipeline.logs import log_to
     from pipeline.progress import ConsoleReporter
     from pipeline.runs.sweep import run_due
-    from pipeline.tables import named_values, open_console
+    from pipeline.tables import open_console, show_values
 
     console = open_console(stderr=True)
     with log_to(console, log):
-        open_console().print(named_values(vars(run_due(schedule, ConsoleReporter(console))).items()))
+        show_values(vars(run_due(schedule, ConsoleReporter(console))).items())
 
 
 @cli.command("cancel")
@@ -251,8 +350,10 @@ def main() -> None:
     except HessianError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: finished tiles are kept, run the same command again to go on", err=True)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        said = str(stop.__cause__ or stop)  # click raises its own from Ctrl-C
+        kept = f" with {said}" if said else ""
+        click.echo(f"interrupted{kept}; run the same command again", err=True)
         sys.exit(RESUMABLE)
 
 
@@ -265,7 +366,9 @@ def _interrupt(*_: object) -> None:
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    from pipeline.urls import redacted
+
+    click.echo(redacted(text), err=True)
 
 
 def _verify_chunks(url: str, endpoint_url: str | None) -> None:
@@ -279,6 +382,7 @@ def _verify_chunks(url: str, endpoint_url: str | None) -> None:
         click.echo(line)
     if faults:
         raise VerificationError(
-            f"output {url}: {faults:,} faults in {objects:,} objects of {len(found):,} tiles; {REMEDY}"
+            f"output {url}: {counted(faults, 'fault')} in {counted(objects, 'object')} of "
+            f"{counted(len(found), 'tile')}; {REMEDY}"
         )
-    click.echo(f"{objects:,} objects of {len(found):,} tiles are what their receipts say")
+    click.echo(f"{counted(objects, 'object')} of {counted(len(found), 'tile')} are what their receipts say")

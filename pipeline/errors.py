@@ -5,10 +5,14 @@ Every message says what was got, what was expected and what to do. `exit_code` i
 
 import difflib
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
+
+from pipeline.urls import redacted
 
 FAILED = 1
 BAD_INPUT = 2
+_CANDIDATES, _COMPARED, _LISTED = 1000, 100, 50  # names, characters of each, and names that are listed
 RESUMABLE = 75  # EX_TEMPFAIL: run the same command again
 
 
@@ -16,6 +20,10 @@ class HessianError(Exception):
     """Base of every error this package raises on purpose."""
 
     exit_code = FAILED
+
+    def __str__(self) -> str:
+        """Give the message in one line, whatever the names in it, and without secrets of URLs."""
+        return printable(redacted(super().__str__()))
 
 
 class SpecError(HessianError, ValueError):
@@ -40,6 +48,10 @@ class OutputError(HessianError, OSError):
     """An output cannot be read or written, has no room, or holds something else."""
 
     exit_code = BAD_INPUT
+
+
+class UnfitError(OutputError):
+    """What lies under the name of an object cannot be that object: no regular file, or too large for it."""
 
 
 class UnreachableError(OutputError):
@@ -73,11 +85,29 @@ class BlockError(HessianError, KeyError):
 
     def __str__(self) -> str:
         """Return the message itself; KeyError would quote it."""
-        return str(self.args[0]) if self.args else ""
+        return printable(redacted(str(self.args[0]))) if self.args else ""
 
 
 class IncompleteError(HessianError, LookupError):
     """A part of the Hessian was asked for that has not been computed."""
+
+
+class IndefiniteError(HessianError, ArithmeticError):
+    """A Hessian is not positive definite where it has to be.
+
+    Args:
+        message: what was found.
+        smallest: its smallest eigenvalue.
+        damping: a number that makes it positive definite, added to its diagonal.
+    """
+
+    def __init__(self, message: str, smallest: float = float("nan"), damping: float = float("nan")) -> None:
+        super().__init__(message)
+        self.smallest, self.damping = smallest, damping
+
+
+class ConvergenceError(HessianError, ArithmeticError):
+    """An iteration did not come as close as it was to within the steps it was given."""
 
 
 class NotFiniteError(HessianError, ArithmeticError):
@@ -154,6 +184,21 @@ class VerificationError(HessianError, ArithmeticError):
         self.hessian, self.verification = hessian, verification
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Write escapes for what a terminal would act on: names are anybody's.
+
+    Args:
+        text: of any characters.
+        keep: of these, the ones to leave as they are.
+
+    Returns:
+        The text, the same where all of it can be printed.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
 def in_words(error: BaseException) -> str:
     """Say a foreign exception in one line: its type and the beginning of its message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -169,10 +214,38 @@ def nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     Returns:
         A clause to append to an error message.
     """
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean `{match[0]}`?" if match else f"; expected one of {', '.join(known)}"
+    some = [other[:_COMPARED] for other in islice(known, _CANDIDATES)]  # comparing takes the square of their lengths
+    match = difflib.get_close_matches(name[:_COMPARED], some, n=1, cutoff=0.5)
+    if match:
+        return f"; did you mean `{match[0]}`?"
+    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    return f"; expected one of {', '.join(some[:_LISTED])}{more}"
 
 
-def mebibytes(count: float) -> str:
-    """Write a number of bytes for people."""
-    return f"{count / 2**20:,.1f} MiB" if count < 100 * 2**20 else f"{count / 2**20:,.0f} MiB"
+def human_bytes(count: float) -> str:
+    """Return a number of bytes for people, in powers of 1,000 as disks and buckets are sold: "20.7 GB"."""
+    units = iter(("bytes", "kB", "MB", "GB", "TB", "PB"))
+    unit = next(units)
+    while round(count) >= 1000 and unit != "PB":
+        count, unit = count / 1000, next(units)
+    digits = 0 if unit == "bytes" or count >= 100 else 1 if count >= 10 else 2
+    return f"{count:,.{digits}f} {unit}"
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a time for people: "9.3 s", "4 min 7 s", "1 h 52 min", "3 d 4 h"."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        (count, rest), (large, small) = divmod(whole, 60), ("min", "s")
+    elif whole < 86400:
+        (count, rest), (large, small) = divmod(round(whole / 60), 60), ("h", "min")
+    else:
+        (count, rest), (large, small) = divmod(round(whole / 3600), 24), ("d", "h")
+    return f"{count:,} {large}" + (f" {rest} {small}" if rest else "")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return how many there are: "1 tile", "3,081 tiles"."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -9,9 +9,26 @@ from pythonjsonlogger.json import JsonFormatter
 from rich.console import Console
 from rich.logging import RichHandler
 
-from pipeline.errors import OutputError
+from pipeline.errors import OutputError, printable
+from pipeline.urls import redacted
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s %(process)d %(message)s"
+
+
+class _Printable(logging.Formatter):
+    """Leaves a terminal nothing to act on."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the text of a record."""
+        return printable(redacted(super().format(record)), keep="\n")
+
+
+class _Redacted(JsonFormatter):
+    """Keeps no secrets of URLs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the line of a record."""
+        return redacted(super().format(record))
 
 
 @contextmanager
@@ -26,13 +43,14 @@ def log_to(console: Console, file: Path | None = None) -> Iterator[None]:
         OutputError: the file cannot be written.
     """
     shown = RichHandler(logging.WARNING, console, show_path=False, show_level=False)
+    shown.setFormatter(_Printable("%(message)s", "[%X]"))
     handlers: list[logging.Handler] = [shown]
     if file is not None:
         try:
             kept = logging.FileHandler(file)
         except OSError as error:
             raise OutputError(f"log {file}: {error.strerror}") from None
-        kept.setFormatter(JsonFormatter(_FORMAT))
+        kept.setFormatter(_Redacted(_FORMAT))
         handlers.append(kept)
     logger = logging.getLogger("pipeline")
     level = logger.level

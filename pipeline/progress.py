@@ -14,8 +14,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
-from pipeline.errors import mebibytes
+from pipeline.errors import human_bytes, human_seconds, printable
+from pipeline.urls import redacted
 
 LINE_SECONDS = 10.0
 
@@ -53,7 +55,7 @@ class ConsoleReporter(Reporter):
 
     def say(self, text: str) -> None:
         """Print a step."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(Text(printable(redacted(text))), soft_wrap=True)
 
     @contextmanager
     def tiles(self, total: int, done: int, unit: str = "tiles") -> Iterator[Reporter]:
@@ -91,10 +93,11 @@ class ConsoleReporter(Reporter):
             self._line()
 
     def _rate(self) -> str:
-        return f"{mebibytes(self._bytes / max(time.monotonic() - self._start, 1e-9))}/s"
+        return f"{human_bytes(self._bytes / max(time.monotonic() - self._start, 1e-9))}/s"
 
     def _line(self) -> None:
         """Print counts, rate and the time left."""
         new = self._done - self._before
-        left = (time.monotonic() - self._start) / new * (self._total - self._done) if new else float("nan")
-        self.say(f"{self._unit} {self._done}/{self._total}, {self._rate()}, {left:.0f} s left")
+        seconds = (time.monotonic() - self._start) / max(new, 1) * (self._total - self._done)
+        left = f", {human_seconds(seconds)} left" if new and self._done < self._total else ""
+        self.say(f"{self._unit} {self._done}/{self._total}, {self._rate()}{left}")

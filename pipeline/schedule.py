@@ -2,23 +2,23 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import SpecError
-from pipeline.spec import JobSpec, load_job, parse, read_mapping
+from pipeline.spec import Count, JobSpec, Place, load_job, parse, read_mapping
 
 
 class ScheduleSpec(BaseModel):
     """Which checkpoints to compute the Hessian of, again and again as there are new ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
 
     job: str = Field(
         description="Job spec, a path relative to the schedule; without a checkpoint, its output is not used."
     )
-    checkpoints: str = Field(description="Paths or fsspec URLs of checkpoints, with `*`, `?` and `**` as in a shell.")
-    output: str = Field(description="Path or fsspec URL below which each Hessian has a folder, and the table lies.")
-    keep: PositiveInt | None = Field(None, description="Hessians to keep, the last by name; all when not given.")
+    checkpoints: Place = Field(description="Paths or fsspec URLs of checkpoints, with `*`, `?` and `**` as in a shell.")
+    output: Place = Field(description="Path or fsspec URL below which each Hessian has a folder, and the table lies.")
+    keep: Count | None = Field(None, description="Hessians to keep, the last by name; all when not given.")
     overrides: list[str] = Field([], description="Keys of the job spec to replace, each as `key=value`.")
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -16,13 +15,16 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
-    PositiveInt,
     ValidationError,
 )
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import SpecError, nearest
+from pipeline.urls import Url
+from pipeline.yaml_files import load_yaml, read_yaml
 
+SHOWN = 100  # characters of a value in a message
+_PRIVATE = frozenset({"problem_args", "checkpoint", "checkpoints", "output", "endpoint_url", "address"})  # or may be
 _WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"  # in Kubernetes' labels, whose syntax Ray has taken over
 
 
@@ -34,6 +36,28 @@ def _dtype_name(value: object) -> object:
 def _tuples(value: object) -> object:
     """Take YAML's lists as the tuples they stand for; everything else is strict."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _globs(value: object) -> object:
+    """Take one glob for a list of one."""
+    return (value,) if isinstance(value, str) else _tuples(value)
+
+
+def _blocks(value: object) -> object:
+    """Say of a word that is none of the two what was meant, instead of all that blocks may be."""
+    words = ("all", "diagonal")
+    if isinstance(value, str) and value not in words:
+        raise PydanticCustomError(
+            "blocks", "expected a word or pairs of parameter names{hint}", {"hint": nearest(value, words)}
+        )
+    return _tuples(value)
+
+
+def _url(value: object) -> object:
+    """Take text for a URL."""
+    if value is not None and not isinstance(value, str):
+        raise PydanticCustomError("url", "expected text")
+    return value if value is None else Url(value)
 
 
 def _formats(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -68,18 +92,22 @@ def _selectors(value: dict[str, str]) -> dict[str, str]:
 
 
 ExecutorName = Literal["auto", "ray", "serial"]
+Place = Annotated[Url, BeforeValidator(_url)]  # without its secrets, wherever it is shown or stored
+Count = Annotated[int, Field(gt=0, lt=2**31)]
 FloatName = Annotated[Literal["float32", "float64"], BeforeValidator(_dtype_name)]
 FormatName = Literal["zarr", "parquet"]
 EngineName = Literal["auto", "factored", "jacrev", "rows", "differences"]
-BlockSelection = Annotated[Literal["all", "diagonal"] | tuple[tuple[str, str], ...], BeforeValidator(_tuples)]
+BlockSelection = Annotated[Literal["all", "diagonal"] | tuple[tuple[str, str], ...], BeforeValidator(_blocks)]
 
 
 class Settings(BaseModel):
     """How to compute a Hessian."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
 
-    params: Annotated[tuple[str, ...] | None, BeforeValidator(_tuples)] = Field(
+    params: Annotated[tuple[str, ...] | None, BeforeValidator(_globs)] = Field(
         None,
         description="Globs of parameter names, `!glob` excludes; all that require grad when not given.",
     )
@@ -97,20 +125,18 @@ class Settings(BaseModel):
     formats: Annotated[tuple[FormatName, ...], BeforeValidator(_tuples), AfterValidator(_formats)] = Field(
         ("zarr",), description="Stores as Zarr, and as `parquet` too where that is given: `[zarr, parquet]`."
     )
-    chunk: PositiveInt | None = Field(None, description="Side B of a stored chunk; from P when not given.")
-    tile: Annotated[tuple[PositiveInt, PositiveInt] | None, BeforeValidator(_tuples)] = Field(
+    chunk: Count | None = Field(None, description="Side B of a stored chunk; from P when not given.")
+    tile: Annotated[tuple[Count, Count] | None, BeforeValidator(_tuples)] = Field(
         None, description="Chunk rows and chunk columns of a tile; from engine and memory when not given."
     )
-    microbatch: PositiveInt | None = Field(None, description="Samples at a time; from memory when not given.")
-    row_group: PositiveInt | None = Field(
-        None, description="Rows pulled back at a time; units of a layer, if factored."
-    )
+    microbatch: Count | None = Field(None, description="Samples at a time; from memory when not given.")
+    row_group: Count | None = Field(None, description="Rows pulled back at a time; units of a layer, if factored.")
     executor: ExecutorName = Field(
         "auto",
         description="Ray workers, a plain loop in this process (`serial`), or by `auto` what is going to end sooner.",
     )
-    workers: PositiveInt | None = Field(None, description="Ray workers; as many as there is room for if not given.")
-    cpus_per_worker: PositiveInt = Field(1, description="CPUs, and torch threads, of a Ray worker.")
+    workers: Count | None = Field(None, description="Ray workers; as many as there is room for if not given.")
+    cpus_per_worker: Count = Field(1, description="CPUs, and torch threads, of a Ray worker.")
     gpus_per_worker: float = Field(
         0.0, ge=0, le=1, description="A GPU, or the fraction of one, of a Ray worker; 0 for CPU."
     )
@@ -124,15 +150,18 @@ class Settings(BaseModel):
         None,
         description="Labels of the nodes for workers, as Ray selects: `ray.io/accelerator-type: in(A100, H100)`.",
     )
-    address: str | None = Field(None, description="Ray cluster to join; RAY_ADDRESS or a local one when not given.")
+    address: Place | None = Field(None, description="Ray cluster to join; RAY_ADDRESS or a local one when not given.")
     memory: ByteSize | None = Field(
         None, description="Memory allowed to a worker, as in `4GiB`; its share of 80 % of what is free if not given."
     )
-    endpoint_url: str | None = Field(
+    endpoint_url: Place | None = Field(
         None,
         description="Server of the output's bucket, S3 or Google; the cloud's own or the environment's if not given.",
     )
-    concurrent_puts: PositiveInt = Field(4, description="Chunks that a worker encodes and puts at a time.")
+    concurrent_puts: Count = Field(4, description="Chunks that a worker encodes and puts at a time.")
+    durable: bool = Field(
+        True, description="Waits until all is on a local disk, and would survive a power cut, before it is finished."
+    )
     tile_deadline: float | None = Field(
         None,
         gt=0,
@@ -168,8 +197,11 @@ class JobSpec(Settings):
     """What to compute, how, and where to put it."""
 
     problem: str = Field(description="`file.py:factory` beside the spec, or `package.module:factory`.")
-    problem_args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the factory.")
-    checkpoint: str | None = Field(
+    problem_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Keyword arguments of the factory; `${NAME}` takes an environment variable.",
+    )
+    checkpoint: Place | None = Field(
         None,
         description="Weights to take instead of the factory's: a safetensors or torch.save file, a path or fsspec URL.",
     )
@@ -177,7 +209,7 @@ class JobSpec(Settings):
         None,
         description="Where in the checkpoint they are, as `model` or `state_dict.model`; the whole when not given.",
     )
-    output: str | None = Field(None, description="Where the Hessian goes: a path or an fsspec URL.")
+    output: Place | None = Field(None, description="Where the Hessian goes: a path or an fsspec URL.")
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -204,13 +236,16 @@ def parse(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
         raise SpecError(f"{source}: " + "; ".join(faults)) from None
 
 
-def load_job(path: str | Path, overrides: Sequence[str] = (), output: str | None = None) -> JobSpec:
+def load_job(
+    path: str | Path, overrides: Sequence[str] = (), output: str | None = None, endpoint_url: str | None = None
+) -> JobSpec:
     """Read a job spec from a YAML file.
 
     Args:
         path: the file.
         overrides: `key=value` strings; the value is read as YAML, `problem_args.key=value` reaches into a mapping.
         output: replaces the spec's output.
+        endpoint_url: replaces the spec's.
 
     Returns:
         The frozen spec.
@@ -218,7 +253,10 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), output: str | None
     Raises:
         SpecError: the file cannot be read, is not a YAML mapping, or is not a valid spec.
     """
-    return parse(JobSpec, job_values(path, overrides, output), str(path))
+    values = job_values(path, overrides, output)
+    if endpoint_url is not None:
+        values["endpoint_url"] = endpoint_url
+    return parse(JobSpec, values, str(path))
 
 
 def job_values(path: str | Path, overrides: Sequence[str] = (), output: str | None = None) -> dict[str, Any]:
@@ -245,41 +283,55 @@ def read_mapping(path: str | Path, what: str, example: str) -> dict[str, Any]:
     Raises:
         SpecError: the file cannot be read, or is not a YAML mapping of names.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise SpecError(f"{path}: cannot read the {what} ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    values = read_yaml(path, what)
     if not isinstance(values, dict):
         raise SpecError(f"{path}: got a {type(values).__name__}, expected a mapping of keys such as `{example}:`")
     if wrong := [key for key in values if not isinstance(key, str)]:
-        raise SpecError(f"{path}: unknown key `{wrong[0]}`; expected names such as `{example}:`")
+        raise SpecError(f"{path}: unknown key `{brief(str(wrong[0]))}`; expected names such as `{example}:`")
     return values
+
+
+def one_fault(error: ValidationError) -> str:
+    """Say the first fault that pydantic finds in data, in a clause.
+
+    Args:
+        error: what it raised.
+
+    Returns:
+        Where, what was got and what was expected; without the data where they are the whole.
+    """
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"`{brief(place)}` got {brief(repr(first['input']))}: {first['msg']}" if place else first["msg"]
+
+
+def brief(text: str) -> str:
+    """Shorten what may be of any length, for a message."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"
 
 
 def _override(values: dict[str, Any], text: str) -> None:
     """Apply one `key=value`."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise SpecError(f"--set {text}: expected key=value")
+        raise SpecError(f"--set {brief(text)}: expected key=value")
     *parents, leaf = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise SpecError(f"--set {text}: `{parent}` is not a mapping")
-    try:
-        values[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise SpecError(f"--set {text}: the value is not valid YAML") from None
+            raise SpecError(f"--set {key}: `{parent}` is not a mapping")
+    values[leaf] = load_yaml(value, f"--set {key}")
 
 
 def _fault(model: type[BaseModel], error: Mapping[str, Any]) -> str:
     """Say one fault found by pydantic in our words."""
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"unknown key `{key}`{nearest(key, model.model_fields)}"
-    if error["type"] == "missing":
+    place = error["loc"]
+    key = str(place[0]) if place else ""
+    if error["type"] == "extra_forbidden" and len(place) == 1:
+        return f"unknown key `{brief(key)}`{nearest(key, model.model_fields)}"
+    if error["type"] == "missing" and len(place) == 1:
         return f"missing key `{key}`: {model.model_fields[key].description}"
-    field = model.model_fields[str(error["loc"][0])]
-    return f"`{error['loc'][0]}` got {error['input']!r}: {error['msg']} ({field.description})"
+    if key not in model.model_fields:
+        return str(error["msg"])
+    got = f"a {type(error['input']).__name__}" if key in _PRIVATE else brief(repr(error["input"]))
+    return f"`{key}` got {got}: {error['msg']} ({model.model_fields[key].description})"

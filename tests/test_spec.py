@@ -54,6 +54,8 @@ def test_overrides(tmp_path):
         ("problem: a.py:f\nverify: 'no'", "`verify` got 'no'"),
         ("problem: a.py:f\ndtype: bfloat16", "`dtype` got 'bfloat16'"),
         ("problem: a.py:f\nblocks: half", "`blocks` got 'half'"),
+        ("problem: a.py:f\nblocks: diag", "`blocks` got 'diag': [^;]*; did you mean `diagonal`"),
+        ("problem: a.py:f\nparams: 3", "`params` got 3"),
         ("problem: a.py:f\nformats: [parquet]", r"`formats` got \['parquet'\]: zarr is always needed"),
         ("problem: a.py:f\nformats: []", r"`formats` got \[\]: zarr is always needed"),
         ("problem: a.py:f\nformats: [zarr, zarr]", "`formats` got .*: expected each format once"),

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.analysis.hessian import Hessian, open_hessian
 from pipeline.analysis.norms import Summary, summarize
-from pipeline.errors import SpecError
-from pipeline.results.hessian import Hessian, open_hessian
+from pipeline.errors import SpecError, printable
 from pipeline.storage.output import BLOCK_NORMS
 
 if TYPE_CHECKING:
@@ -76,15 +76,20 @@ def _figure(hessian: Hessian, summary: Summary) -> "Figure":
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    sizes, names = entry_sizes(hessian, summary), [p.name for p in hessian.parameters]
+    sizes, names = entry_sizes(hessian, summary), [printable(p.name) for p in hessian.parameters]
+    shapes = [" x ".join(map(str, p.shape)) for p in hessian.parameters]
+    of = printable(hessian.manifest.problem or "Hessian")
     seen = sizes[np.isfinite(sizes) & (sizes > 0)]
     inches = min(MARGIN_INCHES + INCHES_PER_PARAMETER * len(names), MOST_INCHES)
     figure = Figure(figsize=(inches + 1, inches), layout="constrained")
     axes = figure.add_subplot()
     scale = LogNorm(seen.min(), seen.max()) if len(seen) and seen.min() < seen.max() else None
     image = axes.imshow(np.where(sizes > 0, sizes, np.nan), norm=scale, cmap="viridis")
-    axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set_yticks(range(len(names)), [f"{p.name}  {' x '.join(map(str, p.shape))}" for p in hessian.parameters])
-    axes.set_title(f"{hessian.manifest.problem or 'Hessian'}: P = {hessian.shape[0]:,}, L = {hessian.loss:.4g}")
+    # A dollar in a name is no formula.
+    axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+    axes.set_yticks(
+        range(len(names)), [f"{name}  {shape}" for name, shape in zip(names, shapes, strict=True)], parse_math=False
+    )
+    axes.set_title(f"{of}: P = {hessian.shape[0]:,}, L = {hessian.loss:.4g}", parse_math=False)
     figure.colorbar(image, label="root mean square of the entries")
     return figure

@@ -231,7 +231,7 @@ def _ray(settings: Settings) -> Iterator[None]:
     """Join the Ray that settings name, or start one on this machine; leave it afterwards, or end it."""
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if settings.address is not None:
-        options["address"] = settings.address
+        options["address"] = settings.address.plain
     elif not names_cluster(settings):
         if device_of(settings) == "cuda":
             require_device("cuda")

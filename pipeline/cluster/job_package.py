@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from pipeline.errors import SpecError
 from pipeline.spec import JobSpec, job_values, parse
+from pipeline.urls import VARIABLE, redacted_values
 
 JOB = "job.yaml"
 MOST_BYTES = 4 * 2**20  # of source: more is data, which belongs in a bucket
@@ -73,6 +75,7 @@ def pack(
     spec = parse(JobSpec, values, str(path))
     if spec.output is None:
         raise SpecError("missing key `output`: say where the Hessian goes, in the spec or with --output")
+    _require_no_secret(spec)
     for key in ("output", "checkpoint"):
         if (url := getattr(spec, key)) is not None:
             values[key] = _reachable(key, url, here)
@@ -88,12 +91,34 @@ def pack(
     return Parcel(parse(JobSpec, values, str(path)), files)
 
 
+def _require_no_secret(spec: JobSpec) -> None:
+    """Refuse what a cluster would keep and show with the job."""
+    for key in ("output", "checkpoint", "endpoint_url"):
+        url = getattr(spec, key)
+        if url is not None and url.is_secret:
+            raise SpecError(f"`{key}` got {url}, whose secrets the cluster would keep: give them in its environment")
+    plain = _variables_left_out(spec.problem_args)
+    if redacted_values(plain) != plain:
+        raise SpecError(
+            "`problem_args` got a secret, which the cluster would keep: give `${NAME}`, a variable of its environment"
+        )
+
+
+def _variables_left_out(value: Any) -> Any:
+    """Give plain data without the places that name environment variables."""
+    if isinstance(value, dict):
+        return {key: _variables_left_out(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_variables_left_out(inner) for inner in value]
+    return None if isinstance(value, str) and VARIABLE.fullmatch(value) else value
+
+
 def _reachable(key: str, url: str, here: Callable[[], bool]) -> str:
     """Give a URL as the cluster is to see it."""
     if url.startswith("memory://"):
         raise SpecError(f"`{key}` got {url}, which no other process can reach: give the URL of a bucket")
     if "://" in url:
-        return url
+        return str(url)
     if not here():
         raise SpecError(
             f"`{key}` got {url}, a path of this machine, where the cluster cannot reach it: give the URL of a bucket, "

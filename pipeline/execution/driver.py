@@ -10,7 +10,7 @@ from enum import StrEnum
 from statistics import median
 from typing import Protocol
 
-from pipeline.errors import BAD_INPUT, HessianError, NotFiniteError, TileError, UnreachableError, WorkerError
+from pipeline.errors import BAD_INPUT, HessianError, NotFiniteError, TileError, UnreachableError, WorkerError, counted
 from pipeline.execution.events import Tally
 from pipeline.planning.tiling import Tile
 from pipeline.storage.receipts import Receipt
@@ -301,8 +301,8 @@ class Driver:
         tile, text = next(iter(failed.items()))
         kind = NotFiniteError if all(isinstance(error, NotFiniteError) for error in self._failures) else TileError
         raise kind(
-            f"{len(failed)} tiles failed each time they were tried ({', '.join(list(failed)[:10])}), {tile} with "
-            f"{text}; the others are kept, run the same job again to go on"
+            f"{counted(len(failed), 'tile')} failed each time they were tried ({', '.join(list(failed)[:10])}), {tile} "
+            f"with {text}; the others are kept, run the same job again to go on"
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.errors import counted
 from pipeline.storage.receipts import Receipt
 
 LAST_ERRORS = 5
@@ -80,7 +81,7 @@ class Tally:
         """Count what a worker leaves unfinished."""
         self.lost[loss] += len(tiles)
         self.errors.append(error)
-        text = f"a worker is lost ({loss}), {len(tiles)} tiles go back into the queue: {error}"
+        text = f"a worker is lost ({loss}), back into the queue {counted(len(tiles), 'tile')}: {error}"
         self._tell("worker lost", logging.WARNING, text, loss=loss, node=node, tiles=tiles, error=error)
 
     def tile_set_aside(self, tile: str, error: str) -> None:

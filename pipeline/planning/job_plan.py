@@ -59,6 +59,21 @@ class JobPlan:
         return len(self.manifest.formats) * self.manifest.matrix_bytes
 
     @property
+    def smaller(self) -> str:
+        """What would make the output smaller, of what is not taken yet, as an error says it."""
+        manifest = self.manifest
+        ways = [
+            way
+            for way, taken in {
+                "symmetry=upper": manifest.symmetry == "upper",
+                "store_dtype=float32": manifest.store_dtype == "float32",
+                "fewer blocks": False,
+            }.items()
+            if not taken
+        ]
+        return f"take {', '.join(ways)}"
+
+    @property
     def overlaps(self) -> bool:
         """Whether writing costs no computing: not so where a worker's CPU does both."""
         return self.device != "cpu"

@@ -1,12 +1,13 @@
 """Memory projected before anything runs, and refused when it would not fit."""
 
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from pipeline.errors import MemoryRefusedError, mebibytes
+from pipeline.errors import MemoryRefusedError, human_bytes
 
 PROCESS_BYTES = 512 * 2**20  # a worker process with torch, ray and zarr imported: 360 to 450 MiB resident, measured
 BUFFERED_TILES = 2  # one being computed, one being written
@@ -83,20 +84,20 @@ class WorkerMemory:
         """
         if allowed_device_bytes is not None and self.device_bytes > allowed_device_bytes:
             raise MemoryRefusedError(
-                f"tile {self.tile} would need {mebibytes(self.device_bytes)} on the GPU "
-                f"(weights and data {mebibytes(self.problem_bytes)}, "
-                f"tile {mebibytes(self.tile_bytes + self.leaving_bytes)}, "
-                f"engine {mebibytes(SCRATCH * self.engine_bytes)}), allowed are {mebibytes(allowed_device_bytes)}: "
+                f"tile {self.tile} would need {human_bytes(self.device_bytes)} on the GPU "
+                f"(weights and data {human_bytes(self.problem_bytes)}, "
+                f"tile {human_bytes(self.tile_bytes + self.leaving_bytes)}, "
+                f"engine {human_bytes(SCRATCH * self.engine_bytes)}), allowed are {human_bytes(allowed_device_bytes)}: "
                 "raise `gpus_per_worker`, or lower `chunk`, `tile`, `row_group` or `microbatch`"
             )
         if self.total_bytes > allowed_bytes:
             raise MemoryRefusedError(
-                f"tile {self.tile} would need {mebibytes(self.total_bytes)} in a worker "
-                f"(process {mebibytes(PROCESS_BYTES)}, weights and data {mebibytes(2 * self.problem_bytes)}, "
-                f"tiles {mebibytes(self.buffer_bytes)}, "
-                f"writer {mebibytes(self.writer_bytes)}, "
-                f"engine {mebibytes(self.host_engine_bytes)}), "
-                f"allowed are {mebibytes(allowed_bytes)}: "
+                f"tile {self.tile} would need {human_bytes(self.total_bytes)} in a worker "
+                f"(process {human_bytes(PROCESS_BYTES)}, weights and data {human_bytes(2 * self.problem_bytes)}, "
+                f"tiles {human_bytes(self.buffer_bytes)}, "
+                f"writer {human_bytes(self.writer_bytes)}, "
+                f"engine {human_bytes(self.host_engine_bytes)}), "
+                f"allowed are {human_bytes(allowed_bytes)}: "
                 "raise `memory`, or lower `workers`, `chunk`, `tile`, `row_group` or `microbatch`"
             )
 
@@ -122,11 +123,16 @@ def engine_budget_bytes(free_bytes: int) -> int:
 
 
 def available_bytes() -> int:
-    """Give the bytes free on this machine, or left in its control group where that is less."""
+    """Give the bytes free on this machine, or left to its control group or this process where that is less."""
     free = int(psutil.virtual_memory().available)
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdigit():
         free = min(free, int(text) - int(used.read_text()))
+    process = psutil.Process().memory_info()
+    for kind, held in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
+        most, _ = resource.getrlimit(kind)
+        if most != resource.RLIM_INFINITY:
+            free = min(free, most - getattr(process, held))
     return free
 
 

@@ -1,7 +1,8 @@
 """Where each parameter lies in the Hessian: flat indices, in order, row-major within a parameter."""
 
+import fnmatch
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -103,3 +104,23 @@ class ParameterLayout:
             start, stop = max(span.start, p.offset), min(span.stop, p.span.stop)
             if start < stop:
                 yield p, range(start, stop)
+
+
+def choose(names: Sequence[str], globs: Sequence[str], nothing_matches: Callable[[str], Exception]) -> tuple[str, ...]:
+    """Choose names by globs, one after the other; `!glob` takes out: of all names, where every glob does.
+
+    Args:
+        names: to choose from.
+        globs: of names.
+        nothing_matches: makes the error for a glob that matches nothing.
+
+    Returns:
+        Those chosen, in their own order.
+    """
+    chosen: set[str] = set(names) if globs and all(glob.startswith("!") for glob in globs) else set()
+    for glob in globs:
+        matches = set(fnmatch.filter(names, glob.removeprefix("!")))
+        if not matches:
+            raise nothing_matches(glob)
+        chosen = chosen - matches if glob.startswith("!") else chosen | matches
+    return tuple(name for name in names if name in chosen)

@@ -42,7 +42,7 @@ def choose_tiling(
         The tiling.
 
     Raises:
-        SpecError: a chunk is too large for a list of Parquet.
+        SpecError: a chunk is too large for a list of Parquet, or there are too many chunks or tiles.
     """
     unit, factored = _unit(layout, engines), _is_factored(layout, engines)
     # Tiles of other engines are bands of one chunk row: there are no more of them than that.
@@ -61,7 +61,9 @@ def choose_tiling(
         room = min(room, max(1, int(TILES_SHARE * allowed_device_bytes / (chunk_bytes + buffered))))
     lone_bytes = LONE_TILE_BYTES["cpu" if allowed_device_bytes is None else "cuda"]
     shape = settings.tile or _tile_shape(tiling, unit if factored else None, chunk_bytes, room, workers, lone_bytes)
-    return replace(tiling, tile_shape=shape)
+    tiling = replace(tiling, tile_shape=shape)
+    tiling.require_few_tiles()
+    return tiling
 
 
 def _is_factored(layout: ParameterLayout, engines: dict[str, str]) -> bool:

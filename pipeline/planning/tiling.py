@@ -15,6 +15,8 @@ from pipeline.planning.parameters import ParameterLayout
 from pipeline.spec import BlockSelection
 
 MOST_ENTRIES = 2**31 - 1  # of a chunk in Parquet: where its lists begin is counted in 32 bits
+MOST_SIDE = 8192  # chunks on a side of the grid: which are selected takes a byte each, several times
+MOST_TILES = 500_000  # each is an object, with a receipt
 MAX_CHUNK = 2048  # 16 MiB in float32: large enough for one request, small enough to lose
 MIN_CHUNK = 64
 SMALL_CHUNK = 512  # of a large matrix, for many workers: 1 MiB in float32, of which a store takes as many as it must
@@ -74,14 +76,32 @@ class TilingPlan:
 
     def tiles(self) -> list[Tile]:
         """Cover every selected chunk once, top to bottom."""
-        height, width = self.tile_shape
-        bands = (range(i, min(i + height, self.side)) for i in range(0, self.side, height))
+        width = self.tile_shape[1]
         return [
             Tile(band, range(start, min(start + width, run.stop)))
-            for band in bands
-            for run in _runs(np.asarray(self.selected[band.start : band.stop].any(axis=0)))
+            for band, run in self._covered()
             for start in range(run.start, run.stop, width)
         ]
+
+    def require_few_tiles(self) -> None:
+        """Refuse what cannot be listed, without listing it.
+
+        Raises:
+            SpecError: there are too many tiles.
+        """
+        count = sum(-(-len(run) // self.tile_shape[1]) for _, run in self._covered())
+        if count > MOST_TILES:
+            raise SpecError(
+                f"`tile` got {self.tile_shape}, which makes {count:,} tiles, expected at most {MOST_TILES:,}: take "
+                "larger tiles or larger chunks"
+            )
+
+    def _covered(self) -> Iterator[tuple[range, range]]:
+        """Give the bands of chunk rows, each with the maximal runs of chunk columns selected in it."""
+        height = self.tile_shape[0]
+        for band in (range(i, min(i + height, self.side)) for i in range(0, self.side, height)):
+            for run in _runs(np.asarray(self.selected[band.start : band.stop].any(axis=0))):
+                yield band, run
 
     def covers(self, rows: range, cols: range) -> bool:
         """Say whether every entry of a rectangle (flat indices) is computed, itself or as a mirror image."""
@@ -110,8 +130,14 @@ def plan_tiles(layout: ParameterLayout, blocks: BlockSelection, chunk: int, tile
 
     Raises:
         BlockError: a block names an unknown parameter.
+        SpecError: there would be too many chunks.
     """
     side = math.ceil(layout.size / chunk)
+    if side > MOST_SIDE:
+        raise SpecError(
+            f"`chunk` got {chunk}, which makes {side:,} chunks on a side of {layout.size:,} rows, expected at most "
+            f"{MOST_SIDE:,}: take larger chunks, or fewer parameters"
+        )
     selected = np.zeros((side, side), dtype=bool)
     for rows, cols in _wanted(layout, blocks):
         if rows and cols:

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from pydantic import ConfigDict, PositiveInt
+
+_STRICT = ConfigDict(strict=True, extra="forbid")
+
 
 @dataclass(frozen=True)
 class ParameterVerdict:
@@ -14,6 +18,8 @@ class ParameterVerdict:
         differences: of double backward, against differences of the gradient.
         tried: by how much each engine is off, or what it raised; how long it took, where that was compared.
     """
+
+    __pydantic_config__ = _STRICT
 
     engine: str
     rival: str | None
@@ -33,6 +39,8 @@ class PreflightVerdict:
         asymmetry: of blocks and their mirror images, both computed.
         seconds: it took.
     """
+
+    __pydantic_config__ = _STRICT
 
     samples: int
     contexts: list[str]
@@ -55,8 +63,10 @@ class EngineSizes:
         row_group: rows at a time; units, of the factored engine.
     """
 
-    microbatch: int
-    row_group: int
+    __pydantic_config__ = _STRICT
+
+    microbatch: PositiveInt
+    row_group: PositiveInt
 
     def halved(self, may_cut: bool) -> "EngineSizes | None":
         """Give the next smaller sizes; None where there are none.

@@ -18,7 +18,7 @@ from pipeline.engines.registry import applications
 from pipeline.errors import HessianError, ProblemError
 from pipeline.planning.parameters import Parameter
 from pipeline.planning.verdict import ParameterVerdict, PreflightVerdict
-from pipeline.preflight.autograd_checks import second_error, slope_errors
+from pipeline.preflight.autograd_checks import Second, second_error, slope_errors
 from pipeline.preflight.diagnosis import wrong_module
 from pipeline.preflight.engine_trial import DIFFERENCES, Trial
 from pipeline.preflight.loss_checks import (
@@ -179,36 +179,75 @@ class _Autograd:
 
 def _check_autograd(few: Problem, whole: tuple[Batch, ...], dtype: torch.dtype, device: str) -> _Autograd:
     """Compare the gradient with differences of the loss, and double backward with differences of the gradient."""
-    slopes: dict[str, float] = {p.name: 0.0 for p in few.layout if not p.size}
-    seconds: dict[str, float] = dict(slopes)
-    wrong = ""
+    found = _Comparison(few)
     for attempt in range(len(SHIFTS)):
         point, random = TrialPoint(few, whole, attempt, dtype, device), np.random.default_rng(attempt)
         measure = _yardstick(point, random)
-        scales = measure.scales
-        each = {p.name: _direction(few, p, scales, random) for p in few.layout if p.size}
-        slopes |= slope_errors(point.exact, {name: each[name] for name in each if name not in slopes})
+        found.compare(point, measure.scales, random)
+        if found.is_complete:
+            break
+    found.require_all()
+    errors = {name: (found.slopes[name], found.seconds[name]) for name in found.slopes}
+    return _Autograd(errors, point, measure, found.wrong)
+
+
+class _Comparison:
+    """What differences have shown so far, at one point after the other.
+
+    Args:
+        few: the problem on a few samples.
+    """
+
+    def __init__(self, few: Problem) -> None:
+        self._few = few
+        self.slopes: dict[str, float] = {p.name: 0.0 for p in few.layout if not p.size}
+        self.seconds: dict[str, float] = dict(self.slopes)
+        self._doubts: dict[str, tuple[float, str]] = {}
+        self.wrong = ""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that is to be compared was."""
+        return len(self.slopes) == len(self.seconds) == len(self._few.layout)
+
+    def compare(self, point: TrialPoint, scales: Vector, random: np.random.Generator) -> None:
+        """Compare at a point what was not compared before."""
+        each = {p.name: _direction(self._few, p, scales, random) for p in self._few.layout if p.size}
+        self.slopes |= slope_errors(point.exact, {name: each[name] for name in each if name not in self.slopes})
         # All parameters together first: what is right along a direction on all of them is right along each.
         together = second_error(point.exact, _unit(np.sum(list(each.values()), 0)), scales)
         if together is not None and (together.is_right or together.reason):
-            wrong = together.reason
-            seconds |= {name: together.error for name in each if name not in seconds}
+            self.wrong = together.reason
+            self.seconds |= {name: together.error for name in each if name not in self.seconds}
         for name, vector in each.items():
-            if name not in seconds and (found := second_error(point.exact, vector, scales)) is not None:
-                seconds[name] = found.error
-                if not found.is_right:
-                    wrong = wrong or (
-                        f"is off by {found.error:.1e} in H[{found.row}, {name}] from differences of the gradient"
-                        f"{wrong_module(point.exact, order=2)}"
-                    )
-        if len(slopes) == len(seconds) == len(few.layout):
-            return _Autograd({name: (slopes[name], seconds[name]) for name in slopes}, point, measure, wrong)
-    missing = next(p.name for p in few.layout if p.name not in slopes or p.name not in seconds)
-    raise ProblemError(
-        f"loss: no three steps of differences agree along `{missing}` at its weights and at two points nearby, so that "
-        "nothing proves its derivatives: it jumps or bends too often (rounding, quantization, lower precision "
-        f"inside?). Change the operation, or leave `{missing}` out with params"
-    )
+            if name not in self.seconds and (found := second_error(point.exact, vector, scales)) is not None:
+                self._note(name, found, point)
+
+    def _note(self, name: str, found: Second, point: TrialPoint) -> None:
+        """Take a comparison for what it is; for wrong the second time only: steps may agree on something else."""
+        if found.is_right or name in self._doubts:
+            self.seconds[name] = found.error
+        if not found.is_right:
+            text = (
+                f"is off by {found.error:.1e} in H[{found.row}, {name}] from differences of the gradient"
+                f"{wrong_module(point.exact, order=2)}"
+            )
+            if name in self._doubts:
+                self.wrong = self.wrong or text
+            self._doubts[name] = found.error, text
+
+    def require_all(self) -> None:
+        """Let doubts stand that no other point has removed, and refuse what was compared nowhere."""
+        for name, (error, text) in self._doubts.items():
+            if name not in self.seconds:
+                self.seconds[name], self.wrong = error, self.wrong or text
+        missing = [p.name for p in self._few.layout if p.name not in self.slopes or p.name not in self.seconds]
+        if missing:
+            raise ProblemError(
+                f"loss: no three steps of differences agree along `{missing[0]}` at its weights and at two points "
+                "nearby, so that nothing proves its derivatives: it jumps or bends too often (rounding, quantization, "
+                f"lower precision inside?). Change the operation, or leave `{missing[0]}` out with params"
+            )
 
 
 def _yardstick(point: TrialPoint, random: np.random.Generator) -> Yardstick:

@@ -13,7 +13,7 @@ from pipeline.engines.cost import (
     Segment,
     measure,
 )
-from pipeline.errors import MemoryRefusedError, mebibytes
+from pipeline.errors import MemoryRefusedError, human_bytes
 from pipeline.planning.costs import Measured
 from pipeline.planning.verdict import EngineSizes
 from pipeline.problem.batches import sample_count
@@ -117,9 +117,9 @@ class _Chooser:
                 samples //= 2
             else:
                 raise MemoryRefusedError(
-                    f"{rows} rows of {samples} samples need {mebibytes(peak)} in the {self._engine} engine, "
-                    f"{mebibytes(max(self._budget, 0))} are left for it: raise `memory`, or lower `workers`, `chunk`, "
-                    "`tile`, `row_group` or `microbatch`"
+                    f"{rows} rows of {samples} samples need {human_bytes(peak)} in the {self._engine} engine, "
+                    f"{human_bytes(max(self._budget, 0))} are left for it: raise `memory`, or lower `workers`, "
+                    "`chunk`, `tile`, `row_group` or `microbatch`"
                 )
 
     def _costs(self, samples: int, row_group: int) -> dict[str, Measured]:

@@ -25,7 +25,8 @@ NOTHING_ELSE = {"float64": 1e-9, "float32": 1e-6}  # relative rounding, above wh
 LITTLE = 0.5  # of that, rounding that is let pass in any case
 NOISE = 16  # times the rounding that is measured excuses as much,
 DROWNED = {"float64": 1e-9, "float32": 4e-5}  # rounding over its scale, above which a row is held against larger ones
-MOST_NOISE = {"float64": 1e-5, "float32": 5e-4}  # but never more than this, in scaled coordinates: low precision
+LAST_BITS = 64  # of the largest entry, in float64: below, two right ways to sum differ
+MOST_NOISE = {"float64": 1e-4, "float32": 5e-4}  # but never more than this, in scaled coordinates: low precision
 # inside a model is no excuse, a model that float32 is little enough for is one
 
 
@@ -66,6 +67,7 @@ def yardstick(
     otherwise: Products,
     dtype: str,
     random: np.random.Generator,
+    most_noise: float | None = None,
 ) -> Yardstick:
     """Find the scales of rows and columns, and the rounding that is no error.
 
@@ -78,6 +80,7 @@ def yardstick(
         otherwise: the same, rounded otherwise, as the run does.
         dtype: of the run, "float32" or "float64".
         random: generator of directions.
+        most_noise: rounding that is excused at most, over its scale; `MOST_NOISE` when None.
 
     Returns:
         The yardstick.
@@ -104,9 +107,11 @@ def yardstick(
         zeros |= drowned
         scales[zeros] = np.maximum(scales[zeros], least_of_all)
         again = _pooled(layout, rounding(scales), scales, zeros)
-    return Yardstick(
-        scales, np.minimum(NOISE * np.maximum(np.maximum(found, again) / scales, LITTLE * least), MOST_NOISE[dtype])
-    )
+    measured = NOISE * np.maximum(np.maximum(found, again) / scales, LITTLE * least)
+    if dtype == "float64":
+        lengths = float(np.linalg.norm(1 / scales)) * largest**2
+        measured = np.maximum(measured, LAST_BITS * last_bit * lengths / scales)
+    return Yardstick(scales, np.minimum(measured, MOST_NOISE[dtype] if most_noise is None else most_noise))
 
 
 def _pooled(layout: ParameterLayout, rounding: Vector, scales: Vector, zeros: npt.NDArray[np.bool_]) -> Vector:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pipeline.errors import ProblemError, nearest
-from pipeline.planning.parameters import ParameterLayout
+from pipeline.planning.parameters import ParameterLayout, choose
 
 
 def select(model: nn.Module, params: Sequence[str] | str | None, elsewhere: Sequence[str] = ()) -> ParameterLayout:
@@ -28,23 +28,15 @@ def select(model: nn.Module, params: Sequence[str] | str | None, elsewhere: Sequ
     named = dict(model.named_parameters())
     free = [name for name, p in named.items() if p.requires_grad]
     globs = ("*",) if params is None else (params,) if isinstance(params, str) else tuple(params)
-    chosen: set[str] = set()
-    if globs and all(g.startswith("!") for g in globs):
-        chosen.update(free)
-    for glob in globs:
-        pattern = glob.removeprefix("!")
-        matches = set(fnmatch.filter(free, pattern))
-        if not matches:
-            raise ProblemError(_nothing_matches(glob, named, free, elsewhere))
-        chosen = chosen - matches if glob.startswith("!") else chosen | matches
+    chosen = choose(free, globs, lambda glob: ProblemError(_nothing_matches(glob, named, free, elsewhere)))
     if not chosen:
         raise ProblemError(f"params: {list(globs)} leave no parameter, expected at least one")
-    if wrong := [n for n in free if n in chosen and named[n].dtype.is_complex]:
+    if wrong := [name for name in chosen if named[name].dtype.is_complex]:
         raise ProblemError(
             f"params: `{wrong[0]}` is complex; only real parameters have a Hessian here: leave it out (params=['!"
             f"{wrong[0]}']), freeze it, or hold it as a real parameter and take torch.view_as_complex of that"
         )
-    layout = ParameterLayout.of([(name, named[name].shape) for name in free if name in chosen])
+    layout = ParameterLayout.of([(name, named[name].shape) for name in chosen])
     if layout.size == 0:
         raise ProblemError("params: all selected parameters have no entries")
     return layout

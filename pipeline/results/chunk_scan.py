@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import IncompleteError
-from pipeline.results.hessian import Hessian
+from pipeline.results.hessian import StoredHessian
 from pipeline.storage.chunk_codec import Matrix
 from pipeline.storage.output import PARQUET
 from pipeline.storage.parquet_store import ParquetFiles, file_key
@@ -37,7 +37,7 @@ class Scan:
         products: H V'.  # shape: (k, P)
     """
 
-    def __init__(self, hessian: Hessian, vectors: Vector, *, parquet: bool = False) -> None:
+    def __init__(self, hessian: StoredHessian, vectors: Vector, *, parquet: bool = False) -> None:
         self._files = _Files(hessian) if parquet else None
         self.faults: list[str] = self._files.foreign() if self._files else []
         self.chunks = self.files = 0
@@ -102,12 +102,12 @@ class Scan:
 class _Files:
     """The Parquet files that a run or an export left, and what its receipts say of them."""
 
-    def __init__(self, hessian: Hessian) -> None:
+    def __init__(self, hessian: StoredHessian) -> None:
         self._output, self._manifest = hessian.output, hessian.manifest
         self._stored = ParquetFiles(hessian.output, hessian.manifest)
         self._checksums: dict[str, int] = {}
         for tile in hessian.manifest.plan.tiles():
-            receipt = read_receipt(hessian.output, tile)
+            receipt = read_receipt(hessian.output, hessian.manifest, tile)
             self._checksums |= {chunk.key: chunk.crc32c for chunk in receipt.chunks} if receipt else {}
 
     def foreign(self) -> list[str]:

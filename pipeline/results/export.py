@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.errors import IncompleteError, OutputError, SpecError
 from pipeline.planning.tiling import require_room_in_lists
 from pipeline.progress import Reporter
-from pipeline.results.hessian import Hessian, open_hessian
+from pipeline.results.hessian import StoredHessian
 from pipeline.storage.output import PARQUET, Output
 from pipeline.storage.parquet_store import (
     ParquetFiles,
@@ -55,13 +55,13 @@ def export_hessian(
     """
     report = report or Reporter()
     if format == "parquet":
-        return _to_parquet(open_hessian(url, endpoint_url), dest, endpoint_url, report)
+        return _to_parquet(StoredHessian.open(url, endpoint_url), dest, endpoint_url, report)
     if format == "npy":
-        return _to_npy(open_hessian(url, endpoint_url), dest, report)
+        return _to_npy(StoredHessian.open(url, endpoint_url), dest, report)
     raise SpecError(f"export: got the format {format!r}, expected 'parquet' or 'npy'")
 
 
-def _to_parquet(hessian: Hessian, dest: str | None, endpoint_url: str | None, report: Reporter) -> str:
+def _to_parquet(hessian: StoredHessian, dest: str | None, endpoint_url: str | None, report: Reporter) -> str:
     """Write chunk by chunk; receipts list the files that lie in the output itself."""
     manifest, own = hessian.manifest, f"{hessian.url}/{PARQUET}"
     require_room_in_lists(manifest.chunk, manifest.layout.size)
@@ -79,12 +79,12 @@ def _to_parquet(hessian: Hessian, dest: str | None, endpoint_url: str | None, re
             chunks = manifest.plan.chunks(tile)
             written = [f for i, j in chunks for f in files.write_chunk(i, j, hessian.store.read_chunk(i, j))]
             if target.url == own:
-                record_files(hessian.output, tile, written)
+                record_files(hessian.output, manifest, tile, written)
             report.advance(sum(file.bytes for file in written))
     return target.url
 
 
-def _to_npy(hessian: Hessian, dest: str | None, report: Reporter) -> str:
+def _to_npy(hessian: StoredHessian, dest: str | None, report: Reporter) -> str:
     """Write band by band into a partial file of full size, which takes the destination's name at the end."""
     path, P = _local_file(dest), hessian.shape[0]
     if not hessian.manifest.plan.covers(range(P), range(P)):
@@ -121,7 +121,7 @@ def _local_file(dest: str | None) -> Path:
     return path
 
 
-def _allocate(partial: Path, hessian: Hessian) -> None:
+def _allocate(partial: Path, hessian: StoredHessian) -> None:
     """Make the file in its full size, or fail: written through a map, a disk that fills up would kill the process."""
     partial.parent.mkdir(parents=True, exist_ok=True)
     np.lib.format.open_memmap(partial, mode="w+", dtype=hessian.dtype, shape=hessian.shape)
@@ -129,7 +129,7 @@ def _allocate(partial: Path, hessian: Hessian) -> None:
         os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
 
 
-def _fill(partial: Path, hessian: Hessian, i: int) -> int:
+def _fill(partial: Path, hessian: StoredHessian, i: int) -> int:
     """Write a row of chunks, and give its bytes; the file is mapped anew, so that no more than these stay resident."""
     matrix, plan, store = np.lib.format.open_memmap(partial, mode="r+"), hessian.manifest.plan, hessian.store
     rows = plan.span(range(i, i + 1))

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from pipeline.errors import FingerprintError, OutputError
+from pipeline.errors import FingerprintError, OutputError, UnfitError
 from pipeline.planning.manifest import Fingerprint, Manifest
 from pipeline.problem.batches import sample_count
 from pipeline.problem.double_backward import Vector, evaluate, reference_samples
@@ -20,6 +20,7 @@ RETRAINED = 1e-5  # of a tensor's largest entry: the last bits in which a factor
 _NAMED = ("reduction", "separable", "l2", "checkpoint")  # of problem and fingerprint
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-9, 1e-6  # relative, of float64 evaluations on different machines
 _WIDE, _PAIRS = torch.complex128, "\0pairs"  # which safetensors does not know: stored as pairs of float64
+FIXED_BYTES, TENSOR_BYTES = 2**16, 2**10  # of a file of weights at most, beside entries; the second for each tensor
 ROUNDINGS = 100  # times what the last bits of the weights change
 
 
@@ -54,12 +55,16 @@ def require_same(problem: Problem, manifest: Manifest, output: Output, *, retrai
         differences.append(f"the data differ ({problem.sample_count} samples, stored {stored.samples})")
     settings = ((name, getattr(problem, name), getattr(stored, name)) for name in _NAMED)
     differences += [f"{name} is {own!r}, stored {other!r}" for name, own, other in settings if own != other]
-    tensors = _load_weights(output, stored.weights)
+    try:
+        tensors = _load_weights(output, stored.weights, _most_bytes(problem))
+    except UnfitError:
+        _refuse(output, differences)  # of another problem they may well be larger
+        raise
     differences += _weight_differences(problem.tensors(), tensors, RETRAINED if retrained else 0.0)
     _refuse(output, differences)
     restored = problem.at(tensors)
     samples = reference_samples(manifest.microbatch)
-    _refuse(output, _value_differences(restored, stored, MatrixStore.gradient(output), samples))
+    _refuse(output, _value_differences(restored, stored, MatrixStore.gradient(output, manifest), samples))
     return restored
 
 
@@ -102,9 +107,14 @@ def require_same_settings(settings: Settings, problem: Problem, manifest: Manife
     _refuse(output, differences)
 
 
-def _load_weights(output: Output, expected: str) -> dict[str, torch.Tensor]:
+def _most_bytes(problem: Problem) -> int:
+    """Give the bytes that stored weights of a model can have, whatever their type."""
+    return FIXED_BYTES + sum(_WIDE.itemsize * t.numel() + TENSOR_BYTES for t in problem.tensors().values())
+
+
+def _load_weights(output: Output, expected: str, most_bytes: int) -> dict[str, torch.Tensor]:
     """Read the stored weights and check their hash."""
-    data = output.get(WEIGHTS)
+    data = output.get(WEIGHTS, most_bytes)
     try:
         found = safetensors.torch.load(data) if data is not None else None
         tensors = None if found is None else dict(map(_complex, found.items()))

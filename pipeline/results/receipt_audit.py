@@ -10,11 +10,11 @@ from pipeline.errors import IncompleteError, OutputError
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.tiling import Tile
 from pipeline.storage.chunk_codec import Matrix
-from pipeline.storage.output import SUCCESS, Output
+from pipeline.storage.output import Output
 from pipeline.storage.parquet_store import ParquetFiles, file_key
 from pipeline.storage.read_ahead import ahead
 from pipeline.storage.receipts import Receipt, begun_tiles, own_receipt, receipt_name
-from pipeline.storage.run_files import read_manifest
+from pipeline.storage.run_files import is_finished, read_manifest
 from pipeline.storage.tile_products import StoredProducts, check_vectors
 from pipeline.storage.zarr_store import MatrixStore, StoredObject, chunk_key
 
@@ -173,5 +173,5 @@ def audit_output(url: str, endpoint_url: str | None = None) -> list[Audited]:
     manifest = read_manifest(output)
     if manifest is None:
         raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")
-    finished = output.get(SUCCESS) is not None
+    finished = is_finished(output)
     return list(audit(output, manifest, manifest.plan.tiles() if finished else begun_tiles(output, manifest)))

@@ -1,12 +1,14 @@
 """Ways into a run, from Python and from a job spec; the same call starts one, goes on with it, or finds it finished."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
+from pipeline.analysis.hessian import Hessian
 from pipeline.errors import OutputError, SpecError, VerificationError
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile
@@ -17,9 +19,8 @@ from pipeline.preflight.planner import make_plan
 from pipeline.problem.contexts import differentiable, unchanged
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
-from pipeline.results.hessian import Hessian
 from pipeline.runs.attempt import Attempt, Outcome
-from pipeline.runs.checkpoint import load_checkpoint
+from pipeline.runs.checkpoint import place_checkpoint, read_checkpoint
 from pipeline.runs.executor_choice import settled
 from pipeline.runs.problem_factory import build_problem
 from pipeline.spec import JobSpec, Settings, parse
@@ -29,12 +30,32 @@ from pipeline.storage.output import Output
 if TYPE_CHECKING:
     import torch
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
+
+def _of_a_problem(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Say to whoever gives model, loss and data, as to other libraries, what to write; Python would count arguments."""
+
+    @wraps(function)
+    def checked(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        given = (*args, *kwargs.values())
+        if given and not isinstance(args[0] if args else kwargs.get("problem"), Problem):
+            raise SpecError(
+                f"{function.__name__}: got {type(given[0]).__name__}, expected a pipeline.Problem: write "
+                f"{function.__name__}(Problem(model, loss, data), ...)"
+            )
+        return function(*args, **kwargs)
+
+    return checked
+
+
+@_of_a_problem
 def compute_hessian(
     problem: Problem,
     output: str | None = None,
     *,
-    params: Sequence[str] | None = None,
+    params: Sequence[str] | str | None = None,
     blocks: Literal["all", "diagonal"] | Sequence[tuple[str, str]] = "all",
     engine: Literal["auto", "factored", "jacrev", "rows"] = "auto",
     dtype: "torch.dtype | str | None" = None,
@@ -57,10 +78,12 @@ def compute_hessian(
     memory: int | str | None = None,
     endpoint_url: str | None = None,
     concurrent_puts: int = 4,
+    durable: bool = True,
     tile_deadline: float | None = None,
     verify: bool = True,
     deterministic: bool = False,
     check: bool = False,
+    overwrite: bool = False,
 ) -> Hessian:
     """Compute the full, exact Hessian of a problem's loss: H = d2L / dtheta2, with L over all data as one batch.
 
@@ -92,11 +115,13 @@ def compute_hessian(
         memory: bytes allowed to a worker, also as `"4GiB"`; its share of what is free when None.
         endpoint_url: server of the output's bucket, S3 or Google; the cloud's own, or the environment's, when None.
         concurrent_puts: chunks that a worker encodes and puts at a time.
+        durable: waits until all is on a local disk, and would survive a power cut, before it is finished.
         tile_deadline: seconds after which a worker that does not answer is replaced; from the median tile when None.
         verify: checks the finished matrix against plain double backward.
         deterministic: adds in a fixed order on GPUs too, where torch can; slower. Also on where torch is set so.
         check: reads back what is there already, finished or not, and computes again the tiles of which anything is
             missing or damaged.
+        overwrite: replaces a Hessian that is there already, of whatever problem, once this one is planned.
 
     Returns:
         The Hessian.
@@ -105,11 +130,9 @@ def compute_hessian(
         HessianError: the problem, the settings or the output cannot be used, or the result is not right; see
             `pipeline.errors` for its kinds.
     """
-    values = {key: value for key, value in locals().items() if key not in {"problem", "output", "check"}}
+    values = {key: value for key, value in locals().items() if key not in {"problem", "output", "check", "overwrite"}}
     settings = parse(Settings, values, "compute_hessian")
-    if not isinstance(problem, Problem):
-        raise SpecError(f"compute_hessian: got {type(problem).__name__}, expected a pipeline.Problem")
-    return run(problem, settings, output, check=check).hessian
+    return run(problem, settings, output, check=check, overwrite=overwrite).hessian
 
 
 def load_problem(spec: JobSpec, folder: Path) -> Problem:
@@ -132,10 +155,12 @@ def load_problem(spec: JobSpec, folder: Path) -> Problem:
     if spec.checkpoint is None:
         return problem
     endpoint_url = endpoint_for(spec.checkpoint, spec.output, spec.endpoint_url)
-    return load_checkpoint(problem, spec.checkpoint, spec.checkpoint_key, endpoint_url=endpoint_url)
+    return place_checkpoint(
+        problem, read_checkpoint(spec.checkpoint, endpoint_url, "checkpoint_key"), spec.checkpoint_key
+    )
 
 
-def run_job(spec: JobSpec, folder: Path, report: Reporter, *, check: bool = False) -> Outcome:
+def run_job(spec: JobSpec, folder: Path, report: Reporter, *, check: bool = False, overwrite: bool = False) -> Outcome:
     """Run a job spec.
 
     Args:
@@ -143,6 +168,7 @@ def run_job(spec: JobSpec, folder: Path, report: Reporter, *, check: bool = Fals
         folder: where the spec lies.
         report: told about progress.
         check: reads back what is there already.
+        overwrite: replaces a Hessian that is there already.
 
     Returns:
         What was done.
@@ -154,7 +180,8 @@ def run_job(spec: JobSpec, folder: Path, report: Reporter, *, check: bool = Fals
         raise SpecError("missing key `output`: say where the Hessian goes, in the spec or with --output")
     Output(spec.output, spec.endpoint_url).check_writable()
     report.say(f"building {spec.problem}")
-    return run(load_problem(spec, folder), spec, spec.output, report=report, name=spec.problem, check=check)
+    problem = load_problem(spec, folder)
+    return run(problem, spec, spec.output, report=report, name=spec.problem, check=check, overwrite=overwrite)
 
 
 def run(
@@ -165,6 +192,7 @@ def run(
     report: Reporter | None = None,
     name: str | None = None,
     check: bool = False,
+    overwrite: bool = False,
 ) -> Outcome:
     """Run a problem; see `compute_hessian`.
 
@@ -175,20 +203,25 @@ def run(
         report: told about progress.
         name: of the factory that made the problem, None where the caller did.
         check: reads back what is there already.
+        overwrite: replaces a Hessian that is there already.
 
     Returns:
         What was done.
 
     Raises:
-        SpecError: Parquet is asked for without an output.
+        SpecError: Parquet is asked for without an output, or what is there is to be both read back and replaced.
     """
+    if check and overwrite:
+        raise SpecError("`check` mends what is there, `overwrite` replaces it: leave one of them out")
     if url is None and "parquet" in settings.formats:
         raise SpecError("`formats` got parquet, but no reader can reach files in this process's memory: give an output")
+    if url is None:  # nothing is to survive this process
+        settings = settings.model_copy(update={"durable": False})
     report = report or Reporter()
     problem = problem.select(settings.params)
     with differentiable(), unchanged(problem.model), _destination(url, settings) as output:
         try:
-            outcome = Attempt(problem, settings, output, report, name, check=check).outcome()
+            outcome = Attempt(problem, settings, output, report, name, check=check, overwrite=overwrite).outcome()
         except VerificationError as error:
             if url is None:
                 error.hessian = _kept_in_memory(error.hessian, output)
@@ -197,7 +230,7 @@ def run(
 
 
 def plan(spec: JobSpec, folder: Path, workers: int | None = None, profile: Profile | None = None) -> JobPlan:
-    """Plan a job without running it, on the cluster where it names one; an output that is given is checked for room.
+    """Plan a job without running it, on the cluster where it names one.
 
     Args:
         spec: the job.
@@ -215,13 +248,9 @@ def plan(spec: JobSpec, folder: Path, workers: int | None = None, profile: Profi
         spec = spec.model_copy(update=changes)
     problem = load_problem(spec, folder)
     if elsewhere:
-        made = make_plan(problem, spec, spec.problem)
-    else:
-        with ExitStack() as joined:
-            made = settled(problem, spec, spec.problem, joined)[1]
-    if spec.output is not None:
-        Output(spec.output, spec.endpoint_url).check_room(made.stored_bytes)
-    return made
+        return make_plan(problem, spec, spec.problem)
+    with ExitStack() as joined:
+        return settled(problem, spec, spec.problem, joined)[1]
 
 
 @contextmanager
@@ -247,7 +276,7 @@ def _kept_in_memory(hessian: Hessian, output: Output) -> Hessian:
     if output.is_memory:
         return hessian
     memory = Output.private()
-    memory.check_room(hessian.manifest.matrix_bytes)
-    for name in output.sizes():
-        memory.put(name, output.get(name) or b"")
+    memory.check_room(hessian.manifest.matrix_bytes, "give an output: a folder or a bucket,")
+    for name, size in output.sizes().items():
+        memory.put(name, output.get(name, size) or b"")
     return Hessian(memory, hessian.manifest)

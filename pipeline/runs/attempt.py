@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
-from pipeline.errors import OutputError, StoppedError, VerificationError
+from pipeline.analysis.hessian import Hessian
+from pipeline.errors import OutputError, StoppedError, VerificationError, counted, human_seconds
 from pipeline.execution.events import Tally
 from pipeline.execution.executors import Executor, Serial, Work
 from pipeline.planning.job_plan import JobPlan
@@ -16,20 +18,34 @@ from pipeline.planning.tiling import Tile
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
 from pipeline.results.fingerprint_check import require_same, require_same_settings, save_weights
-from pipeline.results.hessian import Hessian
 from pipeline.results.receipt_audit import REMEDY, audit, listed_faults
 from pipeline.results.verify import Verification, check
 from pipeline.runs.executor_choice import decided, executor_of, settled
 from pipeline.runs.lease import Lease
 from pipeline.spec import Settings, device_of
 from pipeline.storage.filesystems import explained
-from pipeline.storage.output import GRADIENT, GROUP, LEASE, MATRIX, RECEIPTS, SUCCESS, VERIFY, WEIGHTS, Output, is_proof
+from pipeline.storage.output import (
+    BLOCK_NORMS,
+    GRADIENT,
+    GROUP,
+    LEASE,
+    MANIFEST,
+    MATRIX,
+    PARQUET,
+    RECEIPTS,
+    SUCCESS,
+    VERIFY,
+    WEIGHTS,
+    Output,
+)
 from pipeline.storage.receipts import begun_tiles, largest_first, missing_tiles, own_receipt, receipt_name
-from pipeline.storage.run_files import read_manifest, write_manifest
+from pipeline.storage.run_files import is_finished, read_manifest, read_proof, write_manifest
 from pipeline.storage.zarr_store import MatrixStore
 
 RECEIPTS_READ = 8  # of tiles that are there, to know what one takes
 _OURS = (LEASE, WEIGHTS, GROUP, MATRIX, GRADIENT, RECEIPTS)  # what a run leaves that was cut off before its manifest
+# What else there may be, in the order in which it goes: whatever is left of it by a cut is known at the next try.
+_FINISHED = (SUCCESS, VERIFY, PARQUET, BLOCK_NORMS.split("/")[0], MANIFEST)
 
 
 @dataclass(frozen=True)
@@ -67,13 +83,22 @@ class Attempt:
         report: told about progress.
         name: of the factory that made the problem, None where the caller did.
         check: reads back what is there already.
+        overwrite: replaces a Hessian that is there already.
     """
 
     def __init__(
-        self, problem: Problem, settings: Settings, output: Output, report: Reporter, name: str | None, *, check: bool
+        self,
+        problem: Problem,
+        settings: Settings,
+        output: Output,
+        report: Reporter,
+        name: str | None,
+        *,
+        check: bool,
+        overwrite: bool,
     ) -> None:
         self.problem, self.settings, self.output, self.report, self.name = problem, settings, output, report, name
-        self.check, self.tally = check, Tally()
+        self.check, self.overwrite, self.tally = check, overwrite, Tally()
         self.lease = Lease(output, self.tally.to_json)
         self.joined = ExitStack()
         self.executor: Executor | None = None  # until one is needed: a finished output starts no Ray
@@ -81,7 +106,7 @@ class Attempt:
     def outcome(self) -> Outcome:
         """Do it, while no other driver does."""
         self.output.check_writable()
-        manifest = read_manifest(self.output)
+        manifest = None if self.overwrite else read_manifest(self.output)
         if manifest and not self.check and self._is_finished() and not self._resume(manifest):
             return self._nothing_to_do(manifest)
         with self.lease, self.joined:
@@ -90,7 +115,7 @@ class Attempt:
     def _outcome(self) -> Outcome:
         """Plan or resume, compute what is missing, verify, and mark as finished."""
         start = time.monotonic()
-        manifest = read_manifest(self.output)
+        manifest = None if self.overwrite else read_manifest(self.output)
         tiles = self._start() if manifest is None else self._resume(manifest)
         manifest = manifest or read_manifest(self.output)
         if manifest is None:
@@ -107,7 +132,7 @@ class Attempt:
             hessian = Hessian(self.output, manifest)
             verification = self._verify(hessian) if self.settings.verify else None
             verified = time.monotonic()
-            self.output.put(SUCCESS, json.dumps({"tiles": total, "verified": verification is not None}).encode())
+            self._finish({"tiles": total, "verified": verification is not None})
         return Outcome(
             hessian,
             len(tiles),
@@ -119,27 +144,43 @@ class Attempt:
             dict(self.tally.lost),
         )
 
+    @property
+    def _kept(self) -> int:
+        """Tiles that are done, by this call or before."""
+        return self.tally.before + self.tally.done
+
+    def _finish(self, word: Mapping[str, Any]) -> None:
+        """Mark the output as finished, once all of it would survive a power cut where that is asked for."""
+        if self.settings.durable:
+            self.output.settle()
+        self.output.put(SUCCESS, json.dumps(word).encode(), lasting=self.settings.durable)
+
     def _nothing_to_do(self, manifest: Manifest) -> Outcome:
         self.report.say(f"{self.output.url} is finished already: nothing to do")
         return Outcome(Hessian(self.output, manifest), 0, len(manifest.plan.tiles()), None)
 
     def _is_finished(self) -> bool:
         """Say whether an earlier run went to its end, its proof included where one is asked for."""
-        if self.output.get(SUCCESS) is None:
-            return False
-        return not self.settings.verify or is_proof(self.output.get(VERIFY))
+        return is_finished(self.output) and (not self.settings.verify or read_proof(self.output) is True)
 
     def _start(self) -> list[Tile]:
         """Plan, and set the output up; the manifest comes last, so that there is one only of a complete set-up."""
-        foreign = sorted({name.split("/")[0] for name in self.output.sizes()} - set(_OURS))
-        if foreign:
+        there = self.output.sizes()
+        known = {*_OURS, *_FINISHED} if self.overwrite and MANIFEST in there else set(_OURS)
+        if foreign := sorted({name.split("/")[0] for name in there} - known):
             raise OutputError(f"output {self.output.url}: holds something else ({foreign[0]}); take an empty place")
         self.report.say("planning: preflight and probe")
         self.executor, made = settled(
             self.problem, self.settings, self.name, self.joined, self.lease.check, in_memory=self.output.is_memory
         )
-        self.output.check_room(made.stored_bytes)
+        freed = sum(there.values()) if self.overwrite else 0
+        self.output.check_room(made.stored_bytes - freed, made.smaller)
         self.report.say(_described(made, self.executor))
+        if self.overwrite and MANIFEST in there:
+            self.report.say(f"removing the Hessian in {self.output.url}")
+            for name in (*_FINISHED, *_OURS):
+                if name != LEASE:
+                    self.output.remove(name)
         save_weights(self.problem, self.output)
         with explained(self.output.url, "cannot be set up"):
             MatrixStore.create(self.output, made.manifest, made.at.gradient)
@@ -155,15 +196,17 @@ class Attempt:
         if self.check:
             damaged = self._damaged(manifest)
             missing = largest_first(manifest, damaged + [tile for tile in missing if tile not in damaged])
-        if missing or self.output.get(SUCCESS) is None:
+        if missing or not is_finished(self.output):
             total = len(manifest.plan.tiles())
-            self.report.say(f"{self.output.url}: {total - len(missing)} of {total} tiles are there, going on")
+            self.report.say(
+                f"{self.output.url}: {total - len(missing)} of {counted(total, 'tile')} are there, going on"
+            )
         return missing
 
     def _damaged(self, manifest: Manifest) -> list[Tile]:
         """Read back what is there, say what is at fault, and give its tiles."""
         begun = begun_tiles(self.output, manifest)
-        self.report.say(f"reading back {len(begun)} tiles")
+        self.report.say(f"reading back {counted(len(begun), 'tile')}")
         found = [audited for audited in audit(self.output, manifest, begun) if audited.faults]
         for line in listed_faults(found):
             self.report.say(line)
@@ -178,9 +221,13 @@ class Attempt:
             yield
         except OutputError as error:
             raise StoppedError(
-                f"{error}; stopped with {self.tally.before + self.tally.done} of {total} tiles done, which are kept as "
-                "long as the output is: run the same command again to go on"
+                f"{error}; stopped with {self._kept} of {counted(total, 'tile')} done, which are kept as long as the "
+                "output is: run the same command again to go on"
             ) from error
+        except KeyboardInterrupt as stop:
+            if self._kept:
+                stop.args = (f"{self._kept} of {counted(total, 'tile')} done, which are kept",)
+            raise
 
     def _compute(self, manifest: Manifest, tiles: Sequence[Tile], total: int) -> None:
         """Have the executor compute tiles."""
@@ -230,12 +277,12 @@ def _described(made: JobPlan, executor: Executor) -> str:
         for name, sizes in sorted(manifest.sizes.items())
     )
     left = made.left_out
-    where = "in this process" if isinstance(executor, Serial) else f"{made.workers} workers"
+    where = "in this process" if isinstance(executor, Serial) else counted(made.workers, "worker")
     unused = [p.name for p in manifest.layout if not made.at.gradient[p.place].any()]
     return (
         f"P = {made.tiling.size:,}, {made.tiling.side} x {made.tiling.side} chunks of {manifest.chunk}, "
-        f"{len(made.tiling.tiles())} tiles, {engines}, {where}, "
-        f"predicted {made.makespan_seconds():.1f} s"
+        f"{counted(len(made.tiling.tiles()), 'tile')}, {engines}, {where}, "
+        f"predicted {human_seconds(made.makespan_seconds())}"
         + (f"; without effect on the loss: {', '.join(unused)}" if unused else "")
         + (f"; left out: {', '.join(left)}" if left else "")
     )

@@ -9,7 +9,8 @@ import io
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,19 +19,23 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pipeline.errors import CheckpointError, MemoryRefusedError, in_words, mebibytes, nearest
+from pipeline.errors import CheckpointError, MemoryRefusedError, UnfitError, human_bytes, in_words, nearest
 from pipeline.planning.memory import (
     available_bytes,
 )
 from pipeline.problem.batches import dense
 from pipeline.problem.problem import Problem
 from pipeline.problem.selection import check_finite
-from pipeline.storage.filesystems import at_once, explained, open_filesystem
+from pipeline.spec import brief
+from pipeline.storage.filesystems import at_once, explained, open_filesystem, read_bounded
 from pipeline.storage.retries import patient
+from pipeline.urls import Url
 
 _COMPILED = "_orig_mod."  # put into names by torch.compile, at any depth
 _PARALLEL = "module."  # put before all names by DataParallel and DistributedDataParallel
 _SHOWN = 4  # names of each kind of fault
+_MOST_MAPPINGS, _DEEPEST = 100_000, 16  # that are looked through for tensors, and levels of them
+_MOST_PICKLE = 2**23  # bytes: 50,000 tensors
 _COPIES = 2  # of the file in memory: its bytes and its tensors
 
 
@@ -39,14 +44,16 @@ class Checkpoint:
     """A checkpoint's file.
 
     Attributes:
-        url: of it, without a query, which may be a signature.
+        url: of it.
         data: its bytes.
         sha256: of these.
+        key_name: what says where in it the weights are, in errors: an argument, or a job's key.
     """
 
-    url: str
+    url: Url
     data: bytes = field(repr=False)
     sha256: str
+    key_name: str = "key"
 
     def tensors(self, key: str | None = None) -> dict[str, Tensor]:
         """Read its tensors, on the CPU.
@@ -67,13 +74,13 @@ class Checkpoint:
             name, _, rest = rest.partition(".")
             found = self._enter(found, name)
         if not _are_tensors(found):
-            raise CheckpointError(f"checkpoint {self.url}: {_no_tensors(found, key)}")
+            raise CheckpointError(f"checkpoint {self.url}: {_no_tensors(found, key, self.key_name)}")
         if not rest:
             return dict(found)
         inside = {name.removeprefix(f"{rest}."): t for name, t in found.items() if name.startswith(f"{rest}.")}
         if not inside:
             raise CheckpointError(
-                f"checkpoint {self.url}: `checkpoint_key` got {key!r}, but no name begins with `{rest}.`"
+                f"checkpoint {self.url}: `{self.key_name}` got {key!r}, but no name begins with `{rest}.`"
                 f"{nearest(rest, sorted({name.split('.')[0] for name in found}))}"
             )
         return inside
@@ -83,7 +90,10 @@ class Checkpoint:
         try:
             if _is_safetensors(self.data):
                 return safetensors.torch.load(self.data)
-            if zipfile.is_zipfile(io.BytesIO(self.data)) or self.data[:1] == b"\x80":
+            if zipfile.is_zipfile(io.BytesIO(self.data)):
+                _require_plain(self.data)
+                return torch.load(io.BytesIO(self.data), map_location="cpu", weights_only=True)
+            if self.data[:1] == b"\x80":
                 return torch.load(io.BytesIO(self.data), map_location="cpu", weights_only=True)
         except SafetensorError as error:
             raise CheckpointError(f"checkpoint {self.url}: cannot be read as safetensors ({error})") from None
@@ -102,17 +112,18 @@ class Checkpoint:
     def _enter(self, found: Any, name: str) -> Any:
         """Give what a mapping has under a name."""
         if not isinstance(found, Mapping) or name not in found:
-            known = [str(k) for k in found] if isinstance(found, Mapping) else [f"a {type(found).__name__}"]
-            raise CheckpointError(f"checkpoint {self.url}: `checkpoint_key` finds no `{name}`{nearest(name, known)}")
+            known = list(map(_key, found)) if isinstance(found, Mapping) else [f"a {type(found).__name__}"]
+            raise CheckpointError(f"checkpoint {self.url}: `{self.key_name}` finds no `{name}`{nearest(name, known)}")
         return found[name]
 
 
-def read_checkpoint(url: str, endpoint_url: str | None = None) -> Checkpoint:
+def read_checkpoint(url: str, endpoint_url: str | None = None, key_name: str = "key") -> Checkpoint:
     """Read a checkpoint's file.
 
     Args:
         url: a path or an fsspec URL.
         endpoint_url: of its server, where it is not the cloud's own or the environment's.
+        key_name: what says where in it the weights are, in errors.
 
     Returns:
         The file.
@@ -122,24 +133,28 @@ def read_checkpoint(url: str, endpoint_url: str | None = None) -> Checkpoint:
         MemoryRefusedError: it does not fit into memory.
         OutputError: its store refuses.
     """
-    fs, path = open_filesystem(url, endpoint_url, "checkpoint")
-    shown = url.partition("?")[0]
+    shown = Url(url)
+    fs, path = open_filesystem(shown, endpoint_url, "checkpoint")
     if fs.async_impl:
         at_once(fs, shown, "cannot be read", (fs._exists, path), noun="checkpoint")
     with explained(shown, "cannot be read", "checkpoint"):
         try:
-            size = patient(fs.info)(path)["size"] or 0
+            size = patient(fs.info)(path)["size"]
+            if size is None:
+                raise CheckpointError(f"checkpoint {shown}: its server does not say how large it is")
             needed, free = _COPIES * size, available_bytes()
             if needed > free:
                 raise MemoryRefusedError(
-                    f"checkpoint {shown}: reading it needs {mebibytes(needed)}, {mebibytes(free)} are free"
+                    f"checkpoint {shown}: reading it needs {human_bytes(needed)}, {human_bytes(free)} are free"
                 )
-            data = bytes(patient(fs.cat_file)(path))
+            data = patient(read_bounded)(fs, path, max(size, 1))
         except FileNotFoundError:
             raise CheckpointError(f"checkpoint {shown}: there is no such file") from None
         except IsADirectoryError:
             raise CheckpointError(f"checkpoint {shown}: is a folder, expected a file") from None
-    return Checkpoint(shown, data, hashlib.sha256(data).hexdigest())
+        except UnfitError as error:
+            raise CheckpointError(f"checkpoint {shown}: {error}") from None
+    return Checkpoint(shown, data, hashlib.sha256(data).hexdigest(), key_name)
 
 
 def load_checkpoint(problem: Problem, url: str, key: str | None = None, *, endpoint_url: str | None = None) -> Problem:
@@ -168,7 +183,7 @@ def place_checkpoint(problem: Problem, checkpoint: Checkpoint, key: str | None =
     own = problem.tensors()
     values, faults = _fit(problem.model, own, given)
     if faults:
-        hint = _elsewhere(problem.model.state_dict(), given)
+        hint = _elsewhere(problem.model.state_dict(), given, checkpoint.key_name)
         raise CheckpointError(f"checkpoint {checkpoint.url} does not fit the model: {'; '.join(faults)}{hint}")
     parameters = {name for name, _ in problem.model.named_parameters()}
     check_finite({name: t for name, t in values.items() if name in parameters}, f"checkpoint {checkpoint.url}")
@@ -189,9 +204,9 @@ def _fit(
         name = places[place]
         value, fault = _converted(tensor, own[name])
         if value is None:
-            faults.append(f"`{original}` {fault}")
+            faults.append(f"`{brief(original)}` {fault}")
         elif name in values and not torch.equal(values[name], value):
-            faults.append(f"`{original}` is tied to `{name}` in the model, but has other values")
+            faults.append(f"`{brief(original)}` is tied to `{name}` in the model, but has other values")
         else:
             values[name] = value
     found = {places[place] for place in named}
@@ -219,7 +234,7 @@ def _plain(names: Mapping[str, Any]) -> dict[str, str]:
 
 def _converted(tensor: Tensor, own: Tensor) -> tuple[Tensor | None, str]:
     """Give a tensor in the model's type, or why there is none: never by rounding."""
-    if tensor.is_meta or tensor.is_quantized:
+    if tensor.is_meta or tensor.is_quantized or tensor.is_nested:
         return None, "holds no plain values"
     if tensor.shape != own.shape:
         return None, f"has shape {tuple(tensor.shape)}, expected {tuple(own.shape)}"
@@ -236,12 +251,12 @@ def _converted(tensor: Tensor, own: Tensor) -> tuple[Tensor | None, str]:
     return converted.contiguous().clone(), ""
 
 
-def _elsewhere(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+def _elsewhere(own: Mapping[str, Tensor], given: Mapping[str, Tensor], key_name: str) -> str:
     """Say what to try where the model's names are there under a common beginning."""
     for name in given:
         prefix = next((name.removesuffix(f".{mine}") for mine in own if name.endswith(f".{mine}")), None)
         if prefix and all(f"{prefix}.{mine}" in given for mine in own):
-            return f"; the model's names are there after `{prefix}.`: give checkpoint_key, `{prefix}` at its end"
+            return f"; the model's names are there after `{prefix}.`: give {key_name}, `{prefix}` at its end"
     return ""
 
 
@@ -258,28 +273,51 @@ def _are_tensors(found: Any) -> bool:
     )
 
 
-def _no_tensors(found: Any, key: str | None) -> str:
+def _no_tensors(found: Any, key: str | None, key_name: str) -> str:
     """Say what is where tensors were expected, and where they might be."""
     where = f"at `{key}`" if key else "in it"
     if not isinstance(found, Mapping):
         return f"{where} is a {type(found).__name__}, expected tensors by name"
-    within = sorted(_tensors_within(found, f"{key}." if key else ""), key=lambda name: name.count("."))
-    remedy = f"say where the weights are, as by checkpoint_key: {within[0]}" if within else "it has no tensors by name"
-    return f"{where} are {_listed(map(str, found))}, expected tensors by name; {remedy}"
+    within = _tensors_within(found, f"{key}." if key else "")
+    hint = f"say where the weights are, as by {key_name}: {brief(within)}" if within else "it has no tensors by name"
+    return f"{where} are {_listed(map(_key, found))}, expected tensors by name; {hint}"
 
 
-def _tensors_within(found: Mapping[Any, Any], before: str) -> Iterator[str]:
-    """Give the keys at which there are tensors by name."""
-    for name, value in found.items():
-        if _are_tensors(value):
-            yield f"{before}{name}"
-        elif isinstance(value, Mapping):
-            yield from _tensors_within(value, f"{before}{name}.")
+def _tensors_within(found: Mapping[Any, Any], before: str) -> str | None:
+    """Give the nearest key at which there are tensors by name; a mapping in several places is looked at once."""
+    seen, waiting = {id(found)}, deque([(before, found)])
+    while waiting and waiting[0][0].count(".") < _DEEPEST:
+        before, mapping = waiting.popleft()
+        for name, value in mapping.items():
+            if not isinstance(name, str) or not isinstance(value, Mapping) or id(value) in seen:
+                continue
+            if _are_tensors(value):
+                return f"{before}{name}"
+            seen.add(id(value))
+            if len(seen) > _MOST_MAPPINGS:
+                return None
+            waiting.append((f"{before}{name}.", value))
+    return None
 
 
-def _listed(names: Any) -> str:
-    quoted = [f"`{name}`" for name in names]
+def _key(name: object) -> str:
+    """Give a key as it is shown; to write out one that is no text might take for ever."""
+    return name if isinstance(name, str) else f"a {type(name).__name__}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    quoted = [f"`{brief(name)}`" for name in names]
     return ", ".join(quoted[:_SHOWN]) + (f" and {len(quoted) - _SHOWN} more" if len(quoted) > _SHOWN else "")
+
+
+def _require_plain(data: bytes) -> None:
+    """Refuse an archive that comes to more than its own size, or whose pickle is no list of tensors."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+    if sum(member.file_size for member in members) > len(data):
+        raise ValueError("its members are larger than the file, which torch.save does not compress")
+    if any(member.file_size > _MOST_PICKLE for member in members if member.filename.endswith("data.pkl")):
+        raise ValueError(f"its pickle has more than {_MOST_PICKLE:,} bytes, apart from tensors")
 
 
 def _beyond_data(error: pickle.UnpicklingError) -> str:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import platform
+import re
 import threading
 import time
 import uuid
@@ -19,12 +20,13 @@ from typing import Any
 import psutil
 
 from pipeline.errors import LeaseError, OutputError
-from pipeline.storage.output import LEASE, Output
+from pipeline.runs.holder import LEASE_SECONDS, Held, Holder, is_fresh, read_holder
+from pipeline.storage.output import LEASE, NOTE_BYTES, Output
 from pipeline.storage.run_files import read_manifest
 
 BEAT_SECONDS = 10.0  # between signs of life; Google's stores take one change of an object a second
-LEASE_SECONDS = 60.0  # of silence, after which the next driver may take over
 
+_NAME = re.compile(r"([0-9]{1,12})\.json")
 _log = logging.getLogger(__name__)
 
 
@@ -84,17 +86,16 @@ class Lease:
                 f"{LEASE_SECONDS:.0f} s; finished tiles are kept"
             )
 
-    def _require_free(self, number: int, holder: Mapping[str, Any]) -> None:
+    def _require_free(self, number: int, holder: Holder) -> None:
         """Refuse while the holder lives."""
-        if holder.get("released") or _is_dead(holder):
+        if holder.released or _is_dead(holder):
             return
         silent = self._output.age(_name(number))
-        if silent is not None and silent < LEASE_SECONDS:
-            since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.get("since", 0)))
+        if is_fresh(silent):
             raise LeaseError(
-                f"output {self._output.url}: {holder.get('host', 'somebody')} (process {holder.get('pid', '?')}) is at "
-                f"work on it since {since} and was heard {silent:.0f} s ago; wait for it, or end it: its lease ends "
-                f"after {LEASE_SECONDS:.0f} s of silence"
+                f"output {self._output.url}: {holder.host} ({holder.process}) is at work on it since {holder.moment} "
+                f"and was heard {silent:.0f} s ago; wait for it, or end it: its lease ends after {LEASE_SECONDS:.0f} s "
+                "of silence"
             )
 
     def _take(self) -> bool:
@@ -102,8 +103,8 @@ class Lease:
         name = _name(self._number)
         if self._output.create(name, self._content()):
             return True
-        found = _read(self._output, name)
-        return found is not None and found.get("token") == self._holder["token"]
+        found = read_holder(self._output, name)
+        return found is not None and found.token == self._holder["token"]
 
     def _keep(self) -> None:
         """Give signs of life; a store that does not answer is asked again at the next."""
@@ -134,43 +135,33 @@ class Lease:
         return json.dumps({**self._holder, "released": released, "state": dict(self._state())}).encode()
 
 
-def read_lease(output: Output) -> dict[str, Any] | None:
+def read_lease(output: Output) -> Held | None:
     """Read who holds an output, or held it last.
 
     Args:
         output: any.
 
     Returns:
-        host, pid, since (seconds since the epoch), released, silent (seconds, by the store's clock as far as it can be
-        asked) and the state it told; None where nobody ever did.
+        The lease; None where nobody ever did.
     """
     number, holder = _latest(output)
-    return None if holder is None else {**holder, "silent": output.age(_name(number), ask=False)}
+    return None if holder is None else Held(holder, output.age(_name(number), ask=False))
 
 
-def _latest(output: Output) -> tuple[int, dict[str, Any] | None]:
-    """Give the highest number, and what it holds; nothing known of its holder where that cannot be understood."""
+def _latest(output: Output) -> tuple[int, Holder | None]:
+    """Give the highest number, and who holds it; nothing known of its holder where that cannot be understood."""
     number = max(_numbers(output), default=0)
-    while output.get(_name(number + 1)) is not None:  # a listing may be old
+    while output.get(_name(number + 1), NOTE_BYTES) is not None:  # a listing may be old
         number += 1
-    return number, (_read(output, _name(number)) or {}) if number else None
+    return number, (read_holder(output, _name(number)) or Holder()) if number else None
 
 
 def _numbers(output: Output) -> list[int]:
-    return [int(name.removesuffix(".json")) for name in output.sizes(LEASE) if name.removesuffix(".json").isdigit()]
+    return [int(found[1]) for name in output.sizes(LEASE) if (found := _NAME.fullmatch(name))]
 
 
 def _name(number: int) -> str:
     return f"{LEASE}/{number:08d}.json"
-
-
-def _read(output: Output, name: str) -> dict[str, Any] | None:
-    data = output.get(name)
-    try:
-        found = json.loads(data) if data else None
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _process() -> dict[str, Any]:
@@ -185,12 +176,12 @@ def _process() -> dict[str, Any]:
     }
 
 
-def _is_dead(holder: Mapping[str, Any]) -> bool:
+def _is_dead(holder: Holder) -> bool:
     """Say whether a holder is a process of this machine that has ended; False where that cannot be known."""
     ours = _process()
-    if ours["machine"] is None or holder.get("machine") != ours["machine"]:
+    if ours["machine"] is None or holder.machine != ours["machine"] or holder.pid is None or holder.born is None:
         return False
     try:
-        return bool(psutil.Process(holder["pid"]).create_time() != holder["born"])
+        return bool(psutil.Process(holder.pid).create_time() != holder.born)
     except psutil.NoSuchProcess:
         return True

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from pipeline.errors import HessianError, ProblemError, SpecError, in_words, nearest
 from pipeline.problem.problem import Problem
+from pipeline.urls import VARIABLE, Url, is_secret_name, redacted_values, without
 
 
 def build_problem(reference: str, arguments: dict[str, Any], folder: Path) -> Problem:
@@ -27,13 +29,18 @@ def build_problem(reference: str, arguments: dict[str, Any], folder: Path) -> Pr
         SpecError: there is no such factory, or it does not return a `Problem`.
         ProblemError: the factory failed.
     """
-    factory = _find(reference, folder)
+    factory, secrets = _find(reference, folder), set[str]()
+    given = _resolved(arguments, secrets)
     try:
-        problem = factory(**arguments)
-    except HessianError:
-        raise
-    except Exception as error:
-        raise ProblemError(f"problem: {reference}({_arguments(arguments)}) raised {in_words(error)}") from error
+        problem = factory(**given)
+    except HessianError as error:
+        if without(str(error), secrets) == str(error):
+            raise
+        raise type(error)(without(str(error), secrets)) from None
+    except (Exception, SystemExit) as error:
+        said = f"{reference}({_arguments(arguments)}) raised {without(in_words(error), secrets)}"
+        # What it raised is shown behind the line, unless it has a secret in it.
+        raise ProblemError(f"problem: {said}") from (None if without(str(error), secrets) != str(error) else error)
     if not isinstance(problem, Problem):
         raise SpecError(f"problem: {reference} returned {type(problem).__name__}, expected a pipeline.Problem")
     return problem
@@ -54,8 +61,12 @@ def _find(reference: str, folder: Path) -> Callable[..., Any]:
 
 def _load_file(path: Path) -> ModuleType:
     """Import a file under its own name, with its folder importable as for a script."""
-    path = path.resolve()
-    if not path.is_file():
+    try:
+        path = path.resolve()
+        found = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        found = False
+    if not found:
         raise SpecError(f"problem: no file {path}; the path is relative to the job spec")
     loaded = sys.modules.get(path.stem)
     if loaded is not None and getattr(loaded, "__file__", None) == str(path):
@@ -69,20 +80,42 @@ def _load_file(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise SpecError(f"problem: importing {path} raised {type(error).__name__}: {error}") from error
+        raise SpecError(f"problem: importing {path} raised {in_words(error)}") from error
     finally:
         sys.path.remove(str(path.parent))
     return module
 
 
 def _import(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise SpecError(f"problem: got the module `{name}`, expected names with dots between: `package.module:factory`")
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise SpecError(f"problem: cannot import module `{name}` ({error})") from error
+    except (Exception, SystemExit) as error:
+        raise SpecError(f"problem: importing `{name}` raised {in_words(error)}") from error
 
 
 def _arguments(arguments: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    return ", ".join(f"{key}={value!r}" for key, value in redacted_values(arguments).items())
+
+
+def _resolved(value: Any, secrets: set[str], name: str = "") -> Any:
+    """Put environment variables in where they are named, and note what is to be told to nobody."""
+    if isinstance(value, dict):
+        return {key: _resolved(inner, secrets, f"{name}.{key}" if name else str(key)) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_resolved(inner, secrets, name) for inner in value]
+    if isinstance(value, str) and (found := VARIABLE.fullmatch(value)):
+        value = os.environ.get(found[1])
+        if value is None:
+            raise SpecError(f"`problem_args.{name}` names the environment variable {found[1]}, which is not set here")
+        secrets.add(value)
+    elif is_secret_name(name.rpartition(".")[2]):
+        secrets.add(str(value))
+    elif isinstance(value, str):
+        secrets.update(Url(value).secrets())
+    return value

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipeline.analysis.hessian import Hessian
 from pipeline.analysis.norms import summarize
 from pipeline.errors import FAILED, RESUMABLE, CheckpointError, HessianError, SweepError, in_words
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
-from pipeline.results.hessian import Hessian
 from pipeline.runs.api import load_problem, run
 from pipeline.runs.checkpoint import Checkpoint, place_checkpoint, read_checkpoint
 from pipeline.runs.lease import Lease
@@ -22,6 +22,7 @@ from pipeline.spec import JobSpec
 from pipeline.storage.filesystems import at_once, endpoint_for, explained, open_filesystem
 from pipeline.storage.output import Output
 from pipeline.storage.retries import patient
+from pipeline.urls import Url, redacted_values
 
 _OF_A_JOB = ("problem", "problem_args", "checkpoint_key", "params", "blocks", "dtype", "store_dtype")  # affect numbers
 _STAMPS = ("size", "ETag", "etag", "generation", "mtime", "LastModified", "last_modified")  # what stores say of a file
@@ -53,7 +54,7 @@ class Swept:
 class _File:
     """A file that is there: its URL, and what its store says of it, empty where that would not tell a change."""
 
-    url: str
+    url: Url
     stamp: str
 
 
@@ -96,6 +97,7 @@ def list_checkpoints(url: str, endpoint_url: str | None = None) -> list[_File]:
         CheckpointError: there is no such bucket, or no such local folder.
         OutputError: their store refuses.
     """
+    url = Url(url)
     fs, path = open_filesystem(url, endpoint_url, "checkpoint")
     plain = re.split(r"[*?\[]", path)[0]
     if fs.async_impl:
@@ -104,9 +106,9 @@ def list_checkpoints(url: str, endpoint_url: str | None = None) -> list[_File]:
     with explained(url, "cannot be listed", "checkpoint"):
         found = patient(fs.glob)(path, detail=True)
         if not found and not patient(fs.exists)(root):
-            raise CheckpointError(f"checkpoint {url}: there is no `{root}`")
+            raise CheckpointError(f"checkpoint {url}: there is no `{url.hidden_in(root)}`")
     files = [
-        _File(fs.unstrip_protocol(name) if "://" in url else name, _stamp(info))
+        _File(Url(fs.unstrip_protocol(name) if "://" in url else name), _stamp(info))
         for name, info in found.items()
         if info["type"] == "file" and not PurePosixPath(name).name.startswith(".")
     ]
@@ -129,18 +131,20 @@ class _Due:
 
     def go(self, lease: Lease) -> Swept:
         """Do it, while no other does."""
-        self._sweep = Sweep.read(self._output, self._job.model_dump(mode="json", include=set(_OF_A_JOB)))
+        self._sweep = Sweep.read(
+            self._output, redacted_values(self._job.model_dump(mode="json", include=set(_OF_A_JOB)))
+        )
         files = list_checkpoints(self._schedule.checkpoints, self._endpoint_url)
         self._counts["checkpoints"] = len(files)
         if not files:
             self._report.say(f"there is no checkpoint {self._schedule.checkpoints}")
         there = {file.url for file in files}
         self._sweep.seen = {url: seen for url, seen in self._sweep.seen.items() if url in there}
-        for file in files:
+        for number, file in enumerate(files, 1):
             lease.check()
             checkpoint = self._read(file)
             if checkpoint is not None:
-                self._compute(checkpoint, self._problem)
+                self._compute(checkpoint, self._problem, f"{number} of {len(files)}")
                 self._thin_out()
         self._thin_out()
         self._sweep.write(self._output)
@@ -154,7 +158,7 @@ class _Due:
         checkpoint = None
         if not file.stamp or file.stamp != stamp or sha256 not in rows:
             try:
-                checkpoint = read_checkpoint(file.url, self._endpoint_url)
+                checkpoint = read_checkpoint(file.url, self._endpoint_url, "checkpoint_key")
             except HessianError as error:
                 self._fail(file.url, error)
                 return None
@@ -171,9 +175,9 @@ class _Due:
         self._report.say(f"building {self._job.problem}")
         return load_problem(self._job.model_copy(update={"checkpoint_key": None}), self._folder)
 
-    def _compute(self, checkpoint: Checkpoint, problem: Problem) -> None:
+    def _compute(self, checkpoint: Checkpoint, problem: Problem, which: str) -> None:
         """Compute a Hessian, or go on with it; what goes wrong is noted, and does not stop the others."""
-        self._report.say(f"checkpoint {checkpoint.url}")
+        self._report.say(f"checkpoint {which}: {checkpoint.url}")
         url = f"{self._output.url}/{self._folder_of(checkpoint)}"
         try:
             placed = place_checkpoint(problem, checkpoint, self._job.checkpoint_key)

@@ -10,12 +10,19 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from pipeline.errors import OutputError, SpecError
+from pipeline.errors import MemoryRefusedError, OutputError, SpecError, human_bytes, in_words
+from pipeline.planning.memory import available_bytes
+from pipeline.spec import one_fault
 from pipeline.storage.output import Output
+from pipeline.storage.records import parsed
+from pipeline.urls import redacted_values
 
 TABLE = "sweep.parquet"
+MOST_BYTES = 2**29  # of it: 10,000 checkpoints of a network of 100 parameters
 _NOTES = b"hessian"  # in the file's metadata: the job, and what was seen of checkpoints
+_VALUE_BYTES = 200  # of a value at most, as an object and in the file's pages
 _SCHEMA = pa.schema(
     [
         ("checkpoint", pa.string()),
@@ -53,6 +60,8 @@ class Row:
         worker_seconds: of computing and writing all tiles, over all workers.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     checkpoint: str
     sha256: str
     output: str | None
@@ -65,6 +74,18 @@ class Row:
     blocks: list[dict[str, Any]]
     finished: datetime
     worker_seconds: float
+
+
+class _Notes(BaseModel):
+    """What the file says beside its rows."""
+
+    model_config = ConfigDict(strict=True)
+
+    job: dict[str, Any]
+    seen: dict[str, tuple[str, str]]
+
+
+_ROWS, _NOTES_KIND = TypeAdapter(list[Row]), TypeAdapter(_Notes)
 
 
 @dataclass
@@ -96,26 +117,25 @@ class Sweep:
             OutputError: it is damaged.
             SpecError: it is of another job.
         """
-        data = output.get(TABLE)
+        data = output.get(TABLE, MOST_BYTES)
         if data is None:
             return cls(job)
         try:
-            table = pq.read_table(io.BytesIO(data))
-            notes = json.loads(table.schema.metadata[_NOTES])
-            rows = {row["sha256"]: Row(**row) for row in table.to_pylist()}
-        except (pa.ArrowException, ValueError, TypeError, LookupError) as error:
+            rows, notes = _read(data)
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise OutputError(
-                f"output {output.url}: {TABLE} cannot be read ({error}); without it, it is made anew from the outputs "
-                "that are kept"
+                f"output {output.url}: {TABLE} cannot be read ({in_words(error)}); without it, it is made anew from "
+                "the outputs that are kept"
             ) from None
-        others = [key for key in {**notes["job"], **job} if notes["job"].get(key) != job.get(key)]
+        before = redacted_values(notes.job)  # tables from before secrets were hidden
+        others = [key for key in {**before, **job} if before.get(key) != job.get(key)]
         if others:
             key = others[0]
             raise SpecError(
-                f"output {output.url}: its {TABLE} is of another job: `{key}` was {notes['job'].get(key)!r}, got "
+                f"output {output.url}: its {TABLE} is of another job: `{key}` was {before.get(key)!r}, got "
                 f"{job.get(key)!r}; take another output"
             )
-        return cls(job, rows, {url: (stamp, sha) for url, (stamp, sha) in notes["seen"].items()})
+        return cls(job, {row.sha256: row for row in rows}, dict(notes.seen))
 
     def write(self, output: Output) -> None:
         """Put the table into a folder."""
@@ -128,6 +148,23 @@ class Sweep:
     def in_order(self) -> list[Row]:
         """Give the rows in the order of their checkpoints' names."""
         return sorted(self.rows.values(), key=lambda row: natural(row.checkpoint))
+
+
+def _read(data: bytes) -> tuple[list[Row], _Notes]:
+    """Read the file, whose sizes are not believed."""
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    if not file.schema_arrow.equals(_SCHEMA):
+        raise ValueError("has other columns")
+    groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+    values = sum(group.column(k).num_values for group in groups for k in range(group.num_columns))
+    needed, free = _VALUE_BYTES * max(values, file.metadata.num_rows), available_bytes()
+    if needed > free:
+        raise MemoryRefusedError(f"{TABLE}: reading it needs {human_bytes(needed)}, {human_bytes(free)} are free")
+    notes = parsed(_NOTES_KIND, (file.schema_arrow.metadata or {}).get(_NOTES, b""))
+    try:
+        return _ROWS.validate_python(file.read(use_threads=False).to_pylist()), notes
+    except ValidationError as error:
+        raise ValueError(one_fault(error)) from None
 
 
 def natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:

@@ -13,16 +13,20 @@ from typing import Any
 import fsspec
 from fsspec.asyn import sync
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, WrapperStore
 
-from pipeline.errors import HessianError, OutputError, UnreachableError
+from pipeline.errors import HessianError, OutputError, UnfitError, UnreachableError
+from pipeline.local_files import read_regular
 from pipeline.storage.retries import http_status, is_transient, patient
+from pipeline.urls import Url
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 ANSWER_SECONDS = 15  # for the first request to a cloud
 REQUEST_SECONDS = 60
+_NO_SUCH_RANGE = 416
 
 
 def open_filesystem(url: str, endpoint_url: str | None = None, noun: str = "output") -> tuple[Any, str]:
@@ -39,15 +43,16 @@ def open_filesystem(url: str, endpoint_url: str | None = None, noun: str = "outp
     Raises:
         OutputError: the URL's protocol is not known, its client is not installed, or it carries credentials.
     """
+    url = Url(url)
     options = _options(url, endpoint_url, noun)
     try:
-        fs, root = fsspec.core.url_to_fs(url, **options)
+        fs, root = fsspec.core.url_to_fs(url.plain, **options)
     except ImportError as error:
         extra = EXTRAS.get(_protocol(url))
         remedy = f"python3 -m pip install 'hessian-pipeline[{extra}]'" if extra else str(error)
         raise OutputError(f"{noun} {url}: its client is not installed: {remedy}") from None
     except Exception as error:
-        raise OutputError(f"{noun} {url}: {reason(error)}") from error
+        raise OutputError(f"{noun} {url}: {url.hidden_in(reason(error))}") from None
     return fs, root
 
 
@@ -68,7 +73,34 @@ def zarr_store(fs: Any, path: str, given_up: Event) -> Store:
     return _PatientStore(FsspecStore(AsyncFileSystemWrapper(fs, asynchronous=True), path=path), given_up)
 
 
-def at_once(fs: Any, url: str, what: str, *calls: tuple[Any, ...], noun: str = "output") -> None:
+def read_bounded(fs: Any, path: str, most_bytes: int) -> bytes:
+    """Read a file whole, or refuse it.
+
+    Args:
+        fs: its filesystem.
+        path: in it.
+        most_bytes: that it may have; no more than one above are asked for.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        UnfitError: it has more, or lies on a disk and is no regular file; the message is a clause without a subject.
+    """
+    if isinstance(fs, LocalFileSystem):
+        return read_regular(path, most_bytes)
+    try:
+        data = bytes(fs.cat_file(path, start=0, end=most_bytes + 1))
+    except Exception as error:
+        if http_status(error) == _NO_SUCH_RANGE:  # of an empty object
+            return b""
+        raise
+    if len(data) > most_bytes:
+        raise UnfitError(f"has more than {most_bytes:,} bytes")
+    return data
+
+
+def at_once(fs: Any, url: str, what: str, *calls: tuple[Any, ...], noun: str = "output") -> Any:
     """Make the first requests to a cloud, within seconds and without patience.
 
     Args:
@@ -78,15 +110,20 @@ def at_once(fs: Any, url: str, what: str, *calls: tuple[Any, ...], noun: str = "
         calls: coroutine functions of the filesystem, each with its arguments.
         noun: what the URL is of, in errors.
 
+    Returns:
+        What the last of them gives.
+
     Raises:
         OutputError: there is no answer, or a refusal.
     """
+    found = None
     try:
         with explained(url, what, noun):
             for function, *arguments in calls:
-                sync(fs.loop, function, *arguments, timeout=ANSWER_SECONDS)
+                found = sync(fs.loop, function, *arguments, timeout=ANSWER_SECONDS)
     except UnreachableError as error:
-        raise OutputError(str(error)) from error  # nothing was begun that could be gone on with
+        raise OutputError(str(error)) from None  # nothing was begun that could be gone on with
+    return found
 
 
 def reason(error: BaseException) -> str:
@@ -123,7 +160,7 @@ def explained(url: str, what: str, noun: str = "output") -> Iterator[None]:
         raise
     except Exception as error:
         kind = UnreachableError if is_transient(error) else OutputError
-        raise kind(f"{noun} {url}: {what} ({reason(error)})") from error
+        raise kind(f"{noun} {url}: {what} ({Url(url).hidden_in(reason(error))})") from None
 
 
 class _PatientStore(WrapperStore[FsspecStore]):
@@ -144,16 +181,13 @@ class _PatientStore(WrapperStore[FsspecStore]):
         await patient(self._store.set, self._given_up)(key, value)
 
 
-def _require_plain(url: str, endpoint_url: str, noun: str) -> None:
-    """Refuse URLs that carry credentials, without repeating them."""
+def _require_plain(url: Url, endpoint_url: str, noun: str) -> None:
+    """Refuse URLs that carry credentials, without repeating them; files of other schemes may have no other way."""
     if "::" in url:
         raise OutputError(f"the {noun}'s URL chains filesystems: give that of the bucket")
-    for text in (url if _protocol(url) in EXTRAS else "", endpoint_url):
-        before, at, _ = text.partition("://")[2].partition("@")
-        if (at and ":" in before) or "?" in text:
-            raise OutputError(
-                f"the {noun}'s URL or endpoint_url carries credentials: give them in the environment instead"
-            )
+    secret = url.is_secret and (noun == "output" or _protocol(url) in EXTRAS)
+    if secret or Url(endpoint_url).is_secret:
+        raise OutputError(f"the {noun}'s URL or endpoint_url carries credentials: give them in the environment instead")
 
 
 def endpoint_for(url: str, output: str | None, endpoint_url: str | None) -> str | None:
@@ -166,7 +200,7 @@ def _protocol(url: str) -> str:
     return url.split("://")[0] if "://" in url else "file"
 
 
-def _options(url: str, endpoint_url: str | None, noun: str) -> dict[str, Any]:
+def _options(url: Url, endpoint_url: str | None, noun: str) -> dict[str, Any]:
     """Give what a filesystem is opened with, none of it secret."""
     _require_plain(url, endpoint_url or "", noun)
     options: dict[str, Any] = {"use_listings_cache": False}  # a stale listing denies what another process just wrote

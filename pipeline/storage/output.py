@@ -1,11 +1,11 @@
 """Where a Hessian lies: a folder on any fsspec filesystem, and the small objects in it."""
 
-import json
 import os
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,9 +16,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
-from pipeline.errors import OutputError, mebibytes
-from pipeline.storage.filesystems import at_once, endpoint_for, explained, open_filesystem, zarr_store
+from pipeline.errors import OutputError, UnfitError, human_bytes
+from pipeline.local_files import PARTIAL, create_file, replace_file, settle
+from pipeline.storage.filesystems import at_once, endpoint_for, explained, open_filesystem, read_bounded, zarr_store
+from pipeline.storage.read_ahead import ahead
 from pipeline.storage.retries import http_status, patient
+from pipeline.urls import Url
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -29,9 +32,12 @@ PARQUET = "hessian.parquet"
 RECEIPTS = "receipts"
 LEASE = "lease"
 VERIFY = "verify.json"
+METADATA_BYTES = 32 * 2**20  # at most, of a manifest or of an array's metadata: 1e5 parameters
+NOTE_BYTES = 2**20  # likewise, of a driver's word on how it goes
+MOST_BYTES = 64 * 2**20  # likewise, of an object whose size nothing else tells
 BLOCK_NORMS = "report/block_norms.png"
 SUCCESS = "_SUCCESS"
-_PARTIAL = ".partial"
+SETTLERS = 8  # files at a time that are waited for
 PRECONDITION_FAILED = 412
 
 
@@ -47,9 +53,10 @@ class Output:
     """
 
     def __init__(self, url: str, endpoint_url: str | None = None) -> None:
-        self.url, self._endpoint_url = str(url).rstrip("/"), endpoint_url
+        given = Url(Url(url).plain.rstrip("/"))
+        self.url, self._endpoint_url = str(given), endpoint_url
         self._given_up = Event()
-        self._fs, self._root = open_filesystem(self.url, endpoint_url)
+        self._fs, self._root = open_filesystem(given, endpoint_url)  # refuses one with secrets
         if self.is_local:
             self._root = os.path.abspath(self._root)
             self.url = self._root
@@ -94,9 +101,25 @@ class Output:
         """
         with explained(self.url, f"cannot write {name}"):
             if self.is_local:
-                _replace(Path(self.path(name)), parts, lasting=lasting)
+                replace_file(Path(self.path(name)), parts, lasting=lasting)
             else:
                 self._patient(self._fs.pipe_file)(self.path(name), b"".join(parts))
+
+    def settle(self) -> None:
+        """Wait until all that lies here would survive the end of the machine; stores see to that with each object.
+
+        Raises:
+            OutputError: the disk fails.
+        """
+        if not self.is_local:
+            return
+        with explained(self.url, "cannot be brought to the disk"):
+            folders = list(os.walk(self._root))
+            files = (os.path.join(folder, name) for folder, _, names in folders for name in names)
+            for _ in ahead(settle, files, SETTLERS):
+                pass
+            for folder in (os.path.dirname(self._root), *(folder for folder, _, _ in folders)):
+                settle(folder)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a small object if there is none of that name; of many that try at once, one succeeds.
@@ -114,7 +137,7 @@ class Output:
         with explained(self.url, f"cannot write {name}"):
             try:
                 if self.is_local:
-                    _create(Path(self.path(name)), data)
+                    create_file(Path(self.path(name)), data)
                 else:
                     patient(self._fs.pipe_file)(self.path(name), data, mode="create")
             except Exception as error:
@@ -146,7 +169,7 @@ class Output:
 
     def _time(self) -> datetime:
         """Ask the store what time it is."""
-        name = f"{uuid.uuid4().hex}{_PARTIAL}"
+        name = f"{uuid.uuid4().hex}{PARTIAL}"
         self.put(name, b"")
         try:
             now: datetime = patient(self._fs.modified)(self.path(name))
@@ -154,20 +177,27 @@ class Output:
             self.delete(name)
         return now.replace(tzinfo=now.tzinfo or UTC)
 
-    def get(self, name: str) -> bytes | None:
+    def get(self, name: str, most_bytes: int = MOST_BYTES) -> bytes | None:
         """Read an object.
+
+        Args:
+            name: relative to the folder.
+            most_bytes: that such an object can have; no more are read.
 
         Returns:
             Its bytes, None where there is none.
 
         Raises:
+            UnfitError: it has more, or is no regular file.
             OutputError: it cannot be read.
         """
         with explained(self.url, f"cannot read {name}"):
             try:
-                return bytes(self._patient(self._fs.cat_file)(self.path(name)))
+                return patient(partial(read_bounded, self._fs), self._given_up)(self.path(name), most_bytes)
             except FileNotFoundError:
                 return None
+            except UnfitError as error:
+                raise UnfitError(f"output {self.url}: {name} {error}") from None
 
     def delete(self, name: str) -> None:
         """Remove an object, if it is there."""
@@ -188,7 +218,7 @@ class Output:
             found = self._patient(self._fs.find)(root, detail=True)
         names = {path[len(root) + 1 :] if path.startswith(root) else path: info for path, info in found.items()}
         # Some stores show folders as objects without a name, or with a slash at its end.
-        return {name: int(info["size"]) for name, info in names.items() if not name.endswith((_PARTIAL, "/")) and name}
+        return {name: int(info["size"]) for name, info in names.items() if not name.endswith((PARTIAL, "/")) and name}
 
     def folders(self) -> list[str]:
         """Name what lies right below this folder, one request for all, whatever is below that."""
@@ -217,7 +247,7 @@ class Output:
         Raises:
             OutputError: that fails.
         """
-        name = f"{uuid.uuid4().hex}{_PARTIAL}"
+        name = f"{uuid.uuid4().hex}{PARTIAL}"
         if self._fs.async_impl:
             calls = (self._fs._pipe_file, self.path(name), b""), (self._fs._rm_file, self.path(name))
             at_once(self._fs, self.url, "cannot be written to", *calls)
@@ -229,14 +259,16 @@ class Output:
         """Ask for the manifest.
 
         Raises:
-            OutputError: there is no answer.
+            OutputError: there is no answer, or no such bucket.
         """
         if self._fs.async_impl:
-            at_once(self._fs, self.url, "cannot be read", (self._fs._exists, self.path(MANIFEST)))
+            if at_once(self._fs, self.url, "cannot be read", (self._fs._exists, self.path(MANIFEST))):
+                return
+            bucket = self._root.partition("/")[0]
+            if not at_once(self._fs, self.url, "cannot be read", (self._fs._exists, bucket)):
+                raise OutputError(f"output {self.url}: there is no bucket `{bucket}`: create it, or correct the URL")
 
-    def check_room(
-        self, needed_bytes: int, remedy: str = "take symmetry=upper, store_dtype=float32, fewer blocks"
-    ) -> None:
+    def check_room(self, needed_bytes: int, remedy: str) -> None:
         """Refuse to start what would fill the disk or the memory.
 
         Args:
@@ -254,15 +286,16 @@ class Output:
             return
         if needed_bytes > free:
             raise OutputError(
-                f"output {self.url}: needs {mebibytes(needed_bytes)}, but {place} only {mebibytes(free)} are free; "
+                f"output {self.url}: needs {human_bytes(needed_bytes)}, but {place} only {human_bytes(free)} are free; "
                 f"{remedy} or another output"
             )
 
-    def remove(self) -> None:
-        """Remove the folder and all in it, if it is there."""
-        with explained(self.url, "cannot be removed"):
-            if self._patient(self._fs.exists)(self._root):
-                self._patient(self._fs.rm)(self._root, recursive=True)
+    def remove(self, name: str = "") -> None:
+        """Remove the folder with all in it, or what is of that name in it, if it is there."""
+        path = self.path(name)
+        with explained(self.url, f"{name} cannot be removed".lstrip()):
+            if self._patient(self._fs.exists)(path):
+                self._patient(self._fs.rm)(path, recursive=True)
 
 
 def open_readable(url: str, beside: str, endpoint_url: str | None) -> Output:
@@ -284,22 +317,6 @@ def open_readable(url: str, beside: str, endpoint_url: str | None) -> Output:
     return output
 
 
-def is_proof(found: bytes | None) -> bool:
-    """Say whether what lies in a finished output's VERIFY says that it was proven."""
-    try:
-        return json.loads(found or b"")["ok"] is True
-    except (ValueError, LookupError, TypeError):
-        return False
-
-
-def has_failed(found: bytes | None) -> bool:
-    """Whether what lies in an output's VERIFY says that all was computed and the proof failed."""
-    try:
-        return json.loads(found or b"")["ok"] is False
-    except (ValueError, LookupError, TypeError):
-        return False
-
-
 class _PrivateMemory(MemoryFileSystem):  # type: ignore[misc]
     """A memory filesystem with a store of its own; fsspec's is one for the whole process."""
 
@@ -309,34 +326,6 @@ class _PrivateMemory(MemoryFileSystem):  # type: ignore[misc]
         super().__init__()
         self.store: dict[str, Any] = {}
         self.pseudo_dirs = [""]
-
-
-def _replace(path: Path, parts: Iterable[bytes | memoryview], *, lasting: bool) -> None:
-    """Write a local file by a temporary one; a killed process leaves at most a `.partial` file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Hidden: pyarrow would count a whole one that was left behind among the files of a Parquet folder.
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
-    try:
-        with partial.open("wb") as file:
-            file.writelines(parts)
-            if lasting:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _create(path: Path, data: bytes) -> None:
-    """Write a local file that is not there yet; for a moment it can be seen empty."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as file:
-        try:
-            file.write(data)
-            file.flush()
-        except OSError:  # a full disk: an empty file would tell that somebody was here
-            path.unlink()
-            raise
 
 
 def _existing(path: Path) -> Path:

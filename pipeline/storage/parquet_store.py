@@ -12,11 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import IncompleteError, in_words
+from pipeline.errors import IncompleteError, UnfitError, in_words
 from pipeline.planning.manifest import Manifest
 from pipeline.storage.chunk_codec import Matrix
 from pipeline.storage.output import PARQUET, Output
 from pipeline.storage.zarr_store import StoredObject
+
+FIXED_BYTES = 2**20  # at most, of a file: all but what its entries and rows take
 
 
 def file_key(i: int, j: int) -> str:
@@ -131,7 +133,10 @@ class ParquetFiles:
             IncompleteError: it is missing, does not match its checksum, or is not the file of that chunk.
         """
         name = self._name(file_key(i, j))
-        data = self._output.get(name)
+        try:
+            data = self._output.get(name, _most_bytes(self._manifest))
+        except UnfitError as error:
+            raise IncompleteError(f"{name} cannot be read: {error}") from None
         if data is None:
             raise IncompleteError(f"{name} is missing")
         if crc.crc32c(data) != crc32c:
@@ -144,7 +149,7 @@ class ParquetFiles:
     def _put(self, i: int, j: int, values: Matrix) -> StoredObject:
         """Encode and put one file."""
         key, data = file_key(i, j), encode(self._manifest, i, j, values)
-        if self._keep.get(key) != len(data) or self._output.get(self._name(key)) != data:
+        if self._keep.get(key) != len(data) or self._output.get(self._name(key), len(data)) != data:
             self._output.put(self._name(key), data)
         return StoredObject(key, len(data), crc.crc32c(data))
 
@@ -160,6 +165,11 @@ def _array(values: Matrix) -> pa.Array:
 def _vector(array: pa.Array) -> Matrix:
     """Take a vector from Arrow as it lies; `to_numpy` would import pandas too."""
     return np.from_dlpack(array)
+
+
+def _most_bytes(manifest: Manifest) -> int:
+    """Give the bytes that a chunk's file can have: what does not become smaller is kept with little on top."""
+    return FIXED_BYTES + 9 * manifest.chunk**2 * np.dtype(manifest.store_dtype).itemsize // 8 + 16 * manifest.chunk
 
 
 def _list_type(manifest: Manifest) -> pa.ListType:

@@ -5,8 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Annotated
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from pipeline.errors import IncompleteError
 from pipeline.planning.manifest import Manifest
@@ -14,9 +15,17 @@ from pipeline.planning.tiling import Tile
 from pipeline.storage.output import PARQUET, RECEIPTS, Output
 from pipeline.storage.parquet_store import file_key
 from pipeline.storage.read_ahead import ahead
+from pipeline.storage.records import parsed, read_or_none
+from pipeline.storage.tile_products import COUNT
 from pipeline.storage.zarr_store import StoredObject, stored_sizes, tile_keys
 
+FIXED_BYTES = 16 * 2**10  # of a receipt at most: all but what is listed for each object and each row
+OBJECT_BYTES = 200  # likewise, for each object
+LAST_MOMENT = 253_402_300_799.0  # seconds since the epoch, of the year 9999
 RECEIPT_READERS = 32  # at a time: a run of 1e5 tiles has as many of these small objects
+
+_Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 @dataclass(frozen=True)
@@ -48,18 +57,18 @@ class Receipt:
     tile: str
     run: str
     chunks: tuple[StoredObject, ...]
-    max_abs: float
-    norm: float
-    asymmetry: float
-    compute_seconds: float
-    write_seconds: float
-    peak_memory_bytes: int
-    attempt: int
+    max_abs: _Amount
+    norm: _Amount
+    asymmetry: _Amount
+    compute_seconds: _Amount
+    write_seconds: _Amount
+    peak_memory_bytes: _Count
+    attempt: _Count
     host: str
-    pid: int
+    pid: _Count
     device: str
-    finished: float
-    halvings: int = 0
+    finished: Annotated[float, Field(ge=0, le=LAST_MOMENT)]
+    halvings: _Count = 0
     products: str = ""
 
     def to_bytes(self) -> bytes:
@@ -76,7 +85,7 @@ class Receipt:
         Raises:
             ValueError: it is not a receipt.
         """
-        return _RECEIPT.validate_json(data)
+        return parsed(_RECEIPT, data)
 
     @property
     def bytes(self) -> int:
@@ -119,18 +128,21 @@ def largest_first(manifest: Manifest, tiles: Sequence[Tile]) -> list[Tile]:
     return sorted(tiles, key=lambda tile: -math.prod(manifest.plan.shape(tile)))
 
 
-def read_receipt(output: Output, tile: Tile) -> Receipt | None:
+def read_receipt(output: Output, manifest: Manifest, tile: Tile) -> Receipt | None:
     """Read a tile's receipt; None where there is none or it is damaged."""
-    data = output.get(receipt_name(tile.id))
-    try:
-        return None if data is None else Receipt.from_bytes(data)
-    except ValueError:
-        return None
+    return read_or_none(output, receipt_name(tile.id), _RECEIPT, _most_bytes(manifest, tile))
+
+
+def _most_bytes(manifest: Manifest, tile: Tile) -> int:
+    """Give the bytes that a tile's receipt can have, by what it lists."""
+    objects = 4 * len(manifest.plan.chunks(tile))  # mirrored, and in two formats
+    products = 8 * COUNT * sum(manifest.plan.shape(tile))
+    return FIXED_BYTES + OBJECT_BYTES * objects + 4 * products // 3
 
 
 def own_receipt(output: Output, manifest: Manifest, tile: Tile) -> Receipt | None:
     """Read a tile's receipt; None where there is none, it is damaged, or it is of another tile or run."""
-    receipt = read_receipt(output, tile)
+    receipt = read_receipt(output, manifest, tile)
     return receipt if receipt and (receipt.tile, receipt.run) == (tile.id, manifest.digest) else None
 
 
@@ -140,18 +152,19 @@ def object_sizes(output: Output) -> dict[str, int]:
     return chunks | output.sizes(PARQUET)
 
 
-def record_files(output: Output, tile: Tile, files: Sequence[StoredObject]) -> None:
+def record_files(output: Output, manifest: Manifest, tile: Tile, files: Sequence[StoredObject]) -> None:
     """Put the Parquet files that an export wrote into their tile's receipt.
 
     Args:
         output: of the run.
-        tile: of the run's plan.
+        manifest: of the run.
+        tile: of its plan.
         files: all of that tile.
 
     Raises:
         IncompleteError: there is no such receipt.
     """
-    receipt = read_receipt(output, tile)
+    receipt = read_receipt(output, manifest, tile)
     if receipt is None:
         raise IncompleteError(f"output {output.url}: tile {tile.id} has no receipt; run the same job again")
     if not set(files) <= set(receipt.chunks):

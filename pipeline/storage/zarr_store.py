@@ -3,30 +3,35 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.abc.store import Store
+from pydantic import ConfigDict, Field, NonNegativeInt
 from zarr.errors import ZarrUserWarning
 
-from pipeline.errors import IncompleteError, OutputError, in_words
+from pipeline.errors import IncompleteError, OutputError, UnfitError
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.tiling import Tile
-from pipeline.storage.chunk_codec import ChunkCodec, Matrix, ending_checksum, zarr_codecs
+from pipeline.storage.array_metadata import require_array
+from pipeline.storage.chunk_codec import CRC_BYTES, ChunkCodec, Matrix, checked_body, ending_checksum, zarr_codecs
 from pipeline.storage.output import GRADIENT, MATRIX, Output
 from pipeline.storage.read_ahead import ahead
 from pipeline.storage.retries import patient
+
+Index = slice | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class StoredObject:
     """An object that was put: its key in its folder, its size, and its checksum, which ends a Zarr chunk."""
 
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
+
     key: str
-    bytes: int
-    crc32c: int
+    bytes: NonNegativeInt
+    crc32c: Annotated[int, Field(ge=0, lt=2**32)]
 
     def to_json(self) -> dict[str, Any]:
         """Give a plain mapping."""
@@ -55,7 +60,9 @@ class MatrixStore:
     def __init__(self, output: Output, manifest: Manifest) -> None:
         self.manifest, self.chunk = manifest, manifest.chunk
         self._output, self._codec = output, ChunkCodec(manifest.codec, manifest.chunk, manifest.store_dtype)
-        self._array = _open(output.zarr_store(MATRIX), output, MATRIX)
+        size, side = manifest.layout.size, manifest.chunk
+        codecs = zarr_codecs(manifest.codec)
+        require_array(output, MATRIX, (size, size), (side, side), manifest.store_dtype, codecs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel by name, as the output does: what is open belongs to the process that opened it."""
@@ -108,8 +115,12 @@ class MatrixStore:
             zarr.consolidate_metadata(group)
 
     @staticmethod
-    def gradient(output: Output) -> npt.NDArray[np.float64]:
+    def gradient(output: Output, manifest: Manifest) -> npt.NDArray[np.float64]:
         """Read the gradient.
+
+        Args:
+            output: where.
+            manifest: of the run.
 
         Returns:
             dL / dtheta.  # shape: (P,)
@@ -117,14 +128,20 @@ class MatrixStore:
         Raises:
             OutputError: it is missing or damaged.
         """
-        array = _open(output.zarr_store(GRADIENT), output, GRADIENT)
-        try:
-            values = np.asarray(array[:])
-        except (ValueError, RuntimeError) as error:
-            raise OutputError(f"output {output.url}: {GRADIENT} cannot be decoded ({in_words(error)})") from None
-        if np.isnan(values).any():
+        size = manifest.layout.size
+        require_array(output, GRADIENT, (size,), (max(size, 1),), "float64", zarr_codecs("none"))
+        if not size:
+            return np.zeros(0)
+        data = output.get(f"{GRADIENT}/c/0", 8 * size + CRC_BYTES)
+        if data is None:
             raise OutputError(f"output {output.url}: the chunk of {GRADIENT} is missing")
-        return values
+        try:
+            values = np.frombuffer(checked_body(data), "<f8").reshape(size)
+        except ValueError as error:
+            raise OutputError(f"output {output.url}: {GRADIENT} cannot be decoded ({error})") from None
+        if np.isnan(values).any():
+            raise OutputError(f"output {output.url}: {GRADIENT} holds entries that are not numbers")
+        return values.astype(np.float64)
 
     def write_chunk(self, i: int, j: int, values: Matrix, mirror: Matrix | None = None) -> list[StoredObject]:
         """Put a chunk, and its mirror image where the matrix is stored whole.
@@ -157,10 +174,20 @@ class MatrixStore:
         Raises:
             IncompleteError: it is missing, is not what was expected, does not match its checksum, or cannot be decoded.
         """
-        key = chunk_key(i, j)
-        data = self._output.get(f"{MATRIX}/{key}")
+        key, data = chunk_key(i, j), self._get(i, j)
         if data is None:
             raise IncompleteError(f"chunk {key} is missing")
+        return self._decoded(i, j, data, expected)
+
+    def _get(self, i: int, j: int) -> bytes | None:
+        try:
+            return self._output.get(f"{MATRIX}/{chunk_key(i, j)}", self._codec.most_bytes)
+        except UnfitError as error:
+            raise IncompleteError(f"chunk {chunk_key(i, j)} cannot be read: {error}") from None
+
+    def _decoded(self, i: int, j: int, data: bytes, expected: StoredObject | None = None) -> Matrix:
+        """Check the bytes of a chunk, and give its entries without padding."""
+        key = chunk_key(i, j)
         if expected is not None and (found := StoredObject(key, len(data), ending_checksum(data))) != expected:
             raise IncompleteError(f"chunk {key} {found.differs_from(expected)}")
         try:
@@ -190,7 +217,7 @@ class MatrixStore:
         except IncompleteError as fault:
             return fault
 
-    def read(self, rows: Any, cols: Any) -> Matrix:
+    def read(self, rows: Index, cols: Index) -> Matrix:
         """Read entries as they lie in the store, mirrored or not; those not computed are NaN.
 
         Args:
@@ -199,10 +226,24 @@ class MatrixStore:
 
         Returns:
             The entries.  # shape: (rows, cols)
+
+        Raises:
+            IncompleteError: a chunk is damaged.
         """
-        if isinstance(rows, slice) and isinstance(cols, slice):
-            return np.asarray(self._array[rows, cols])  # the same as below, with less to compute
-        return np.asarray(self._array.oindex[rows, cols])
+        size = self.manifest.layout.size
+        of_rows, of_cols = (np.arange(size)[index] if isinstance(index, slice) else index for index in (rows, cols))
+        values = np.full((len(of_rows), len(of_cols)), np.nan, self.manifest.store_dtype)
+        in_rows, in_cols = (_by_chunk(index, self.chunk) for index in (of_rows, of_cols))
+        keys = [(i, j) for i in in_rows for j in in_cols]
+        for (i, j), chunk in zip(keys, ahead(self._chunk_or_none, keys), strict=True):
+            if chunk is not None:
+                (to_rows, from_rows), (to_cols, from_cols) = in_rows[i], in_cols[j]
+                values[_crossing(to_rows, to_cols)] = chunk[_crossing(from_rows, from_cols)]
+        return values
+
+    def _chunk_or_none(self, key: tuple[int, int]) -> Matrix | None:
+        data = self._get(*key)
+        return None if data is None else self._decoded(*key, data)
 
     def _put(self, i: int, j: int, values: Matrix) -> StoredObject:
         """Encode and put one object."""
@@ -223,11 +264,22 @@ def tile_keys(manifest: Manifest, tile: Tile, key: Callable[[int, int], str] = c
     return keys | {key(j, i) for i, j in chunks} if manifest.symmetry == "mirrored" else keys
 
 
-def _open(store: Store, output: Output, name: str) -> "zarr.Array[Any]":
-    """Open an array that is there."""
-    try:
-        return zarr.open_array(store, mode="r")
-    except FileNotFoundError:
-        raise OutputError(f"output {output.url}: has no {name}") from None
-    except ValueError as error:
-        raise OutputError(f"output {output.url}: the metadata of {name} are damaged ({in_words(error)})") from None
+def compact(index: npt.NDArray[np.int64]) -> Index:
+    """Give a slice where indices are consecutive: entries are copied without an index array."""
+    if len(index) and (np.diff(index) == 1).all():
+        return slice(int(index[0]), int(index[-1]) + 1)
+    return index
+
+
+def _by_chunk(index: npt.NDArray[np.int64], side: int) -> dict[int, tuple[Index, Index]]:
+    """Give, for each chunk that indices meet, where in them they do, and where in the chunk that is."""
+    chunks = index // side
+    places = ((int(k), np.flatnonzero(chunks == k)) for k in np.unique(chunks))
+    return {k: (compact(here), compact(index[here] - k * side)) for k, here in places}
+
+
+def _crossing(rows: Index, cols: Index) -> Any:
+    """Index rows and columns orthogonally; slices are the fastest."""
+    if isinstance(rows, slice) or isinstance(cols, slice):
+        return rows, cols
+    return np.ix_(rows, cols)

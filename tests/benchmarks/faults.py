@@ -97,7 +97,7 @@ def overhead(problem, settings):
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         with metered() as seconds:
             hessian = run(problem, settings, f"{folder}/out").hessian
-        receipts = [read_receipt(hessian.output, tile) for tile in hessian.manifest.plan.tiles()]
+        receipts = [read_receipt(hessian.output, hessian.manifest, tile) for tile in hessian.manifest.plan.tiles()]
         first = min(receipt.finished - receipt.write_seconds - receipt.compute_seconds for receipt in receipts)
         wall = max(receipt.finished for receipt in receipts) - first
         start = time.perf_counter()
@@ -160,7 +160,11 @@ def recovery(nodes, finished):
         finally:
             log.removeHandler(losses)
         (noticed, tiles, loss) = losses.found[0]
-        receipts = [read_receipt(hessian.output, tile) for tile in hessian.manifest.plan.tiles() if tile.id in tiles]
+        receipts = [
+            read_receipt(hessian.output, hessian.manifest, tile)
+            for tile in hessian.manifest.plan.tiles()
+            if tile.id in tiles
+        ]
     begun = [receipt.finished - receipt.write_seconds - receipt.compute_seconds - kills.at for receipt in receipts]
     return {
         "tiles": len(tiles),

@@ -47,8 +47,9 @@ def measure(hidden, tile, microbatch, formats=("zarr",)):
     problem = network(hidden)
     plan = make_plan(problem, settings)
     with tempfile.TemporaryDirectory() as folder:
-        output = run(problem, settings, f"{folder}/out").hessian.output
-        receipts = [read_receipt(output, t) for t in plan.tiling.tiles()]
+        H = run(problem, settings, f"{folder}/out").hessian
+        output = H.output
+        receipts = [read_receipt(output, H.manifest, t) for t in plan.tiling.tiles()]
     return {
         "P": problem.layout.size,
         "tile": tile,

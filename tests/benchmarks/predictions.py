@@ -35,7 +35,7 @@ def compare(job):
     with tempfile.TemporaryDirectory() as folder:
         outcome = run.run_job(spec.model_copy(update={"output": folder}), JOBS, Reporter())
         output, tiles = outcome.hessian.output, outcome.hessian.manifest.plan.tiles()
-        receipts = [read_receipt(output, tile) for tile in tiles]
+        receipts = [read_receipt(output, outcome.hessian.manifest, tile) for tile in tiles]
     start = min(r.finished - r.write_seconds - r.compute_seconds for r in receipts)
     span, predicted = max(r.finished for r in receipts) - start, plan.makespan_seconds()
     costs = [plan.tile_cost(tile) for tile in plan.tiling.tiles()]

@@ -34,7 +34,7 @@ LAYOUT = ParameterLayout.of(
      "4.bias": (10,)}
 )  # fmt: skip
 SAMPLES = 10_000
-MEASURED_FLOPS = 68e9  # a worker: README, "How fast"
+MEASURED_FLOPS = 68e9  # a worker: jobs/mnist_mlp.yaml on two cores
 WORKERS = tuple(2**k for k in range(11))
 PLANNED_FOR = 256
 CHUNK = 2352  # three units of the first layer

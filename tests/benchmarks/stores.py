@@ -32,7 +32,7 @@ import clouds  # noqa: E402
 import digits  # noqa: E402
 
 from pipeline import compute_hessian  # noqa: E402
-from pipeline.results.hessian import Hessian  # noqa: E402
+from pipeline.analysis.hessian import Hessian  # noqa: E402
 from pipeline.storage.chunk_codec import ChunkCodec  # noqa: E402
 from pipeline.storage.output import MATRIX, Output  # noqa: E402
 from pipeline.storage.read_ahead import READERS  # noqa: E402

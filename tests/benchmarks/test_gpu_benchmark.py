@@ -20,6 +20,8 @@ sys.argv[0] = {str(BENCHMARKS / "gpu.py")!r}
 SPOILT = """
 import bare
 from pipeline.engines.registry import ENGINES
+
+pytestmark = pytest.mark.full("runs benchmarks at small sizes")
 class Spoilt(ENGINES["factored"]):
     def add(self, batch, rows, cols, out):
         super().add(batch, rows, cols, out)

@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pipeline import Problem, ProblemError, compute_hessian
 
+pytestmark = pytest.mark.full("runs benchmarks at small sizes")
+
 CE, MSE, BCE = nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss
 FLOAT32 = 2.0**29  # float32's last bit in units of float64's
 

@@ -46,7 +46,7 @@ CASES = {
 def run_seconds(problem, folder, settings):
     """Seconds from the first tile's start to the last write's end."""
     hessian = run(problem, settings, folder).hessian
-    receipts = [read_receipt(hessian.output, tile) for tile in hessian.manifest.plan.tiles()]
+    receipts = [read_receipt(hessian.output, hessian.manifest, tile) for tile in hessian.manifest.plan.tiles()]
     start = min(r.finished - r.write_seconds - r.compute_seconds for r in receipts)
     return max(r.finished for r in receipts) - start
 

@@ -22,6 +22,8 @@ from ray.autoscaler._private.util import prepare_config
 
 from pipeline import open_hessian
 
+pytestmark = pytest.mark.full("starts nodes of Ray by its autoscaler")
+
 ROOT = Path(__file__).parents[2]
 JOB = [
     str(ROOT / "jobs" / "digits_mlp.yaml"),

@@ -22,6 +22,8 @@ from pipeline.spec import Settings
 from pipeline.storage.output import Output
 from pipeline.storage.run_files import write_manifest
 
+pytestmark = pytest.mark.full("starts Ray, and kills what it started")
+
 JOB = Path(__file__).parents[2] / "jobs" / "digits_mlp.yaml"
 SMALL = ["--set", "problem_args.hidden=12", "--set", "problem_args.steps=5", "--set", "chunk=64", "--set", "workers=2"]
 

@@ -30,6 +30,8 @@ from torch import nn
 from parts.net import Held
 from pipeline import Problem
 
+pytestmark = pytest.mark.full("starts clusters of Ray, and sends them jobs")
+
 def problem(folder):
     torch.manual_seed(0)
     return Problem(Held(folder), nn.MSELoss(), (torch.randn(8, 7), torch.randn(8, 6)))

@@ -24,6 +24,8 @@ from pipeline.cluster.actors import set_up
 from pipeline.spec import Settings
 set_up(Settings())
 import torch
+
+pytestmark = pytest.mark.full("measures work and memory of whole runs")
 some = torch.ones(2**24)
 print(Path("/proc/self/smaps_rollup").read_text())
 """

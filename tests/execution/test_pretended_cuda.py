@@ -103,7 +103,7 @@ def outcome(hazard, **settings):
         return None, str(refusal)[:40]
 
 
-@pytest.mark.full
+@pytest.mark.full("a hundred hazards once more")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", HUNDRED)
 def test_hazards_as_on_the_cpu(name):

@@ -54,7 +54,7 @@ def test_smaller_groups_where_memory_runs_out(monkeypatch):
     after_planning(monkeypatch, Narrow)
     H = compute_hessian(zoo.mlp().problem, **SETTINGS, row_group=16, microbatch=7)
     np.testing.assert_allclose(H.to_numpy(), known, rtol=0, atol=1e-14)
-    halvings = [read_receipt(H.output, tile).halvings for tile in H.manifest.plan.tiles()]
+    halvings = [read_receipt(H.output, H.manifest, tile).halvings for tile in H.manifest.plan.tiles()]
     assert set(halvings) == {5}  # 16 rows of 7 samples, 8, 4, 2, 1, then of 3; found once and remembered
 
 

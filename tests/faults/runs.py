@@ -99,5 +99,5 @@ def finish_times(output: Output) -> dict[str, float]:
     """When each finished tile was finished, by its id."""
     manifest = read_manifest(output)
     assert manifest is not None
-    receipts = [read_receipt(output, tile) for tile in manifest.plan.tiles()]
+    receipts = [read_receipt(output, manifest, tile) for tile in manifest.plan.tiles()]
     return {receipt.tile: receipt.finished for receipt in receipts if receipt}

@@ -16,6 +16,8 @@ from pipeline.runs.api import run
 from pipeline.runs.status import status
 from pipeline.storage.output import Output
 
+pytestmark = pytest.mark.full("damages every kind of object, and mends it")
+
 
 class Said(Reporter):
     """Keeps what it is told."""

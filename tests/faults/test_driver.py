@@ -20,6 +20,8 @@ from pipeline.runs.status import status
 from pipeline.spec import Settings
 from pipeline.storage.output import Output
 
+pytestmark = pytest.mark.full("kills drivers of Ray")
+
 JOB = Path(__file__).parent / "trouble.yaml"
 TILES = 45
 

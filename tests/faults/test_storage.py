@@ -18,6 +18,8 @@ from pipeline.runs.lease import Lease
 from pipeline.runs.status import status
 from pipeline.storage.output import Output
 
+pytestmark = pytest.mark.full("waits for a store that stays away")
+
 CHUNK_PUT = {"method": "PUT", "path": "/hessian.zarr/c/"}
 TRANSIENT = {
     "burst of 503": (refuse(503, "SlowDown"), CHUNK_PUT, 6),
@@ -125,7 +127,7 @@ def test_a_tile_whose_receipt_is_never_answered(proxy, url, faults):
     known = replace(known, settings=settings)
     known.planned(url)
     proxy.rule(delay(3600), method="PUT", path="/receipts/r3-4_c3-4.json")
-    with pytest.raises(TileError, match=r"1 tiles failed each time .* no answer for 3 s"):
+    with pytest.raises(TileError, match=r"1 tile failed each time .* no answer for 3 s"):
         known.run(url)
     proxy.clear()
     outcome = undisturbed("zarr").run(url)

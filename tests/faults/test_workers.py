@@ -27,6 +27,8 @@ from pipeline.storage.output import Output
 from pipeline.storage.receipts import read_receipt
 from pipeline.storage.run_files import read_manifest
 
+pytestmark = pytest.mark.full("kills workers of Ray")
+
 SETTINGS = {"dtype": "float64", "chunk": 16, "tile": (1, 1), "engine": "jacrev", "row_group": 16, "microbatch": 8}
 TILES = 45
 
@@ -91,10 +93,15 @@ def survived(known, faults):
     return note
 
 
+def receipts(hessian):
+    """Those of all tiles."""
+    return [read_receipt(hessian.output, hessian.manifest, tile) for tile in hessian.manifest.plan.tiles()]
+
+
 def places(output):
     """How many tiles each process stored."""
     manifest = read_manifest(Output(str(output)))
-    found = (read_receipt(Output(str(output)), tile) for tile in manifest.plan.tiles())
+    found = (read_receipt(Output(str(output)), manifest, tile) for tile in manifest.plan.tiles())
     return Counter(receipt.pid for receipt in found if receipt is not None)
 
 
@@ -105,7 +112,7 @@ def test_a_worker_dies_in_mid_tile(nodes, tmp_path, survived):
     assert orders.left() == 0
     repeated = outcome.lost["died"]
     assert 2 <= repeated <= 6  # of each the one computed, the one waiting and the one being written
-    again = [read_receipt(outcome.hessian.output, tile).attempt - 1 for tile in outcome.hessian.manifest.plan.tiles()]
+    again = [receipt.attempt - 1 for receipt in receipts(outcome.hessian)]
     assert sum(again) == repeated
     survived("worker killed in mid-tile", outcome, times=2, recomputed=repeated)
 
@@ -126,7 +133,7 @@ def test_memory_of_the_device_runs_out(nodes, tmp_path, known, faults):
     problem, orders = trouble.problem(tmp_path / "orders")
     outcome = computed(problem, tmp_path / "out", At(3, lambda: orders.give("run out of memory")), workers=1)
     assert not outcome.lost
-    halved = [read_receipt(outcome.hessian.output, tile).halvings for tile in outcome.hessian.manifest.plan.tiles()]
+    halved = [receipt.halvings for receipt in receipts(outcome.hessian)]
     assert set(halved) == {0, 1}
     assert halved.count(1) > TILES / 2
     equal = np.allclose(outcome.hessian.to_numpy(), known, rtol=0, atol=1e-14)  # smaller groups round otherwise
@@ -137,7 +144,7 @@ def test_a_tile_that_always_fails_is_set_aside(nodes, tmp_path, survived):
     """The rest is finished, and the same call goes on with it."""
     nodes.at_least(1)
     problem, orders = trouble.problem(tmp_path / "orders")
-    with pytest.raises(TileError, match=r"1 tiles failed each time .* ordered to fail") as error:
+    with pytest.raises(TileError, match=r"1 tile failed each time .* ordered to fail") as error:
         computed(problem, tmp_path / "out", At(3, lambda: orders.give(*["fail"] * 3)), workers=1)
     assert error.value.exit_code == 75
     told = status(str(tmp_path / "out"))
@@ -151,7 +158,7 @@ def test_a_tile_that_always_fails_is_set_aside(nodes, tmp_path, survived):
 def test_a_tile_that_is_never_finite(nodes, tmp_path, survived):
     nodes.at_least(1)
     problem, orders = trouble.problem(tmp_path / "orders")
-    with pytest.raises(NotFiniteError, match="1 tiles failed each time"):
+    with pytest.raises(NotFiniteError, match="1 tile failed each time"):
         computed(problem, tmp_path / "out", At(3, lambda: orders.give(*["nan"] * 3)), workers=1)
     outcome = computed(problem, tmp_path / "out")
     assert outcome.computed == 1

@@ -150,6 +150,12 @@ EXAMPLES = (  # that were wrong, or refused after all the work, or are of forms 
 )
 
 
+def test_examples_are_right_or_refused():
+    failed = report([(c, judge(c)) for c in EXAMPLES[:3]])
+    assert not failed, "\n".join(failed)
+
+
+@pytest.mark.full("sixty problems")
 def test_compositions_are_right_or_refused():
     failed = report(judged(FEW, EXAMPLES))
     assert not failed, "\n".join(failed)

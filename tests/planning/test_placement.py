@@ -315,7 +315,7 @@ def test_memory_of_a_gpu_is_refused_on_its_own():
     memory = WorkerMemory(10 * 2**20, 100 * 2**20, 0, 200 * 2**20, "r0-1_c0-1", on_gpu=True)
     memory.require(memory.total_bytes, memory.device_bytes)
     assert memory.total_bytes < WorkerMemory(10 * 2**20, 100 * 2**20, 0, 200 * 2**20, "r0-1_c0-1").total_bytes
-    with pytest.raises(MemoryRefusedError, match=r"would need 370 MiB on the GPU .*allowed are 300 MiB"):
+    with pytest.raises(MemoryRefusedError, match=r"would need 388 MB on the GPU .*allowed are 315 MB"):
         memory.require(memory.total_bytes, 300 * 2**20)
 
 

@@ -136,7 +136,7 @@ def test_receipts_and_status_count_both(out):
     assert len(files) == len(chunks) == 16
     H, stored = open_hessian(str(out)), sum(map(len, [*files.values(), *chunks.values()]))
     assert status(str(out))["bytes"] == stored
-    assert sum(read_receipt(H.output, tile).bytes for tile in H.manifest.plan.tiles()) == stored
+    assert sum(read_receipt(H.output, H.manifest, tile).bytes for tile in H.manifest.plan.tiles()) == stored
     assert H.manifest.formats == BOTH
 
 
@@ -145,7 +145,7 @@ def test_no_room_for_both(zarr_only, tmp_path, monkeypatch):
     once = 16 * CHUNK**2 * 4
     monkeypatch.setattr("psutil.disk_usage", lambda path: namedtuple("usage", "free")(int(1.5 * once)))
     compute(tmp_path / "one", formats=["zarr"])
-    with pytest.raises(OutputError, match=r"needs 0\.0 MiB"):
+    with pytest.raises(OutputError, match=r"needs \d[\d.]* kB"):
         compute(tmp_path / "both")
     assert not list((tmp_path / "both").rglob("*.*"))
     monkeypatch.setattr("psutil.disk_usage", lambda path: namedtuple("usage", "free")(once // 2))
@@ -223,9 +223,9 @@ def read_as_put(H, data):
     """Have a file put in place of chunk (1, 2), with a receipt that says so, and give the fault found."""
     tile = next(tile for tile in H.manifest.plan.tiles() if tile.id == "r1-2_c1-3")
     key = NAME.removeprefix("hessian.parquet/")
-    others = [c for c in read_receipt(H.output, tile).chunks if c.key.endswith("parquet") and c.key != key]
+    others = [c for c in read_receipt(H.output, H.manifest, tile).chunks if c.key.endswith("parquet") and c.key != key]
     H.output.put(NAME, data)
-    record_files(H.output, tile, [*others, StoredObject(key, len(data), crc.crc32c(data))])
+    record_files(H.output, H.manifest, tile, [*others, StoredObject(key, len(data), crc.crc32c(data))])
     (fault,) = verify_hessian(H.url).faults
     return fault
 

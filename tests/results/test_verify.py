@@ -24,6 +24,7 @@ from pipeline import (
 )
 from pipeline.engines.jacrev import Jacrev
 from pipeline.engines.registry import ENGINES
+from pipeline.results.hessian import StoredHessian
 from pipeline.results.verify import check
 from pipeline.storage.run_files import write_manifest
 from pipeline.storage.zarr_store import MatrixStore
@@ -153,8 +154,18 @@ def test_a_manifest_is_not_believed(tmp_path):
     write_manifest(H.output, changed)
     with pytest.raises(FingerprintError, match=r"the weight is 7.0, stored 14.0"):
         verify_hessian(str(tmp_path), zoo.mlp().problem)
-    found = check(pipeline.results.hessian.Hessian(H.output, changed), zoo.mlp().problem, parquet=False)
+    found = check(StoredHessian(H.output, changed), zoo.mlp().problem, parquet=False)
     assert found.faults == ["the manifest's total weight is 14, the problem's 7"]
+
+
+def test_of_a_view_the_whole_is_checked(tmp_path):
+    H = compute(tmp_path)
+    found = verify_hessian(H.select("0.*"), zoo.mlp().problem)
+    assert found.ok
+    assert found.chunks == verify_hessian(H).chunks
+    chunk = tmp_path / "hessian.zarr" / "c" / "3" / "3"  # of parameters that the view has not
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    assert not verify_hessian(H.select("0.*")).ok
 
 
 def test_directions_differ(tmp_path):

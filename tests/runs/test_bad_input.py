@@ -58,7 +58,7 @@ CASES = {
     "unknown protocol": (["--output", "nope://bucket"], "nope"),
     "memory output with Ray": (["--output", "memory://x", "--set", "executor=ray"], "use executor=serial"),
     "memory": (["--set", "memory=100MiB"], "tile r0-1_c0-1 (39 x 39) would need"),
-    "chunk too large for memory": (["--set", "chunk=20000", "--set", "memory=1GiB"], "allowed are 1,024 MiB"),
+    "chunk too large for memory": (["--set", "chunk=20000", "--set", "memory=1GiB"], "allowed are 1.07 GB"),
     "workers": (["--set", "workers=2"], "executor=serial"),
     "GPU": (["--set", "executor=ray", "--set", "gpus_per_worker=1"], "no CUDA device"),
 }
@@ -98,7 +98,7 @@ def test_no_room_on_the_disk(job, monkeypatch):
     from pipeline import OutputError, compute_hessian
 
     monkeypatch.setattr("psutil.disk_usage", lambda path: namedtuple("usage", "free")(1000))
-    with pytest.raises(OutputError, match=r"on the disk only 0\.0 MiB are free; take symmetry=upper") as caught:
+    with pytest.raises(OutputError, match=r"on the disk only 1\.00 kB are free; take symmetry=upper") as caught:
         compute_hessian(zoo.mlp().problem, str(job / "out"), executor="serial")
     assert caught.value.exit_code == 2
     assert not list((job / "out").rglob("*.*"))
@@ -158,7 +158,7 @@ def test_export(job):
     assert hessian("export", "out", "--format", "parquet").stdout == f"{job / 'out' / 'hessian.parquet'}\n"
     assert hessian("export", "out", "--format", "npy", "H.npy").returncode == 0
     assert Path("H.npy").stat().st_size == 128 + 39 * 39 * 4
-    assert "1 chunks and 1 Parquet files present" in hessian("verify", "out").stdout
+    assert "1 chunk and 1 Parquet file present" in hessian("verify", "out").stdout
     for arguments, message in [
         (["out", "--format", "npy", "s3://bucket/H.npy"], "written to a local disk"),
         (["out", "--format", "npy"], "needs a destination"),
@@ -176,7 +176,6 @@ def test_run_status_and_verify(job):
     again = hessian("run", "job.yaml")
     assert again.returncode == 0
     assert "finished already: nothing to do" in again.stderr
-    assert "1" in hessian("status", "out").stdout
     assert "checksums right; numbers not checked" in hessian("verify", "out").stdout
     assert "against double backward" in hessian("verify", "out", "--job", "job.yaml").stdout
     chunk = Path("out/hessian.zarr/c/0/0")

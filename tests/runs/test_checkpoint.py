@@ -134,13 +134,17 @@ def test_nested(tmp_path, content, key):
 @pytest.mark.parametrize(
     ("content", "key", "message"),
     [
-        (NESTED, None, r"in it are `epoch`, `optimizer`, `nets`.*as by checkpoint_key: nets\.model"),
-        (NESTED, "nets", r"at `nets` are `model`.*checkpoint_key: nets\.model"),
-        (NESTED, "nets.modle", "finds no `modle`; did you mean `model`"),
+        (NESTED, None, r"in it are `epoch`, `optimizer`, `nets`.*as by key: nets\.model"),
+        (NESTED, "nets", r"at `nets` are `model`.*key: nets\.model"),
+        (NESTED, "nets.modle", "`key` finds no `modle`; did you mean `model`"),
         (NESTED, "epoch", "at `epoch` is a int"),
         (NESTED, "epoch.model", "finds no `model`; expected one of a int"),
-        (LIGHTNING, "state_dict", r"does not fit.*after `model\.`: give checkpoint_key, `model` at its end"),
-        (LIGHTNING, "state_dict.modle", "no name begins with `modle.`; did you mean `model`"),
+        (LIGHTNING, "state_dict", r"does not fit.*after `model\.`: give key, `model` at its end"),
+        (
+            LIGHTNING,
+            "state_dict.modle",
+            "`key` got 'state_dict.modle', but no name begins with `modle.`; did you mean `model`",
+        ),
         ({"a": 1}, None, "it has no tensors by name"),
         (torch.ones(3), None, "in it is a Tensor"),
         ([], None, "in it is a list"),

@@ -26,6 +26,8 @@ from pipeline.runs.sweep_table import natural
 from pipeline.schedule import load_schedule
 from pipeline.storage.output import Output
 
+pytestmark = pytest.mark.full("runs sweeps of checkpoints in every emulated cloud")
+
 JOBS = Path(__file__).parents[2] / "jobs"
 TILES = 21  # of the network below: P = 330 in chunks of 64
 IN_A_BUCKET = f"""

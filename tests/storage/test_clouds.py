@@ -16,6 +16,7 @@ import zoo
 from commands import command, refused
 
 from pipeline import OutputError, compute_hessian, open_hessian, verify_hessian
+from pipeline.runs.status import status
 from pipeline.storage import filesystems, retries
 from pipeline.storage.output import Output
 
@@ -25,7 +26,13 @@ SMALL = [word for setting in SMALL for word in ("--set", setting)]
 SERIAL = {"executor": "serial", "dtype": "float64", "chunk": 16}
 
 
-@pytest.fixture(scope="module", params=clouds.CLOUDS)
+TIERED = [
+    name if name == "moto" else pytest.param(name, marks=pytest.mark.full("one emulated cloud is of the default tier"))
+    for name in clouds.CLOUDS
+]
+
+
+@pytest.fixture(scope="module", params=TIERED)
 def cloud(request):
     yield from clouds.started(clouds.CLOUDS[request.param])
 
@@ -80,12 +87,22 @@ def test_the_main_job(ran):
     assert "error" in shown
     assert "nothing to do" in command("run", JOB, "--output", url, *SMALL)[2]
     assert "error" in command("verify", url, "--job", JOB, *SMALL[:4])[1]
-    assert command("status", url)[1].count("True") == 2  # finished, verified
+    code, shown, _ = command("status", url)
+    assert (code, shown.splitlines()[0]) == (0, "state: finished")
     H = open_hessian(url)
     full, v = H.to_numpy(), np.random.default_rng(0).standard_normal(H.shape[0])
     np.testing.assert_allclose(H @ v, full @ v, rtol=1e-4, atol=1e-6)
     a, b = (H.parameters[name].place for name in ("0.bias", "2.bias"))
     np.testing.assert_array_equal(H["0.bias", "2.bias"], full[a, b])
+
+
+def test_a_bucket_that_is_not_there(cloud):
+    """It is said to be missing, and not to hold no Hessian; one that is there holds none."""
+    url = f"{cloud.url}-not-there/out"
+    said = f"there is no bucket `{url.split('/')[2]}`: create it, or correct the URL", "access denied"  # SeaweedFS
+    assert any(words in refused("status", url) for words in said)
+    assert "holds no Hessian" in refused("status", f"{cloud.url}/nothing")
+    assert status(f"{cloud.url}/nothing") == {"state": "absent"}
 
 
 def test_no_secret_anywhere(cloud, ran):
@@ -140,7 +157,7 @@ def test_endpoint_from_the_spec(s3, monkeypatch):
     url = f"{s3.url}/endpoint"
     H = compute_hessian(zoo.mlp().problem, url, endpoint_url=s3.endpoint, verify=False, **SERIAL)
     np.testing.assert_array_equal(open_hessian(url, s3.endpoint).to_numpy(), H.to_numpy())
-    assert "True" in command("status", url, "--endpoint-url", s3.endpoint)[1]
+    assert "unproven" in command("status", url, "--endpoint-url", s3.endpoint)[1]
 
 
 def test_throttling_is_waited_out(s3, monkeypatch, caplog):

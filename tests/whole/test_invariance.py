@@ -1,5 +1,7 @@
 """The same matrix for every cut: tile, chunk, micro-batch, row group, symmetry, executor, workers, engine, history."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import ray
@@ -14,6 +16,8 @@ from pipeline import Problem, compute_hessian, open_hessian
 from pipeline.storage.output import SUCCESS, Output
 from pipeline.storage.receipts import missing_tiles
 from pipeline.storage.run_files import read_manifest
+
+MORE_OF_RAY = pytest.mark.full("one run on Ray is of the default tier")
 
 TRUTH = {make: make().truth() for make in (zoo.layer_norm, zoo.weighted_ignored, zoo.uneven_batches)}
 
@@ -41,8 +45,13 @@ def cluster():
     ray.shutdown()
 
 
-@pytest.mark.parametrize("workers", [1, 3, 4])  # one more than there is room for
-@pytest.mark.parametrize("symmetry", ["mirrored", "upper"])
+@pytest.mark.parametrize(
+    ("workers", "symmetry"),
+    [
+        case if case == (3, "upper") else pytest.param(*case, marks=MORE_OF_RAY)
+        for case in product([1, 3, 4], ["mirrored", "upper"])
+    ],
+)  # 4: one more than there is room for
 def test_ray_equals_serial_bit_for_bit(cluster, tmp_path, workers, symmetry):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -56,6 +65,7 @@ def test_ray_equals_serial_bit_for_bit(cluster, tmp_path, workers, symmetry):
     assert ray.is_initialized()
 
 
+@MORE_OF_RAY
 def test_result_in_memory_from_ray(cluster):
     H = compute_hessian(zoo.mlp().problem, dtype="float64", workers=2)
     assert block_error(H.to_numpy(), zoo.mlp().truth(), H.parameters) < 1e-10
@@ -64,7 +74,7 @@ def test_result_in_memory_from_ray(cluster):
     assert Output(H.url).sizes() == {}  # nobody else sees it
 
 
-@pytest.mark.parametrize("executor", ["serial", "ray"])
+@pytest.mark.parametrize("executor", ["serial", pytest.param("ray", marks=MORE_OF_RAY)])
 def test_resumed_equals_undisturbed_bit_for_bit(cluster, tmp_path, executor):
     url = str(tmp_path / "out")
     options = {"executor": executor, "chunk": 16, "tile": (1, 4), "verify": False, "dtype": "float64"}
@@ -81,7 +91,7 @@ def test_resumed_equals_undisturbed_bit_for_bit(cluster, tmp_path, executor):
 
 
 def open_hessian_anyway(url):
-    from pipeline.results.hessian import Hessian
+    from pipeline.analysis.hessian import Hessian
 
     return Hessian(Output(url), read_manifest(Output(url)))
 

@@ -12,6 +12,8 @@ from oracle import dense_hessian
 from pipeline import ProblemError, compute_hessian
 from pipeline.runs.problem_factory import build_problem
 
+pytestmark = pytest.mark.full("takes Hessians of pretrained models")
+
 JOBS = Path(__file__).parents[2] / "jobs"
 
 

@@ -1,0 +1,103 @@
+"""Products with a Hessian: the store is read once, however many vectors there are."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
+
+from pipeline.analysis.view import Matrix, MatrixView, Multiply
+from pipeline.errors import BlockError
+from pipeline.planning.memory import available_bytes
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+SHARE_HELD = 0.5  # of free memory: what an iteration may take to hold H, in place of reading it at every step
+
+
+class Products(MatrixView):
+    """Of a Hessian: products. H is symmetric, so rows and columns, H and its adjoint are one."""
+
+    def __matmul__(self, vectors: npt.ArrayLike) -> Matrix:
+        """Multiply with one vector or the columns of a matrix.
+
+        Exact up to rounding. One read of the upper triangle, 2 P^2 k operations; memory for the operand, the product
+        and a few chunks.
+
+        Args:
+            vectors: # shape: (P,) or (P, k)
+
+        Returns:
+            The product, in the wider type of the two.  # shape: as `vectors`
+
+        Raises:
+            BlockError: the shape does not fit.
+            IncompleteError: not all of H was computed.
+        """
+        v = np.asarray(vectors)
+        if v.ndim not in {1, 2} or len(v) != self.shape[0]:
+            raise BlockError(f"got an operand of shape {v.shape}, expected ({self.shape[0]},) or ({self.shape[0]}, k)")
+        product = np.zeros(v.shape, np.result_type(self.dtype, v.dtype))
+        # One thread multiplies, which is enough, while others read: more would only stand in their way.
+        with threadpool_limits(1):
+            for piece in self.pieces():
+                product[piece.rows] += piece.values @ v[piece.cols]
+                if not piece.is_diagonal:
+                    product[piece.cols] += piece.values.T @ v[piece.rows]
+        return product
+
+    def __rmatmul__(self, vectors: npt.ArrayLike) -> Matrix:
+        """Multiply one vector, or the rows of a matrix, with H; see `H @ v`.  # shape: (P,) or (k, P)."""
+        v = np.asarray(vectors)
+        if v.ndim not in {1, 2}:
+            raise BlockError(f"got an operand of shape {v.shape}, expected ({self.shape[0]},) or (k, {self.shape[0]})")
+        return (self @ v.T).T
+
+    def matvec(self, v: npt.ArrayLike) -> Matrix:
+        """Multiply with a vector; SciPy's iterative solvers take what has this for an operator.
+
+        Args:
+            v: # shape: (P,) or (P, 1)
+
+        Returns:
+            H v.
+        """
+        return self @ v
+
+    rmatvec = matmat = rmatmat = matvec
+
+    def as_linear_operator(self) -> "LinearOperator":
+        """Give H to SciPy: each product reads the store once, block vectors too; its adjoint is itself.
+
+        Returns:
+            A `scipy.sparse.linalg.LinearOperator`.
+        """
+        from scipy.sparse.linalg import LinearOperator
+
+        return LinearOperator(
+            self.shape, self.matvec, rmatvec=self.matvec, matmat=self.matvec, rmatmat=self.matvec, dtype=self.dtype
+        )
+
+    def quadratic_form(self, vectors: npt.ArrayLike) -> Any:
+        """Give v' H v, the curvature of L along v, or V' H V of several; one read of the store.
+
+        Args:
+            vectors: # shape: (P,) or (P, k)
+
+        Returns:
+            A number, or  # shape: (k, k)
+        """
+        v = np.asarray(vectors)
+        return v.T @ (self @ v)
+
+    def multiplier(self) -> Multiply:
+        """Give X -> H X for an iteration, in float64: of the matrix in memory where it fits well, else of the store.
+
+        Returns:
+            A function.  # shape: (P, k) -> (P, k)
+        """
+        if 8 * self.shape[0] ** 2 > SHARE_HELD * available_bytes():
+            return self.__matmul__
+        full = self.to_numpy(np.float64)
+        return lambda vectors: full @ vectors

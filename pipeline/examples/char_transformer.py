@@ -1,0 +1,1 @@
+../../jobs/char_transformer.py
