@@ -80,7 +80,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import a lazily provided public name."""
     if name == "__version__":
-        from importlib.metadata import version  # half of this package's own import time
+        from importlib.metadata import version  # which takes as long as the rest of this module
 
         return version("hessian-pipeline")
     if name not in _LAZY:

@@ -101,7 +101,7 @@ def plan_command(
 @_job_argument
 @click.option("--output", metavar="URL", help="Where the Hessian goes, in place of the spec's output.")
 @click.option("--check", is_flag=True, help="Read back what is there already; compute again what is damaged.")
-@click.option("--overwrite", is_flag=True, help="Replace a Hessian that is there already, once this one is planned.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there of a run; leave it out to go on with one.")
 @_endpoint_option
 @_log_option
 @_set_option
@@ -148,17 +148,17 @@ def verify_command(
     if chunks:
         _verify_chunks(url, endpoint_url)
         return
-    from pipeline.analysis.hessian import open_hessian
     from pipeline.errors import VerificationError
     from pipeline.spec import load_job
 
-    spec = None if job is None else load_job(job, overrides)
+    asked = None if job is None else (load_job(job, overrides), job.parent)
+    from pipeline.analysis.hessian import open_hessian
     from pipeline.results.receipt_audit import REMEDY
     from pipeline.results.verify import verify_hessian
     from pipeline.runs.api import load_problem
 
     hessian = open_hessian(url, endpoint_url)
-    problem = None if spec is None or job is None else load_problem(spec, job.parent)
+    problem = None if asked is None else load_problem(*asked)
     found = verify_hessian(hessian, problem, retrained=True)
     if not found.ok:
         remedy = f"; {REMEDY}" if found.faults else ""
@@ -351,9 +351,8 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort) as stop:
-        said = str(stop.__cause__ or stop)  # click raises its own from Ctrl-C
-        kept = f" with {said}" if said else ""
-        click.echo(f"interrupted{kept}; run the same command again", err=True)
+        kept = str(stop.__cause__ or stop)  # click raises its own from Ctrl-C
+        click.echo(f"interrupted: {kept or 'run the same command again'}", err=True)
         sys.exit(RESUMABLE)
 
 

@@ -48,7 +48,7 @@ def _blocks(value: object) -> object:
     words = ("all", "diagonal")
     if isinstance(value, str) and value not in words:
         raise PydanticCustomError(
-            "blocks", "expected a word or pairs of parameter names{hint}", {"hint": nearest(value, words)}
+            "blocks", "expected a word, or pairs of parameter names{hint}", {"hint": nearest(value, words)}
         )
     return _tuples(value)
 

@@ -117,7 +117,7 @@ def test_a_bad_problem_does_not_cost_what_is_there(job):
     assert open_hessian("out").shape == (39, 39)
 
 
-@pytest.mark.parametrize(("after", "kept"), [(0, ""), (2, " with 2 of 6 tiles done, which are kept")])
+@pytest.mark.parametrize(("after", "kept"), [(0, ""), (2, "2 of 6 tiles done, which are kept, ")])
 def test_an_interruption_says_what_is_kept(job, monkeypatch, after, kept):
     from pipeline.progress import ConsoleReporter
 
@@ -136,4 +136,16 @@ def test_an_interruption_says_what_is_kept(job, monkeypatch, after, kept):
     monkeypatch.setattr(ConsoleReporter, "say", planning)
     code, _, said = command("run", "job.yaml", "--set", "chunk=8", "--set", "tile=[2, 2]")
     assert code == 75
-    assert said.splitlines()[-1] == f"interrupted{kept}; run the same command again"
+    assert said.splitlines()[-1] == f"interrupted: {kept}run the same command again{(after and ' to go on') or ''}"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_values_are_a_table_on_a_terminal_alone(monkeypatch, capsys, terminal):
+    from pipeline import tables
+
+    monkeypatch.setattr("rich.console.Console.is_terminal", terminal)
+    tables.show_values([("tiles", 3081), ("none", None), ("finished", True), ("at", "x")])
+    shown = capsys.readouterr().out
+    assert "none" not in shown
+    assert ("│" in shown) == terminal
+    assert terminal or shown == "tiles: 3,081\nfinished: True\nat: x\n"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import dask.array
     import xarray
 
-REMEDY = "is not installed: python3 -m pip install 'hessian-pipeline[analysis]'"
+REMEDY = "is not installed: python3 -m pip install 'dask[array]' xarray"
 
 
 class Bridges(ArrayView):

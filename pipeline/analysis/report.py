@@ -68,7 +68,7 @@ def _require_matplotlib() -> None:
     try:
         import matplotlib.colors  # noqa: F401
     except ImportError:
-        raise SpecError("matplotlib is not installed: python3 -m pip install 'hessian-pipeline[report]'") from None
+        raise SpecError("matplotlib is not installed: python3 -m pip install matplotlib") from None
 
 
 def _figure(hessian: Hessian, summary: Summary) -> "Figure":

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import SpecError
+from pipeline.errors import SpecError, human_bytes
 from pipeline.spec import JobSpec, job_values, parse
 from pipeline.urls import VARIABLE, redacted_values
 
@@ -171,6 +171,6 @@ def _require_small(files: dict[str, bytes]) -> None:
     if total > MOST_BYTES:
         largest = max(files, key=lambda name: len(files[name]))
         raise SpecError(
-            f"problem: its source files have {total / 2**20:.1f} MiB, at most {MOST_BYTES // 2**20} are sent "
-            f"({largest} alone has {len(files[largest]) / 2**20:.1f}): put data into a bucket"
+            f"problem: its source files have {human_bytes(total)}, at most {human_bytes(MOST_BYTES)} are sent "
+            f"({largest} alone has {human_bytes(len(files[largest]))}): put data into a bucket"
         )

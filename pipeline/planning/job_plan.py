@@ -62,16 +62,11 @@ class JobPlan:
     def smaller(self) -> str:
         """What would make the output smaller, of what is not taken yet, as an error says it."""
         manifest = self.manifest
-        ways = [
-            way
-            for way, taken in {
-                "symmetry=upper": manifest.symmetry == "upper",
-                "store_dtype=float32": manifest.store_dtype == "float32",
-                "fewer blocks": False,
-            }.items()
-            if not taken
-        ]
-        return f"take {', '.join(ways)}"
+        taken = {
+            "symmetry=upper": manifest.symmetry == "upper",
+            "store_dtype=float32": manifest.store_dtype == "float32",
+        }
+        return f"take {', '.join([*(way for way, is_taken in taken.items() if not is_taken), 'fewer blocks'])}"
 
     @property
     def overlaps(self) -> bool:

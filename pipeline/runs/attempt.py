@@ -144,11 +144,6 @@ class Attempt:
             dict(self.tally.lost),
         )
 
-    @property
-    def _kept(self) -> int:
-        """Tiles that are done, by this call or before."""
-        return self.tally.before + self.tally.done
-
     def _finish(self, word: Mapping[str, Any]) -> None:
         """Mark the output as finished, once all of it would survive a power cut where that is asked for."""
         if self.settings.durable:
@@ -217,16 +212,18 @@ class Attempt:
     @contextmanager
     def _resumable(self, total: int) -> Iterator[None]:
         """Add to what an output refuses with, in the middle of a run, what is kept and how to go on."""
+
+        def kept() -> str:
+            return f"{self.tally.before + self.tally.done} of {counted(total, 'tile')} done, which are kept"
+
+        again = "run the same command again" + (" without overwrite" if self.overwrite else "")
         try:
             yield
         except OutputError as error:
-            raise StoppedError(
-                f"{error}; stopped with {self._kept} of {counted(total, 'tile')} done, which are kept as long as the "
-                "output is: run the same command again to go on"
-            ) from error
+            raise StoppedError(f"{error}; stopped with {kept()} as long as the output is: {again} to go on") from error
         except KeyboardInterrupt as stop:
-            if self._kept:
-                stop.args = (f"{self._kept} of {counted(total, 'tile')} done, which are kept",)
+            if self.tally.before + self.tally.done:
+                stop.args = (f"{kept()}, {again} to go on",)
             raise
 
     def _compute(self, manifest: Manifest, tiles: Sequence[Tile], total: int) -> None:

@@ -23,6 +23,7 @@ from pipeline.local_files import read_regular
 from pipeline.storage.retries import http_status, is_transient, patient
 from pipeline.urls import Url
 
+CLIENTS = {"s3": "s3fs", "gcs": "gcsfs", "azure": "adlfs"}  # by extra
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 ANSWER_SECONDS = 15  # for the first request to a cloud
 REQUEST_SECONDS = 60
@@ -49,7 +50,7 @@ def open_filesystem(url: str, endpoint_url: str | None = None, noun: str = "outp
         fs, root = fsspec.core.url_to_fs(url.plain, **options)
     except ImportError as error:
         extra = EXTRAS.get(_protocol(url))
-        remedy = f"python3 -m pip install 'hessian-pipeline[{extra}]'" if extra else str(error)
+        remedy = f"python3 -m pip install {CLIENTS[extra]}" if extra else str(error)
         raise OutputError(f"{noun} {url}: its client is not installed: {remedy}") from None
     except Exception as error:
         raise OutputError(f"{noun} {url}: {url.hidden_in(reason(error))}") from None

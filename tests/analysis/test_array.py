@@ -24,7 +24,7 @@ def test_what_numpy_is_told(case):
 
 
 def test_what_does_not_fit_is_refused_with_numbers(beyond_memory):
-    with pytest.raises(MemoryRefusedError, match=r"P = 51 needs 0\.0 MiB, 0\.0 MiB are free: read blocks"):
+    with pytest.raises(MemoryRefusedError, match=r"P = 51 needs 20\.8 kB, 20\.8 kB are free: read blocks"):
         np.asarray(stored(symmetric(np.ones(P)), RAGGED))
 
 

@@ -57,5 +57,5 @@ def test_what_is_not_installed(library, monkeypatch):
     H, _ = pair()
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.setitem(sys.modules, "dask.array", None)
-    with pytest.raises(SpecError, match=rf"{library} is not installed: .*hessian-pipeline\[analysis\]"):
+    with pytest.raises(SpecError, match=rf"{library} is not installed: python3 -m pip install .*{library}"):
         getattr(H, f"to_{library}")()

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.full("runs benchmarks at small sizes")
+
 BENCHMARKS = Path(__file__).parent
 ABSENT = ["ray", "zarr", "fsspec", "sklearn", "pydantic", "psutil", "pyarrow", "yaml", "click", "rich", "safetensors"]
 RUN = f"""
@@ -20,8 +22,6 @@ sys.argv[0] = {str(BENCHMARKS / "gpu.py")!r}
 SPOILT = """
 import bare
 from pipeline.engines.registry import ENGINES
-
-pytestmark = pytest.mark.full("runs benchmarks at small sizes")
 class Spoilt(ENGINES["factored"]):
     def add(self, batch, rows, cols, out):
         super().add(batch, rows, cols, out)

@@ -24,13 +24,13 @@ from pipeline.runs.api import run_job
 from pipeline.runs.status import status
 from pipeline.spec import load_job
 
+pytestmark = pytest.mark.full("starts clusters of Ray, and sends them jobs")
+
 MADE = """
 import torch
 from torch import nn
 from parts.net import Held
 from pipeline import Problem
-
-pytestmark = pytest.mark.full("starts clusters of Ray, and sends them jobs")
 
 def problem(folder):
     torch.manual_seed(0)
@@ -241,7 +241,7 @@ def test_what_is_sent_of_others(job):
     [
         (["problem=nowhere.py:f"], "cannot read .*nowhere.py"),
         (["problem=weights.py:f"], "is not a Python file"),
-        (["problem=large.py:f"], r"have 4\.0 MiB, at most 4 are sent \(large.py alone"),
+        (["problem=large.py:f"], r"have 4\.19 MB, at most 4\.19 MB are sent \(large.py alone"),
         (["output=null"], "missing key `output`"),
         (["output=memory://x"], "no other process can reach"),
         (["chnk=3"], "unknown key `chnk`"),

@@ -18,14 +18,14 @@ import work
 
 from pipeline.planning.pages import TRANSPARENT_PAGES
 
+pytestmark = pytest.mark.full("measures work and memory of whole runs")
+
 WORKER = """
 from pathlib import Path
 from pipeline.cluster.actors import set_up
 from pipeline.spec import Settings
 set_up(Settings())
 import torch
-
-pytestmark = pytest.mark.full("measures work and memory of whole runs")
 some = torch.ones(2**24)
 print(Path("/proc/self/smaps_rollup").read_text())
 """

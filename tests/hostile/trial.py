@@ -37,7 +37,7 @@ def _attempt(order):
 
 def _look(order):
     """Ask for how far the run is, and for the whole matrix."""
-    from pipeline.results.hessian import open_hessian
+    from pipeline.analysis.hessian import open_hessian
     from pipeline.runs.status import status
     from pipeline.tables import named_values, open_console
 
@@ -64,7 +64,7 @@ def _audit(order):
 
 def _summarize(order):
     from pipeline.analysis.norms import summarize
-    from pipeline.results.hessian import open_hessian
+    from pipeline.analysis.hessian import open_hessian
 
     return summarize(open_hessian(order["url"])).trace
 

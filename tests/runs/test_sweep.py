@@ -193,6 +193,7 @@ def test_what_fails_does_not_stop_the_rest(sweep):
     put("note.txt", b"")
     status, _, said = command("run-due", "due.yaml")
     assert status == 1
+    assert "checkpoint 1 of 4: " in said
     assert "1 of 4 checkpoints failed" in said.splitlines()[-1]
     assert "2.pt with checkpoint" in said.splitlines()[-1]
     assert [Path(row["checkpoint"]).name for row in table(Output("out"))] == ["1.pt", "4.pt"]
