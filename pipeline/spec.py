@@ -168,6 +168,10 @@ class Settings(BaseModel):
         description="Seconds after which a worker that does not answer is replaced; from the median tile if not given.",
     )
     verify: bool = Field(True, description="Check the finished matrix against plain double backward.")
+    deterministic: bool = Field(
+        False,
+        description="Adds in a fixed order on GPUs too, where torch can; slower. Also on where torch is set so.",
+    )
 
 
 def device_of(settings: Settings) -> str:

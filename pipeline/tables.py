@@ -12,7 +12,6 @@ from pipeline.execution.simulator import forecast, measured_in
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile, at_hand
 from pipeline.planning.memory import (
-    BUFFERED_TILES,
     PROCESS_BYTES,
 )
 from pipeline.runs.attempt import Outcome
@@ -116,7 +115,7 @@ def show_plan(made: JobPlan, *, timed: bool = True) -> None:
             (
                 "memory per worker",
                 f"{human_bytes(memory.total_bytes)} projected (process {human_bytes(PROCESS_BYTES)}, "
-                f"tiles {human_bytes(BUFFERED_TILES * memory.tile_bytes)}, engine {human_bytes(memory.engine_bytes)}), "
+                f"tiles {human_bytes(memory.buffer_bytes)}, engine {human_bytes(memory.engine_bytes)}), "
                 f"{human_bytes(made.allowed_bytes)} allowed",
             ),
             (

@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from pipeline.engines.jacrev import Jacrev
-from pipeline.engines.products import Workspace, add_product, add_symmetric, tangents, tangents_at
+from pipeline.engines.products import Workspace, add_product, add_symmetric, tangents, tangents_at, within
 from pipeline.engines.stages import ByPlace, NotFactoredError, Piece, Stage, Stages
 from pipeline.planning.parameters import Parameter
 from pipeline.problem.batches import Batch
 from pipeline.problem.problem import PlacedProblem
+from pipeline.problem.read_once import ReadOnce
 
 # Of units at all positions, pulled back together: what they leave must stay in a CPU's cache, or fill a GPU.
 DIRECTIONS = {"cpu": 32, "cuda": 1024}
@@ -104,7 +105,7 @@ class Factored:
                 if rows[0].positions == column.positions == 1 and not (rows[0].is_embedding or column.is_embedding):
                     for row, piece in pieces:
                         part = matrix.part(row.span, column.span)[piece.entries]
-                        _add_pair(row, piece, column, found, part, matrix.space)
+                        _add_pair(row, piece, column, found, part, matrix.space, self.problem.counts)
                 else:
                     _add_positions(pieces, column, found, matrix)
 
@@ -150,12 +151,25 @@ class _Derivatives:
 
     def __init__(self, units: range, delta: ByPlace, dz: ByPlace, da: ByPlace) -> None:
         self.units, self.delta, self.dz, self.da = units, delta, dz, da
-        # Whether an input depends on a unit at all.  # shape: (units, inputs')
-        flat = {place: values.flatten(1, 3) for place, values in da.items()}
-        self.active = {place: (values.amax(1) != 0) | (values.amin(1) != 0) for place, values in flat.items()}
+        self._active: ByPlace = {}
+
+    def active(self, place: int) -> Tensor:
+        """Say whether an input at a place depends on a unit at all.  # shape: (units, inputs')."""
+        if place not in self._active:
+            values = self.da[place].flatten(1, 3)
+            self._active[place] = (values.amax(1) != 0) | (values.amin(1) != 0)
+        return self._active[place]
 
 
-def _add_pair(row: Stage, piece: Piece, column: Stage, found: _Derivatives, out: Tensor, space: Workspace) -> None:
+def _add_pair(
+    row: Stage,
+    piece: Piece,
+    column: Stage,
+    found: _Derivatives,
+    out: Tensor,
+    space: Workspace,
+    counts: ReadOnce | None,
+) -> None:
     """Add a piece of the rows, as far as its units are pulled back, against the columns of one stage.
 
     Args:
@@ -165,6 +179,7 @@ def _add_pair(row: Stage, piece: Piece, column: Stage, found: _Derivatives, out:
         found: of some units.
         out: changed in place.  # shape: (piece, columns)
         space: to work in.
+        counts: bounds of how many inputs depend on a unit; None has them read.
     """
     units = range(max(found.units.start, piece.units.start), min(found.units.stop, piece.units.stop))
     if not units:
@@ -182,8 +197,9 @@ def _add_pair(row: Stage, piece: Piece, column: Stage, found: _Derivatives, out:
         add_product(part[of_piece], a, b, dz[:, :, outputs], space)
         if column.is_weight and column.place in found.da:
             da = found.da[column.place][of_group, 0, :, 0, _slice(other.inputs)]
-            active = found.active[column.place][of_group, _slice(other.inputs)]
-            _add_second(part[of_piece], a, found.delta[column.place][:, 0, outputs], da, active, space)
+            active = found.active(column.place)[of_group, _slice(other.inputs)]
+            most = _most(active, found.active(column.place), (row.place, column.place), counts)
+            _add_second(part[of_piece], a, found.delta[column.place][:, 0, outputs], da, active, most, space)
 
 
 def _add_positions(pieces: list[tuple[Stage, Piece]], column: Stage, found: _Derivatives, matrix: _Matrix) -> None:
@@ -224,15 +240,31 @@ def _contract(row: Stage, piece: Piece, unit: int, Y: Tensor, rows: Tensor) -> N
     """
     k = unit - piece.units.start
     if row.is_embedding:
-        tokens = row.input.flatten() - piece.inputs.start
-        known = (tokens >= 0) & (tokens < len(piece.inputs))
-        rows[k :: len(piece.units)].index_add_(0, tokens[known], Y[known])
+        place, known = within(row.input.flatten(), piece.inputs)
+        rows[k :: len(piece.units)].index_add_(0, place, Y.masked_fill(~known[:, None], 0))
     else:
         a = row.input[..., _slice(piece.inputs)].flatten(0, 1)
         rows[k * a.shape[1] : (k + 1) * a.shape[1]] += a.T @ Y
 
 
-def _add_second(out: Tensor, a: Tensor, delta: Tensor, da: Tensor, active: Tensor, space: Workspace) -> None:
+def _most(some: Tensor, active: Tensor, places: tuple[int, int], counts: ReadOnce | None) -> int:
+    """Count the inputs that depend on a unit: the most of any unit.
+
+    Args:
+        some: of the inputs and units: whether they do.  # shape: (units, inputs')
+        active: of all.  # shape: likewise
+        places: of rows and columns.
+        counts: bounds; None has the number read.
+
+    Returns:
+        The number, or a bound of it.
+    """
+    if counts is None:
+        return int(some.sum(1).max())
+    return min(counts.bound(places, active.sum(1).max(), active.shape[1]), some.shape[1])
+
+
+def _add_second(out: Tensor, a: Tensor, delta: Tensor, da: Tensor, active: Tensor, most: int, space: Workspace) -> None:
     """Add out[i, j, p, k] += sum_n a[n, j] delta[n, p] da[i, n, k].
 
     Args:
@@ -241,9 +273,9 @@ def _add_second(out: Tensor, a: Tensor, delta: Tensor, da: Tensor, active: Tenso
         delta: of the columns.  # shape: (samples, units')
         da: of the columns in the directions of units.  # shape: (units, samples, inputs')
         active: where da is not all zero.  # shape: (units, inputs')
+        most: inputs of any unit, of which this is so.
         space: to work in.
     """
-    most = int(active.sum(1).max())
     if most * SPARSE > len(active[0]):
         add_product(out.transpose(2, 3), a, delta, da, space)
     elif most:

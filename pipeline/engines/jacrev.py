@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
@@ -59,7 +58,7 @@ class Jacrev:
         for start in range(0, len(rows), self.row_group):
             group = range(start, min(start + self.row_group, len(rows)))
             unit = out.new_zeros(len(group), len(rows))
-            unit[torch.arange(len(group)), torch.arange(group.start, group.stop)] = 1
+            unit.diagonal(group.start).fill_(1)
             (parts,) = pull_back_each(pull_back, unit)
             for p, span in columns:
                 part = parts[p.name].reshape(len(group), -1)  # shape: (group, size of p)

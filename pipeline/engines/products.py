@@ -130,10 +130,26 @@ def tangents_at(tokens: Tensor, known: range, dz: Tensor) -> Tensor:
         The derivatives.  # shape: (N * T, len(known) * P)
     """
     T, N, _, P = dz.shape
-    Y = dz.new_zeros(N, len(known), T, P)
-    n, t = ((tokens >= known.start) & (tokens < known.stop)).nonzero(as_tuple=True)
-    Y.index_put_((n, tokens[n, t] - known.start), dz.permute(1, 2, 0, 3)[n, t], accumulate=True)
-    return Y.transpose(1, 2).reshape(N * T, len(known) * P)
+    Y = dz.new_zeros(N * len(known), T, P)
+    place, is_known = within(tokens, known)
+    samples = torch.arange(N, device=tokens.device)[:, None] * len(known)
+    added = dz.permute(1, 2, 0, 3).masked_fill(~is_known[:, :, None, None], 0)
+    Y.index_add_(0, (samples + place).flatten(), added.flatten(0, 1))
+    return Y.view(N, len(known), T, P).transpose(1, 2).reshape(N * T, len(known) * P)
+
+
+def within(tokens: Tensor, known: range) -> tuple[Tensor, Tensor]:
+    """Place tokens among some: 0 for others, whose number no host has to wait for.
+
+    Args:
+        tokens: of any shape.
+        known: those that are wanted.
+
+    Returns:
+        Places within these, and whether they are of these.
+    """
+    is_known = (tokens >= known.start) & (tokens < known.stop)
+    return torch.where(is_known, tokens - known.start, 0), is_known
 
 
 class _Strips:

@@ -268,7 +268,7 @@ class Stages:
             z = use.by_position(self._zeros([place])[place])  # shape: (samples, positions, outputs)
             positions = z.shape[1]
             ones = z.new_zeros(len(units), positions, *z.shape)
-            ones.diagonal(dim1=1, dim2=3)[torch.arange(len(units)), :, torch.arange(units.start, units.stop)] = 1
+            ones.diagonal(dim1=1, dim2=3).diagonal(units.start, 0, 2).fill_(1)  # units with themselves, each position
             dz, da = pull_back_each(pull_back, use.of_position(ones.flatten(0, 1)))
             directions = (len(units), positions)
             return (

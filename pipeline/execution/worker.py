@@ -6,7 +6,7 @@ import resource
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,24 @@ from torch.func import grad
 
 from pipeline.engines.registry import add_batch
 from pipeline.errors import FingerprintError, HessianError, NotFiniteError, ProblemError, TileError
+from pipeline.execution.way_out import Chunk, Leaving, OnHost, WayOut, part_of
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.memory import BUFFERED_TILES
 from pipeline.planning.tiling import Tile
-from pipeline.problem.contexts import exact_kernels
+from pipeline.problem.contexts import exact_kernels, is_deterministic, ordered_sums
 from pipeline.problem.problem import Problem
+from pipeline.problem.read_once import ReadOnce
 from pipeline.storage.output import Output
 from pipeline.storage.parquet_store import ParquetFiles
 from pipeline.storage.receipts import Receipt, receipt_name
 from pipeline.storage.tile_products import TileProducts, check_vectors
 from pipeline.storage.zarr_store import MatrixStore, StoredObject
 
-BAND = 64  # rows, which stay in a CPU's cache from one operation to the next
+BAND = {"cpu": 64, "cuda": 1024}  # rows, which stay in a CPU's cache from one operation to the next
+NOTHING = np.zeros((0, 0))
 FEW_ROWS = 1 / 16  # of those before: what is computed below the diagonal then costs less than another pass
+
+_Written = tuple[Chunk, list[StoredObject]]  # what is known of a chunk, without its entries, and what was put
 
 
 class Worker:
@@ -58,8 +63,12 @@ class Worker:
         self._sizes, self._halvings = dict(manifest.sizes), 0
         self._stored: torch.dtype = getattr(torch, manifest.store_dtype)
         self._vectors = torch.from_numpy(check_vectors(manifest.digest, self.layout.size)).to(device)
-        self._products: TileProducts  # of the tile computed last
         self._buffers = _Buffers(self._placed.dtype, self._placed.device)
+        self._way_out: WayOut | None = None
+        if self._placed.device.type == "cuda":
+            self._placed = replace(self._placed, counts=ReadOnce())
+            whole = manifest.symmetry == "mirrored"
+            self._way_out = WayOut(self.plan, self.layout, self._stored, self._placed.device, is_mirrored=whole)
         self._output, self._store = output, MatrixStore(output, manifest)
         self._files = ParquetFiles(output, manifest) if "parquet" in manifest.formats else None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hessian-writer")
@@ -82,14 +91,13 @@ class Worker:
         """
         start = time.perf_counter()
         try:
-            values = self.values(tile)
+            leaving = self._leaving(tile)
         except ProblemError as error:  # of the user's code, which preflight saw work: it may do so again
             raise TileError(f"tile {tile.id}: {error}", tile.id) from error
         seconds = time.perf_counter() - start
         receipts = self.flush()
-        made = self._products.to_text(), seconds, attempt, self._halvings
-        self._pending = tile.id, self._writer.submit(self._write, tile, values, *made)
-        self._buffers.turn()
+        self._pending = tile.id, self._writer.submit(self._write, tile, leaving, seconds, attempt, self._halvings)
+        self._turn()
         return receipts
 
     def flush(self) -> list[Receipt]:
@@ -135,19 +143,53 @@ class Worker:
             NotFiniteError: an entry is NaN or infinite.
             TileError: the tile that was being written could not be.
         """
+        out, _ = self._computed(tile)
+        return out.cpu().numpy()
+
+    def _leaving(self, tile: Tile) -> Leaving:
+        """Compute a tile, and start it on its way to the store."""
+        out, products = self._computed(tile)
+        if self._way_out is not None:
+            return self._way_out.send(tile, out, products)
+        return OnHost(self.plan, self.layout, tile, out.numpy(), products, self.manifest.store_dtype)
+
+    def _turn(self) -> None:
+        """Leave the tile that was computed last to the writer."""
+        if self._way_out is not None:
+            self._way_out.turn()  # the device's memory is free once chunks are made
+        else:
+            self._buffers.turn()
+
+    def _computed(self, tile: Tile) -> tuple[Tensor, TileProducts]:
+        """Compute a tile, and its products, where engines do."""
         rows, cols = self.plan.span(tile.rows), self.plan.span(tile.cols)
-        host, out = self._buffers.take(len(rows), len(cols))
+        out, counts = self._buffers.take(len(rows), len(cols)), self._placed.counts
+        while True:
+            self._add_all(tile, out)
+            products = self._finish(tile, out)
+            is_finite = products.right.isfinite().all()
+            exceeded = torch.zeros_like(is_finite) if counts is None else counts.exceeded(out)
+            may_stay, is_wrong = torch.stack((is_finite, exceeded)).tolist()  # all of a tile that a device is asked
+            if counts is not None and is_wrong:
+                counts.give_up()
+                continue
+            if not may_stay:
+                self._refuse(out, rows, cols)
+            return out, products
+
+    def _add_all(self, tile: Tile, out: Tensor) -> None:
+        """Add all micro-batches to a tile that holds anything."""
+        rows, cols = self.plan.span(tile.rows), self.plan.span(tile.cols)
         for some_rows, some_cols in self._bands(tile):
-            _view(out, rows, cols, some_rows, some_cols).zero_()
-        with exact_kernels(self._placed.problem.model):
+            part_of(out, rows, cols, some_rows, some_cols).zero_()
+        with (
+            exact_kernels(self._placed.problem.model),
+            ordered_sums(deterministic=is_deterministic(asked=self.manifest.deterministic)),
+        ):
             for segment, engine in self._segments(rows):
                 right = range(max(cols.start, segment.start), cols.stop)
                 if right:  # not all below the diagonal
-                    self._add(engine, segment, right, _view(out, rows, cols, segment, right))
-        self._finish(tile, out)
-        if out is not host:
-            host.copy_(out)
-        return host.numpy()
+                    self._add(engine, segment, right, part_of(out, rows, cols, segment, right))
 
     def _segments(self, rows: range) -> list[tuple[range, str]]:
         """Cut rows at parameter borders; a factored bias goes with its weight: they share what is pulled back."""
@@ -184,63 +226,54 @@ class Worker:
 
     def _bands(self, tile: Tile) -> Iterator[tuple[range, range]]:
         """Give a few rows at a time, with the columns of their chunks that are not below the diagonal."""
-        cols = self.plan.span(tile.cols)
+        cols, band = self.plan.span(tile.cols), BAND[self._placed.device.type]
         for row in tile.rows:
             here = self.plan.span(range(row, row + 1))
-            for start in range(here.start, here.stop, BAND):
-                yield range(start, min(start + BAND, here.stop)), range(max(here.start, cols.start), cols.stop)
+            for start in range(here.start, here.stop, band):
+                yield range(start, min(start + band, here.stop)), range(max(here.start, cols.start), cols.stop)
 
-    def _finish(self, tile: Tile, out: Tensor) -> None:
-        """Divide a tile by the total weight, add the L2 term, and take its products; refuse what is not finite."""
+    def _finish(self, tile: Tile, out: Tensor) -> TileProducts:
+        """Divide a tile by the total weight, add the L2 term, and take its products, of what is going to be stored."""
         rows, cols = self.plan.span(tile.rows), self.plan.span(tile.cols)
-        self._products = TileProducts(torch, self._vectors, rows, cols)
+        products = TileProducts(torch, self._vectors, rows, cols)
         for some_rows, some_cols in self._bands(tile):  # one pass, while a band is in the cache
-            part = _view(out, rows, cols, some_rows, some_cols)
+            part = part_of(out, rows, cols, some_rows, some_cols)
             part.div_(self._weight)
             part.diagonal(some_rows.start - some_cols.start).add_(self._l2)
             for left in self.plan.stored_columns(tile, some_rows.start // self.plan.chunk):
-                kept = _view(out, rows, cols, some_rows, left)
-                self._products.add(kept.to(self._stored).double(), some_rows, left)
-        if not bool(self._products.right.isfinite().all()):
-            self._refuse(out, rows, cols)
+                kept = part_of(out, rows, cols, some_rows, left)
+                products.add(kept.to(self._stored).double(), some_rows, left)
+        return products
 
     def _refuse(self, out: Tensor, rows: range, cols: range) -> None:
         """Refuse NaN and infinities, naming the block."""
         for row in rows:  # one by one: a mask of all of a tile is memory that is not planned
             right = range(max(row, cols.start), cols.stop)
-            finite = _view(out, rows, cols, range(row, row + 1), right).isfinite()
+            finite = part_of(out, rows, cols, range(row, row + 1), right).isfinite()
             if not bool(finite.all()):
                 col = right.start + int(finite.byte().argmin())
                 a, b = (next(self.layout.segments(range(k, k + 1)))[0].name for k in (row, col))
                 raise NotFiniteError(f"entries are NaN or infinite, the first at row {row}, column {col}: H[{a}, {b}]")
 
-    def _write(
-        self,
-        tile: Tile,
-        values: npt.NDArray[Any],
-        products: str,
-        compute_seconds: float,
-        attempt: int,
-        halvings: int,
-    ) -> Receipt:
+    def _write(self, tile: Tile, leaving: Leaving, compute_seconds: float, attempt: int, halvings: int) -> Receipt:
         """Put all chunks of a tile, then its receipt; runs on the writer's thread."""
         start = time.perf_counter()
-        rows, cols = self.plan.span(tile.rows), self.plan.span(tile.cols)
-        putting = [self._putters.submit(self._write_chunk, i, j, values, rows, cols) for i, j in self.plan.chunks(tile)]
+        leaving.wait()
+        putting = [self._putters.submit(self._write_chunk, i, j, leaving) for i, j in self.plan.chunks(tile)]
         written = self._all_of(putting)
         receipt = Receipt(
             tile=tile.id,
             run=self.manifest.digest,
-            chunks=tuple(put for chunk in written for put in chunk.puts),
-            max_abs=max(chunk.largest for chunk in written),
-            norm=sum(chunk.squares for chunk in written) ** 0.5,
-            asymmetry=max(chunk.asymmetry for chunk in written),
+            chunks=tuple(put for _, puts in written for put in puts),
+            max_abs=max(chunk.largest for chunk, _ in written),
+            norm=sum(chunk.squares for chunk, _ in written) ** 0.5,
+            asymmetry=max(chunk.asymmetry for chunk, _ in written),
             compute_seconds=compute_seconds,
             write_seconds=time.perf_counter() - start,
             peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             attempt=attempt,
             halvings=halvings,
-            products=products,
+            products=leaving.products(),
             host=platform.node(),
             pid=os.getpid(),
             device=str(self._placed.device),
@@ -249,7 +282,7 @@ class Worker:
         self._output.put(receipt_name(tile.id), receipt.to_bytes())
         return receipt
 
-    def _all_of(self, putting: "list[Future[_Written]]") -> "list[_Written]":
+    def _all_of(self, putting: list[Future[_Written]]) -> list[_Written]:
         """Wait for all chunks of a tile, or for the first that fails; then no put is left that goes on."""
         ended, _ = wait(putting, return_when=FIRST_EXCEPTION)
         if failed := [chunk for chunk in ended if chunk.exception()]:
@@ -260,40 +293,12 @@ class Worker:
             failed[0].result()
         return [chunk.result() for chunk in putting]
 
-    def _write_chunk(self, i: int, j: int, values: npt.NDArray[Any], rows: range, cols: range) -> "_Written":
-        """Put a chunk of a tile's values, and measure it; runs on the putters' threads."""
-        span_i, span_j = self.plan.span(range(i, i + 1)), self.plan.span(range(j, j + 1))
-        chunk = _view(values, rows, cols, span_i, span_j).astype(self.manifest.store_dtype)
-        asymmetry = 0.0
-        if i == j:
-            asymmetry = self._asymmetry(chunk, span_i)
-            chunk = np.triu(chunk) + np.triu(chunk, 1).T
-        return _Written(
-            self._store.write_chunk(i, j, chunk) + (self._files.write_chunk(i, j, chunk) if self._files else []),
-            float(np.abs(chunk).max()),
-            float(np.vdot(chunk, chunk)) * (1 if i == j else 2),
-            asymmetry,
-        )
-
-    def _asymmetry(self, chunk: npt.NDArray[Any], span: range) -> float:
-        """Compare entries of a diagonal chunk on both sides of the diagonal, as the engine computed them."""
-        worst = 0.0
-        for _, segment in self.layout.segments(span):
-            square = _view(chunk, span, span, segment, segment)
-            scale = float(np.abs(square).max())
-            if scale > 0:
-                worst = max(worst, float(np.abs(square - square.T).max()) / scale)
-        return worst
-
-
-@dataclass(frozen=True)
-class _Written:
-    """What was put of a chunk, its largest entry, the sum of squares with its mirror image, and its asymmetry."""
-
-    puts: list[StoredObject]
-    largest: float
-    squares: float
-    asymmetry: float
+    def _write_chunk(self, i: int, j: int, leaving: Leaving) -> _Written:
+        """Put a chunk of a tile; runs on the putters' threads."""
+        chunk = leaving.chunk(i, j)
+        puts = self._store.write_chunk(i, j, chunk.entries, chunk.mirror)
+        puts += self._files.write_chunk(i, j, chunk.entries) if self._files else []
+        return replace(chunk, entries=NOTHING, mirror=None), puts
 
 
 class _Buffers:
@@ -305,22 +310,17 @@ class _Buffers:
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self._dtype, self._device = dtype, device
-        self._host = [torch.empty(0, dtype=dtype) for _ in range(BUFFERED_TILES)]
-        self._on_device = torch.empty(0, dtype=dtype, device=device)
+        count = BUFFERED_TILES if device.type == "cpu" else 1
+        self._kept = [torch.empty(0, dtype=dtype, device=device) for _ in range(count)]
 
-    def take(self, rows: int, cols: int) -> tuple[Tensor, Tensor]:
-        """Give a tile of any content, and one on the device: the same where that is a CPU."""
-        self._host[0] = _at_least(self._host[0], rows * cols)
-        host = self._host[0][: rows * cols].view(rows, cols)
-        if self._device.type == "cpu":
-            return host, host
-        self._on_device = _at_least(self._on_device, rows * cols)
-        return host, self._on_device[: rows * cols].view(rows, cols)
+    def take(self, rows: int, cols: int) -> Tensor:
+        """Give a tile of any content."""
+        self._kept[0] = _at_least(self._kept[0], rows * cols)
+        return self._kept[0][: rows * cols].view(rows, cols)
 
     def turn(self) -> None:
         """Leave the tile that was given last to the writer, and give another one's memory from now on."""
-        self._host.reverse()
+        self._kept.reverse()
 
 
 def _at_least(buffer: Tensor, size: int) -> Tensor:
@@ -331,11 +331,3 @@ def _at_least(buffer: Tensor, size: int) -> Tensor:
         return buffer.new_empty(size)
     # NumPy asks the system for large pages, torch does not: filling these is several times faster.
     return torch.from_numpy(np.empty(size, torch.empty(0, dtype=buffer.dtype).numpy().dtype))
-
-
-def _view(out: Any, rows: range, cols: range, some_rows: range, some_cols: range) -> Any:
-    """Give the part of a tile's values at some of its rows and columns (flat indices)."""
-    return out[
-        some_rows.start - rows.start : some_rows.stop - rows.start,
-        some_cols.start - cols.start : some_cols.stop - cols.start,
-    ]

@@ -83,6 +83,12 @@ class Manifest(BaseModel):
     preflight: PreflightVerdict
     problem: str | None = None
     versions: dict[str, str]
+    deterministic: bool = False
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out what manifests from before it was there do not say: they keep their digest."""
+        return {name: value for name, value in handler(self).items() if name != "deterministic" or value}
 
     @model_validator(mode="after")
     def _agrees(self) -> "Manifest":

@@ -21,6 +21,7 @@ SCRATCH = 1.3  # resident over counted bytes: scratch space inside operators
 HEAP_SLACK = 5
 HEAP_BYTES = 64 * 2**20  # engines that count more than this allocate blocks that the heap does not keep
 SHARE_OF_FREE = 0.8
+FLOAT_BYTES = {"float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class WorkerMemory:
         engine_bytes: measured peak of the engine on one row group of one micro-batch, output not counted.
         tile: the largest tile's name and shape, for messages.
         on_gpu: whether engines run on a device with memory of its own.
+        leaving_bytes: of the largest tile as it leaves a GPU, see `leaving_bytes`; 0 on a CPU.
     """
 
     problem_bytes: int
@@ -42,6 +44,7 @@ class WorkerMemory:
     engine_bytes: int
     tile: str
     on_gpu: bool = False
+    leaving_bytes: int = 0
 
     @property
     def host_engine_bytes(self) -> int:
@@ -50,8 +53,13 @@ class WorkerMemory:
 
     @property
     def device_bytes(self) -> int:
-        """What lies on the GPU: weights, one micro-batch of data at most all of it, one tile, the engine."""
-        return self.problem_bytes + self.tile_bytes + int(SCRATCH * self.engine_bytes)
+        """What lies on the GPU: weights and all data, one tile, the one before as it leaves, the engine."""
+        return self.problem_bytes + self.tile_bytes + self.leaving_bytes + int(SCRATCH * self.engine_bytes)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """What holds tiles in the process: as they are computed, or as they arrive from a GPU."""
+        return BUFFERED_TILES * (self.leaving_bytes if self.on_gpu else self.tile_bytes)
 
     @property
     def total_bytes(self) -> int:
@@ -59,7 +67,7 @@ class WorkerMemory:
         return (
             PROCESS_BYTES
             + 2 * self.problem_bytes  # as it arrived, and in the type and on the device it is computed in
-            + BUFFERED_TILES * self.tile_bytes
+            + self.buffer_bytes
             + self.writer_bytes
             + self.host_engine_bytes
         )
@@ -77,7 +85,8 @@ class WorkerMemory:
         if allowed_device_bytes is not None and self.device_bytes > allowed_device_bytes:
             raise MemoryRefusedError(
                 f"tile {self.tile} would need {human_bytes(self.device_bytes)} on the GPU "
-                f"(weights and data {human_bytes(self.problem_bytes)}, tile {human_bytes(self.tile_bytes)}, "
+                f"(weights and data {human_bytes(self.problem_bytes)}, "
+                f"tile {human_bytes(self.tile_bytes + self.leaving_bytes)}, "
                 f"engine {human_bytes(SCRATCH * self.engine_bytes)}), allowed are {human_bytes(allowed_device_bytes)}: "
                 "raise `gpus_per_worker`, or lower `chunk`, `tile`, `row_group` or `microbatch`"
             )
@@ -85,12 +94,17 @@ class WorkerMemory:
             raise MemoryRefusedError(
                 f"tile {self.tile} would need {human_bytes(self.total_bytes)} in a worker "
                 f"(process {human_bytes(PROCESS_BYTES)}, weights and data {human_bytes(2 * self.problem_bytes)}, "
-                f"tiles {human_bytes(BUFFERED_TILES * self.tile_bytes)}, "
+                f"tiles {human_bytes(self.buffer_bytes)}, "
                 f"writer {human_bytes(self.writer_bytes)}, "
                 f"engine {human_bytes(self.host_engine_bytes)}), "
                 f"allowed are {human_bytes(allowed_bytes)}: "
                 "raise `memory`, or lower `workers`, `chunk`, `tile`, `row_group` or `microbatch`"
             )
+
+
+def leaving_bytes(entries: int, itemsize: int, symmetry: str) -> int:
+    """Give the bytes of so many entries as they leave a GPU: in the stored type, with their mirror images."""
+    return entries * itemsize * (2 if symmetry == "mirrored" else 1)
 
 
 def writer_bytes(chunk_bytes: int, formats: Sequence[str]) -> int:

@@ -22,10 +22,12 @@ from pipeline.planning.job_plan import (
 )
 from pipeline.planning.manifest import Fingerprint, Manifest
 from pipeline.planning.memory import (
+    FLOAT_BYTES,
     SCRATCH,
     WorkerMemory,
     allowed_bytes,
     engine_budget_bytes,
+    leaving_bytes,
     writer_bytes,
 )
 from pipeline.planning.placement import Staff
@@ -42,7 +44,7 @@ from pipeline.preflight.devices import (
     require_device,
 )
 from pipeline.preflight.engine_sizes import Probed, choose_sizes
-from pipeline.problem.contexts import exact_kernels, unchanged
+from pipeline.problem.contexts import exact_kernels, is_deterministic, ordered_sums, unchanged
 from pipeline.problem.double_backward import (
     evaluate,
     reference_samples,
@@ -97,7 +99,8 @@ def make_plan(
     """
     require_entries(problem, settings)
     require_device(device_of(settings))
-    return _Planning(problem, settings, staff or local_staff(settings), before).plan(name)
+    with ordered_sums(deterministic=is_deterministic(asked=settings.deterministic)):
+        return _Planning(problem, settings, staff or local_staff(settings), before).plan(name)
 
 
 def require_entries(problem: Problem, settings: Settings) -> None:
@@ -174,7 +177,7 @@ class _Planning:
 
     def _cut(self) -> TilingPlan:
         """Choose chunks and tiles."""
-        most = None if self.on_gpu is None else max(self.on_gpu - self.problem.byte_count, 0)
+        most = None if self.on_gpu is None else max(self.on_gpu - self.placed.byte_count, 0)
         itemsize, workers = self.dtype.itemsize, self.staff.workers
         return choose_tiling(self.layout, self.verdict.engines, self.settings, itemsize, self.allowed, workers, most)
 
@@ -182,13 +185,15 @@ class _Planning:
         """Project what a worker holds besides what its engine does, and require that it may."""
         largest = max(tiles, key=lambda t: tiling.shape(t)[0] * tiling.shape(t)[1])
         rows, cols = tiling.shape(largest)
+        stored = FLOAT_BYTES[self.settings.store_dtype] if self.settings.store_dtype else self.dtype.itemsize
         held = WorkerMemory(
-            self.problem.byte_count,
+            self.problem.byte_count if self.on_gpu is None else self.placed.byte_count,
             rows * cols * self.dtype.itemsize,
             writer_bytes(self.settings.concurrent_puts * tiling.chunk**2 * self.dtype.itemsize, self.settings.formats),
             0,
             f"{largest.id} ({rows} x {cols})",
             self.on_gpu is not None,
+            0 if self.on_gpu is None else leaving_bytes(rows * cols, stored, self.settings.symmetry),
         )
         held.require(self.allowed, self.on_gpu)
         return held
@@ -221,6 +226,7 @@ class _Planning:
                 "preflight": self.verdict,
                 "problem": name,
                 "versions": versions(),
+                "deterministic": is_deterministic(asked=settings.deterministic),
             }
         )
 

@@ -92,10 +92,16 @@ def microbatches(batches: tuple[Batch, ...], most: int | None) -> Iterator[Batch
             yield from (take(batch, slice(start, start + most)) for start in range(0, count, most))
 
 
-def byte_count(batches: tuple[Batch, ...]) -> int:
-    """Count the bytes of all tensors."""
+def byte_count(batches: tuple[Batch, ...], dtype: torch.dtype | None = None) -> int:
+    """Count the bytes of all tensors, floating ones in another type where one is given."""
     leaves = [leaf for leaf in tree_leaves(batches) if isinstance(leaf, Tensor)]
-    return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+    return sum(leaf.numel() * _itemsize(leaf, dtype) for leaf in leaves)
+
+
+def _itemsize(leaf: Tensor, dtype: torch.dtype | None) -> int:
+    if dtype is None or not (leaf.is_floating_point() or leaf.is_complex()):
+        return leaf.element_size()
+    return dtype.itemsize * (2 if leaf.is_complex() else 1)
 
 
 def digest(tree: Any) -> str:

@@ -48,6 +48,36 @@ def exact_kernels(model: nn.Module) -> Iterator[None]:
         mha.set_fastpath_enabled(fast_path)
 
 
+def is_deterministic(*, asked: bool) -> bool:
+    """Whether sums keep a fixed order: where a run asks for it, or torch is set so around it."""
+    return asked or torch.are_deterministic_algorithms_enabled()
+
+
+@contextmanager
+def ordered_sums(*, deterministic: bool) -> Iterator[None]:
+    """Have kernels add in a fixed order, where torch has such; operations that it has none for raise.
+
+    On CUDA, additions at indices, at tokens and in backward passes of poolings are atomic otherwise, and last bits
+    differ from run to run. cuBLAS keeps the order where CUBLAS_WORKSPACE_CONFIG is `:4096:8`, which torch asks for.
+
+    Args:
+        deterministic: whether to; torch stays as it is otherwise.
+
+    Yields:
+        Nothing; the settings are put back at the end.
+    """
+    filling: Any = torch.utils.deterministic
+    before, fill = torch.are_deterministic_algorithms_enabled(), filling.fill_uninitialized_memory
+    try:
+        if deterministic:
+            torch.use_deterministic_algorithms(True)
+            filling.fill_uninitialized_memory = False  # work space is written before it is read
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        filling.fill_uninitialized_memory = fill
+
+
 def _eager() -> AbstractContextManager[Any]:
     """Have what was compiled run as it is written: torch.compile knows no second derivative."""
     compiler = sys.modules.get("torch._dynamo")  # where nothing was compiled it is not loaded, which takes seconds

@@ -3,8 +3,6 @@
 The module's own parameters are used, without torch.func; the graph is freed after every batch.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -204,14 +202,14 @@ def jittered(placed: PlacedProblem) -> PlacedProblem:
         name: t * (1 + last_bit * (torch.rand(t.shape, generator=generator) > 0.5).to(t))
         for name, t in placed.parameters.items()
     }
-    return replace(placed, parameters=parameters)
+    return placed.at(parameters)
 
 
 def moved(placed: PlacedProblem, shift: Vector) -> PlacedProblem:
     """Give a problem whose selected parameters are shifted.  # shape of shift: (P,)."""
     flat = torch.from_numpy(np.ascontiguousarray(shift)).to(placed.device, placed.dtype)
     parameters = {p.name: placed.parameters[p.name] + flat[p.place].reshape(p.shape) for p in placed.layout}
-    return PlacedProblem(placed.problem, parameters, placed.constants, placed.dtype, placed.device)
+    return placed.at(parameters)
 
 
 def _flat(tensors: tuple[Tensor, ...]) -> Tensor:

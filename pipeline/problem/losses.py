@@ -128,7 +128,7 @@ def _torch_terms(
     if _is(function, nn.CTCLoss, F.ctc_loss) and reduction == "mean":
         terms = terms / arguments[3].clamp(min=1).to(terms)  # each by the length of its target
     count = len(terms) if reduction == "batchmean" else terms.numel()
-    return terms.sum(), terms.new_tensor(float(count))
+    return terms.sum(), terms.new_full((), float(count))
 
 
 def _torch_value(loss: Any, output: Any, targets: Targets, _: Batch) -> SumAndWeight:
@@ -197,13 +197,20 @@ def sum_and_weight(value: Any, reduction: Reduction, batch: Batch, name: str) ->
     if isinstance(value, tuple) and len(value) == 2:
         total, weight = value
         if isinstance(total, Tensor) and total.numel() == 1:
-            return total.reshape(()), torch.as_tensor(weight, device=total.device).to(total.dtype).reshape(())
+            return total.reshape(()), _number(weight, total)
     if not isinstance(value, Tensor) or value.numel() != 1:
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ProblemError(f"{name} gave {got}, expected a scalar tensor or (sum, weight)")
     count = sample_count(batch)
     scale = count if reduction == "mean" else 1
-    return value.reshape(()) * scale, value.new_tensor(float(count))
+    return value.reshape(()) * scale, value.new_full((), float(count))
+
+
+def _number(value: Any, like: Tensor) -> Tensor:
+    """Give a number as a 0-d tensor of another one's type, on its device."""
+    if isinstance(value, int | float):
+        return like.new_full((), float(value))  # filled there: nothing is copied to a device
+    return torch.as_tensor(value, device=like.device).to(like.dtype).reshape(())
 
 
 def _name(function: Any) -> str:

@@ -9,7 +9,8 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from pipeline.problem.contexts import on_copies, unchanged
 from pipeline.problem.explain import explained
 from pipeline.problem.lifting import evaluated_in
 from pipeline.problem.losses import Reduction, SumAndWeight, as_terms, known_reduction, sum_and_weight
+from pipeline.problem.read_once import ReadOnce
 from pipeline.problem.reading import read_batches, recognise
 from pipeline.problem.selection import check_finite, parameters_of_loss, require_ready, select
 from pipeline.problem.written_out import WrittenOut
@@ -338,6 +340,7 @@ class PlacedProblem:
         constants: all other parameters and the buffers.
         dtype: of every floating tensor.
         device: of every tensor.
+        counts: bounds that engines may take in place of what they count; None has each read.
     """
 
     problem: Problem
@@ -345,6 +348,7 @@ class PlacedProblem:
     constants: dict[str, Tensor]
     dtype: torch.dtype
     device: torch.device
+    counts: ReadOnce | None = None
 
     @property
     def layout(self) -> ParameterLayout:
@@ -382,7 +386,27 @@ class PlacedProblem:
 
     def batches(self, microbatch: int | None) -> Iterator[Batch]:
         """Give all data in micro-batches of this type on this device."""
-        return map(self.cast, self.problem.microbatches(microbatch))
+        if self.device.type == "cpu":  # a piece at a time is little, and where types agree nothing
+            return map(self.cast, self.problem.microbatches(microbatch))
+        return microbatches(self._on_device, microbatch if self.problem.separable else None)
+
+    @cached_property
+    def _on_device(self) -> tuple[Batch, ...]:
+        """All data, copied once: memory is planned for it."""
+        return tuple(map(self.cast, self.problem.batches))
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes of weights, buffers and data in this type."""
+        tensors = [*self.parameters.values(), *self.constants.values()]
+        return sum(t.nbytes for t in tensors) + byte_count(self.problem.batches, self.dtype)
+
+    def at(self, parameters: dict[str, Tensor]) -> "PlacedProblem":
+        """Give the same problem at other values of the selected parameters, on the same data where they lie."""
+        other = replace(self, parameters=parameters)
+        if "_on_device" in vars(self):
+            vars(other)["_on_device"] = self._on_device
+        return other
 
     def cast(self, batch: Batch) -> Batch:
         """Give a batch in this type on this device."""

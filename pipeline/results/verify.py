@@ -162,19 +162,25 @@ def check(hessian: StoredHessian, problem: Problem, *, parquet: bool) -> Verific
         return _Check(hessian, problem, parquet=parquet).run()
 
 
+def reference_device() -> str:
+    """Give where the reference is computed: on a GPU where this machine has one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 class _Check:
     """The comparison with a reference."""
 
     def __init__(self, hessian: StoredHessian, problem: Problem, *, parquet: bool) -> None:
         manifest, self._parquet = hessian.manifest, parquet
         self._hessian, self._plan = hessian, manifest.plan
-        self._placed = problem.place(torch.float64)
+        device = reference_device()
+        self._placed = problem.place(torch.float64, device)
         self._samples = reference_samples(manifest.microbatch)
         self._weight = loss_and_gradient(self._placed, self._samples).weight
         engines = set(manifest.engines.values())
         self._method = "differences" if "differences" in engines else "double backward"
         self._by_rows = "rows" in engines
-        self._other = problem.place(torch.float32) if manifest.dtype == "float32" else jittered(self._placed)
+        self._other = problem.place(torch.float32, device) if manifest.dtype == "float32" else jittered(self._placed)
         self._tolerance = max(TOLERANCE[kind] for kind in (manifest.dtype, manifest.store_dtype, self._method))
         self._parameters = [p for p in hessian.parameters if p.size]
         self._seed = secrets.randbits(63)
@@ -238,7 +244,16 @@ class _Check:
         return replace(found, scales=np.maximum(found.scales, STEEPEST * found.scales.max(initial=0.0)))
 
     def _products(self, placed: PlacedProblem) -> Products:
-        return lambda vectors: hessian_vector_products(placed, vectors, self._weight, self._samples)
+        def products(vectors: Vector) -> Vector:
+            while True:
+                try:
+                    return hessian_vector_products(placed, vectors, self._weight, self._samples)
+                except torch.OutOfMemoryError:  # of a GPU, which others may hold as well
+                    if self._samples == 1 or not placed.problem.is_cuttable:
+                        raise
+                    self._samples = (self._samples + 1) // 2
+
+        return products
 
     def _truth(self, vectors: Vector, measure: Yardstick) -> Vector:
         """Give H V' by other means.  # shape: (k, P)."""

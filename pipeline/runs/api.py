@@ -81,6 +81,7 @@ def compute_hessian(
     durable: bool = True,
     tile_deadline: float | None = None,
     verify: bool = True,
+    deterministic: bool = False,
     check: bool = False,
     overwrite: bool = False,
 ) -> Hessian:
@@ -117,6 +118,7 @@ def compute_hessian(
         durable: waits until all is on a local disk, and would survive a power cut, before it is finished.
         tile_deadline: seconds after which a worker that does not answer is replaced; from the median tile when None.
         verify: checks the finished matrix against plain double backward.
+        deterministic: adds in a fixed order on GPUs too, where torch can; slower. Also on where torch is set so.
         check: reads back what is there already, finished or not, and computes again the tiles of which anything is
             missing or damaged.
         overwrite: replaces a Hessian that is there already, of whatever problem, once this one is planned.

@@ -72,7 +72,12 @@ class TileProducts:
     def to_text(self) -> str:
         """Write both as text, for a receipt."""
         both = [values if self._xp is np else values.cpu().numpy() for values in (self.right, self.down)]
-        return base64.b64encode(np.concatenate(both).astype("<f8").tobytes()).decode()
+        return as_text(np.concatenate(both))
+
+
+def as_text(both: Vectors) -> str:
+    """Write products as text: `right`, then `down`."""
+    return base64.b64encode(both.astype("<f8").tobytes()).decode()
 
 
 def from_text(text: str) -> Vectors:

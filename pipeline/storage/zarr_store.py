@@ -143,20 +143,21 @@ class MatrixStore:
             raise OutputError(f"output {output.url}: {GRADIENT} holds entries that are not numbers")
         return values.astype(np.float64)
 
-    def write_chunk(self, i: int, j: int, values: Matrix) -> list[StoredObject]:
+    def write_chunk(self, i: int, j: int, values: Matrix, mirror: Matrix | None = None) -> list[StoredObject]:
         """Put a chunk, and its mirror image where the matrix is stored whole.
 
         Args:
             i: chunk row.
             j: chunk column, not below the diagonal.
             values: entries; a diagonal chunk must be symmetric.  # shape: (B, B), less at the ragged end
+            mirror: their transpose, where the caller has it.
 
         Returns:
             What was put.
         """
         puts = [self._put(i, j, values)]
         if self.manifest.symmetry == "mirrored" and i != j:
-            puts.append(self._put(j, i, np.ascontiguousarray(values.T)))
+            puts.append(self._put(j, i, np.ascontiguousarray(values.T) if mirror is None else mirror))
         return puts
 
     def read_chunk(self, i: int, j: int, expected: StoredObject | None = None) -> Matrix:

@@ -32,6 +32,7 @@ from pipeline.engines.registry import ENGINES
 from pipeline.problem.contexts import unchanged
 
 DIFFERENCES, COARSE = 1e-6, 1e-5  # against differences; where a part of a loss is rounded to less than float64
+STRIDE = 20  # of the ingredients that are tried first, or alone where all is small
 JUDGES = 8  # processes that derive the truth of the zoo, on the CPU
 
 
@@ -148,11 +149,13 @@ def zoo(device, small):
     """Every ingredient, in float64; what is refused is told with whether it could be computed."""
     from hazards import HAZARDS
 
-    names = list(HAZARDS)[:: 20 if small else 1]
+    # Some of each kind first: a run may be cut off, and what was printed by then stays.
+    names = [name for k in range(1 if small else STRIDE) for name in list(HAZARDS)[k::STRIDE]]
     found = {}
     with truths(names, 1 if small else min(JUDGES, os.cpu_count() or 1)) as known_ones:
         for name, known in zip(names, known_ones, strict=True):
             found[name] = quietly(verdict, name, known, device)
+            print(name, *found[name], sep=": ", flush=True)
             try:
                 synchronize(device)
             except RuntimeError as error:  # an assertion on the device: it takes no more work from this process

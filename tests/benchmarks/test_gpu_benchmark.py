@@ -54,6 +54,19 @@ def test_all_parts(device, tmp_path):
     assert not found["zoo"]["wrong"] and not found["zoo"]["skipped"]  # noqa: PT018
 
 
+def test_on_a_pretended_device(tmp_path):
+    support = BENCHMARKS.parent / "support"
+    pretended = f"""
+sys.path.insert(0, {str(support)!r})
+from pretended_cuda import pretended_cuda
+with pretended_cuda():
+    {START}
+"""
+    status, found = run(RUN + pretended, tmp_path / "gpu.json", "--device", "cuda", "--only", "engines", "peers")
+    assert [found[part]["faults"] for part in ("engines", "peers")] == [[], []]
+    assert status == 0
+
+
 def test_a_wrong_engine_is_told(tmp_path):
     parts = "engines", "peers", "headline"
     status, found = run(RUN + SPOILT + START, tmp_path / "gpu.json", "--device", "cpu", "--only", *parts)
