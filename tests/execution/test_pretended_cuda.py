@@ -78,7 +78,7 @@ def test_same_as_on_the_cpu(name):
         found = compute_hessian(problem, dtype="float32", device="cuda", **SETTINGS)  # its proof with it
     np.testing.assert_array_equal(found.to_numpy(), known.to_numpy())
     for tile in known.manifest.plan.tiles():
-        a, b = (read_receipt(H.output, tile) for H in (known, found))
+        a, b = (read_receipt(H.output, H.manifest, tile) for H in (known, found))
         assert b.device == "cuda"
         np.testing.assert_allclose([b.max_abs, b.norm, b.asymmetry], [a.max_abs, a.norm, a.asymmetry], rtol=1e-5)
 
@@ -100,7 +100,7 @@ def outcome(hazard, **settings):
             H = compute_hessian(hazard.problem, executor="serial", dtype="float64", microbatch=3, **settings)
         return H.to_numpy(), H.manifest.engines
     except HessianError as refusal:
-        return None, str(refusal)[:40]
+        return None, str(refusal)
 
 
 @pytest.mark.full("a hundred hazards once more")
@@ -115,8 +115,15 @@ def test_hazards_as_on_the_cpu(name):
         return
     with pretended_cuda.pretended_cuda():
         found, on_device = outcome(hazard, device="cuda")
-    assert on_device == on_host
-    if known is not None:
+    if (
+        known is not None and found is None
+    ):  # tensors that the model holds unregistered stay where they are, as in torch
+        assert "on the same device" in on_device
+    elif known is None:
+        assert found is None
+        assert on_device[:40] == on_host[:40]
+    else:
+        assert on_device == on_host
         np.testing.assert_allclose(found, known, rtol=0, atol=LAST_BITS * np.abs(known).max(initial=0.0))
 
 
@@ -314,7 +321,7 @@ def planted():
 def test_a_copy_that_is_not_waited_for(monkeypatch):
     """By the writer: it stores what is not there yet."""
     monkeypatch.setattr(FromDevice, "wait", lambda self: None)
-    with pytest.raises(IncompleteError, match="not in"):  # NaN
+    with pytest.raises(IncompleteError, match="not numbers"):
         planted()
 
 
