@@ -111,20 +111,19 @@ class Trial:
 
     def _units(self, p: Parameter, *, many: bool) -> list[range]:
         """Choose whole units of a weight around the largest curvature, and a few rows anywhere: parts of units."""
-        room, unit = ROW_BYTES // (8 * self._layout.size), p.size // p.shape[0]
         anywhere = self._around(p, FEW_ROWS if many else ROWS)
-        if len(p.shape) != 2 or UNITS * unit > min(p.size, room, MOST_ROWS):
+        room, unit = ROW_BYTES // (8 * self._layout.size), p.size // p.shape[0] if len(p.shape) == 2 else p.size
+        if UNITS * unit > min(p.size, room, MOST_ROWS):
             return [anywhere]
         start = min(int(self._active[p.place].argmax()) // unit * unit, p.size - UNITS * unit)
         whole = p.span[start : start + UNITS * unit]
         if many or len(whole) == p.size:
             return [whole]
-        first = p.offset + int(self._random.integers(p.size - len(anywhere) + 1))
-        part = range(first, first + len(anywhere))
-        first_run, second = sorted([whole, part], key=lambda run: run.start)
-        if second.start < first_run.stop:
-            return [range(first_run.start, max(first_run.stop, second.stop))]
-        return [first_run, second]
+        start = p.offset + int(self._random.integers(p.size - len(anywhere) + 1))
+        first, second = sorted([whole, range(start, start + len(anywhere))], key=lambda run: run.start)
+        if second.start < first.stop:
+            return [range(first.start, max(first.stop, second.stop))]
+        return [first, second]
 
     def choose(self, p: Parameter, uncertainty: float) -> tuple[list[str], dict[str, str]]:
         """Try engines on the rows of a parameter.
