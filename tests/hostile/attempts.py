@@ -1,6 +1,7 @@
 """Attempts on hostile data, made in another process, and what came of them."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,10 @@ class Attempts:
 
     @classmethod
     def begin(cls):
-        return cls(subprocess.Popen([sys.executable, TRIAL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        # Arrow's own pool reserves as much address space as an attempt may have.
+        environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        return cls(subprocess.Popen([sys.executable, TRIAL], env=environment, **pipes))
 
     def make(self, deed, **order):
         """Make one, and count it."""

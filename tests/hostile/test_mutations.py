@@ -66,7 +66,8 @@ def test_tables(attempts, tmp_path, examples):
     job = {"problem": "made.py:made", "problem_args": {}}
     sweep(tmp_path, job)
     path, whole = tmp_path / "sweep.parquet", (tmp_path / "sweep.parquet").read_bytes()
-    assert attempts.make("table", url=str(tmp_path), job=job).kind == "answer"
+    came = attempts.make("table", url=str(tmp_path), job=job)
+    assert came.kind == "answer", came
 
     def body(data):
         path.write_bytes(of_bytes(data, whole))

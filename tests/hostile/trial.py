@@ -11,6 +11,7 @@ import select
 import signal
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 MOST_BYTES = 2**30  # beyond what the process has when it begins
@@ -39,12 +40,10 @@ def _look(order):
     """Ask for how far the run is, and for the whole matrix."""
     from pipeline.analysis.hessian import open_hessian
     from pipeline.runs.status import status
-    from pipeline.tables import named_values, open_console
+    from pipeline.tables import show_status
 
-    with open(os.devnull, "w") as nowhere:
-        console = open_console()
-        console.file = nowhere
-        console.print(named_values(status(order["url"]).items()))
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        show_status(status(order["url"]))
     H = open_hessian(order["url"])
     return [H.to_numpy().tolist(), H.gradient.tolist()]
 
