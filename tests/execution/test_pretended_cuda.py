@@ -20,12 +20,8 @@ from pipeline.storage.receipts import read_receipt
 
 SETTINGS = {"executor": "serial", "microbatch": 3, "row_group": 4, "chunk": 16, "tile": (2, 2)}
 LAST_BITS = 4 * np.finfo(np.float64).eps  # of the largest entry: some of the CPU's kernels look at addresses
-# What the pretence itself does not stand: functions that ask for a wrapped tensor's device below Python, and a module
-# that keeps hold of a parameter while it is replaced.
-UNPRETENDED = {
-    "outside: Gaussian prior on the vector of all",
-    "scales: detached slope of one row, which counts for little",
-}
+# What the pretence itself does not stand: it asks for a wrapped tensor's device below Python.
+UNPRETENDED = {"outside: Gaussian prior on the vector of all"}
 HUNDRED = [name for name in list(HAZARDS)[::7] if name not in UNPRETENDED]
 
 
@@ -100,7 +96,7 @@ def outcome(hazard, **settings):
             H = compute_hessian(hazard.problem, executor="serial", dtype="float64", microbatch=3, **settings)
         return H.to_numpy(), H.manifest.engines
     except HessianError as refusal:
-        return None, str(refusal)[:40]
+        return None, str(refusal)
 
 
 @pytest.mark.full("a hundred hazards once more")
@@ -115,8 +111,15 @@ def test_hazards_as_on_the_cpu(name):
         return
     with pretended_cuda.pretended_cuda():
         found, on_device = outcome(hazard, device="cuda")
-    assert on_device == on_host
-    if known is not None:
+    if (
+        known is not None and found is None
+    ):  # tensors that the model holds unregistered stay where they are, as in torch
+        assert "on the same device" in on_device
+    elif known is None:
+        assert found is None
+        assert on_device[:40] == on_host[:40]
+    else:
+        assert on_device == on_host
         np.testing.assert_allclose(found, known, rtol=0, atol=LAST_BITS * np.abs(known).max(initial=0.0))
 
 
