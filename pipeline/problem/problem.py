@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
 from pipeline.errors import HessianError, ProblemError
@@ -410,9 +411,13 @@ class PlacedProblem:
 
     def cast(self, batch: Batch) -> Batch:
         """Give a batch in this type on this device."""
-        return tree_map(
-            lambda leaf: cast(leaf.detach(), self.dtype, self.device) if isinstance(leaf, Tensor) else leaf, batch
-        )
+        return tree_map(self._cast, batch, is_leaf=lambda node: isinstance(node, PackedSequence))
+
+    def _cast(self, leaf: Any) -> Any:
+        if isinstance(leaf, PackedSequence):  # the lengths of its steps stay on the host, wherever the rest is
+            parts = leaf._asdict() | {"batch_sizes": None}
+            return type(leaf)(**{name: self._cast(part) for name, part in parts.items()} | {"batch_sizes": leaf[1]})
+        return cast(leaf.detach(), self.dtype, self.device) if isinstance(leaf, Tensor) else leaf
 
     @contextmanager
     def own_parameters(self) -> Iterator[dict[str, nn.Parameter]]:

@@ -35,7 +35,7 @@ def run(problem, device, dtype, folder):
     start = time.perf_counter()
     H = compute_hessian(problem, folder, executor="serial", device=device, dtype=dtype, verify=False, codec="lz4")
     ended = time.perf_counter()
-    receipts = [read_receipt(H.output, tile) for tile in H.manifest.plan.tiles()]
+    receipts = [read_receipt(H.output, H.manifest, tile) for tile in H.manifest.plan.tiles()]
     computing, writing = (sum(getattr(r, f"{kind}_seconds") for r in receipts) for kind in ("compute", "write"))
     verified = verify_hessian(H, problem)
     return (
