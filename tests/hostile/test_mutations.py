@@ -32,6 +32,7 @@ def deeds(name):
 
 
 @MANY
+@pytest.mark.full("two hundred mutations")
 def test_stored_objects(attempts, store, answer, tmp_path, examples):
     names = sorted(str(path.relative_to(store)) for path in store.rglob("*") if path.is_file())
 

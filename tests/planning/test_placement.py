@@ -80,6 +80,9 @@ class Notes(Reporter):
         self.at_first = lambda: None
 
 
+OF_RAY = pytest.mark.full("starts a cluster of Ray")
+
+
 @pytest.fixture(scope="module")
 def nodes():
     """A head without CPUs, and three nodes: their ids by a name."""
@@ -113,6 +116,7 @@ def computed(problem, url, report=None, **settings):
     return run(problem, Settings(**SETTINGS | ON_GPUS | settings), str(url), report=report)
 
 
+@OF_RAY
 def test_one_worker_on_each_gpu(nodes, tmp_path, serial, monkeypatch):
     """Of three nodes with different resources; what they need is sent once to each."""
     sent, put, located = [], ray.put, {}
@@ -144,6 +148,7 @@ def test_one_worker_on_each_gpu(nodes, tmp_path, serial, monkeypatch):
     assert object_["object_size"] > 300_000 * 4
 
 
+@OF_RAY
 def test_two_workers_share_a_gpu(nodes, tmp_path, serial):
     """Where labels and resources lead them."""
     log = tmp_path / "log"
@@ -153,6 +158,7 @@ def test_two_workers_share_a_gpu(nodes, tmp_path, serial):
     assert places(log, "work") == [(nodes["small"], "0")] * 2
 
 
+@OF_RAY
 def test_a_gpu_that_is_not_there(nodes, tmp_path):
     """In planning, and in a worker that goes on with a run: final, whatever Ray says of the node."""
     with pytest.raises(SpecError, match=r"torch .* finds no CUDA device on .*: compute where there is one"):
@@ -166,6 +172,7 @@ def test_a_gpu_that_is_not_there(nodes, tmp_path):
     assert not places(log, "work")
 
 
+@OF_RAY
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -216,6 +223,7 @@ def job(nodes, tmp_path):
     return tmp_path / "job.yaml"
 
 
+@OF_RAY
 def test_what_is_wrong_there_is_said_as_if_it_were_here(job):
     """By the command, in a process that joins the cluster."""
     found = subprocess.run(
@@ -232,6 +240,7 @@ def test_what_is_wrong_there_is_said_as_if_it_were_here(job):
     assert not (job.parent / "out" / "manifest.json").exists()
 
 
+@OF_RAY
 def test_a_job_that_names_a_cluster_is_planned_there(job, monkeypatch):
     monkeypatch.setattr("pipeline.runs.api.make_plan", None)
     made = plan(load_job(job, ["workers=3"], str(job.parent / "out")), job.parent)

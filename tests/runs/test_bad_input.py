@@ -76,7 +76,13 @@ def hessian(*arguments):
     return subprocess.run([sys.executable, "-m", "pipeline", *arguments], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if k % 5 == 0 else pytest.param(name, marks=pytest.mark.full("a process each"))
+        for k, name in enumerate(CASES)
+    ],
+)
 def test_refused(job, name):
     arguments, message = CASES[name]
     found = hessian("run", "job.yaml", *arguments)
@@ -153,6 +159,7 @@ sys.exit("ray" in sys.modules)
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.full("a process each")
 def test_export(job):
     assert hessian("run", "job.yaml").returncode == 0
     assert hessian("export", "out", "--format", "parquet").stdout == f"{job / 'out' / 'hessian.parquet'}\n"
@@ -170,6 +177,7 @@ def test_export(job):
         assert message in found.stderr.splitlines()[-1]
 
 
+@pytest.mark.full("a process each")
 def test_run_status_and_verify(job):
     assert hessian("status", "out").returncode == 2
     assert hessian("run", "job.yaml").returncode == 0

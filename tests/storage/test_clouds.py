@@ -160,6 +160,7 @@ def test_endpoint_from_the_spec(s3, monkeypatch):
     assert "unproven" in command("status", url, "--endpoint-url", s3.endpoint)[1]
 
 
+@pytest.mark.full("waits for a store")
 def test_throttling_is_waited_out(s3, monkeypatch, caplog):
     """More refusals than the client, as it is set here, bears by itself."""
     clouds.impatient_client(monkeypatch)
@@ -170,6 +171,7 @@ def test_throttling_is_waited_out(s3, monkeypatch, caplog):
     np.testing.assert_allclose(H.to_numpy(), zoo.mlp().truth(), atol=1e-13)
 
 
+@pytest.mark.full("waits for a store")
 def test_a_store_that_stays_away_leaves_a_run_to_go_on_with(s3, monkeypatch):
     clouds.impatient_client(monkeypatch)
     monkeypatch.setattr(retries, "PATIENCE_SECONDS", 0)
@@ -198,6 +200,7 @@ def test_wrong_bucket(cloud):
     assert "no such bucket or container" in line or "access denied" in line
 
 
+@pytest.mark.full("waits for a store")
 def test_no_permission(monkeypatch):
     """SeaweedFS checks signatures."""
     for cloud in clouds.started(clouds.seaweed):
@@ -213,6 +216,7 @@ def test_no_permission(monkeypatch):
         assert "access denied" in refused("run", JOB, "--output", f"{cloud.url}/out")
 
 
+@pytest.mark.full("waits for a store")
 def test_wrong_endpoint(cloud, monkeypatch):
     port = clouds.free_port()
     there = cloud.endpoint.split("/")[2]
