@@ -54,6 +54,7 @@ def test_all_parts(device, tmp_path):
     assert not found["zoo"]["wrong"] and not found["zoo"]["skipped"]  # noqa: PT018
 
 
+@pytest.mark.long
 def test_on_a_pretended_device(tmp_path):
     support = BENCHMARKS.parent / "support"
     pretended = f"""
