@@ -63,7 +63,9 @@ def test_every_entry(job, dtype, tmp_path):
 
 
 @pytest.mark.full("minutes of double backward")
-@pytest.mark.parametrize(("name", "some"), [("digits_cnn", 40), ("char_transformer", 100)])
+@pytest.mark.parametrize(
+    ("name", "some"), [("digits_cnn", 40), pytest.param("char_transformer", 100, marks=pytest.mark.long)]
+)
 def test_some_rows(name, some, tmp_path):
     """The matrix in full; rows spread over all layers are compared: double backward takes minutes for all."""
     run(name, tmp_path / "out", "--set", "dtype=float64", "--set", "verify=false")
