@@ -195,15 +195,13 @@ class _Check:
         if abs(stored - self._weight) > WEIGHT_TOLERANCE * abs(self._weight):
             return self._at_fault([f"the manifest's total weight is {stored:.9g}, the problem's {self._weight:.9g}"], 0)
         measure = self._yardstick()
-        errors: dict[tuple[str, range], float] = {}
-        entries: list[_Entry] = []
-        for vectors, spans in self._batches(measure):
-            products = self._read(vectors)
-            if self._scan.faults:
-                return self._at_fault(self._scan.faults, self._scan.chunks)
-            found = measure.errors(products, self._truth(vectors, measure), self._tolerance)
-            errors |= self._by_block(found, spans)
-            entries += [entry] if (entry := self._worst_entry(found, spans)) else []
+        errors, entries = self._compare(measure)
+        if not self._scan.faults and max(errors.values(), default=0.0) > self._tolerance:
+            # What is wrong shows along other directions too; rounding, once in hundreds of proofs, does not.
+            again, entries = self._compare(measure)
+            errors = {pair: min(error, again[pair]) for pair, error in errors.items() if pair in again}
+        if self._scan.faults:
+            return self._at_fault(self._scan.faults, self._scan.chunks)
         chunks = self._scan.chunks
         worst = max(errors, key=lambda pair: errors[pair], default=None)
         inconclusive = self._unconfirmed(measure) if self._by_rows else []
@@ -223,6 +221,19 @@ class _Check:
             files=self._files,
             seed=self._seed,
         )
+
+    def _compare(self, measure: Yardstick) -> tuple[dict[tuple[str, range], float], list[_Entry]]:
+        """Multiply along directions drawn anew, until something is at fault; give errors by block and worst entries."""
+        errors: dict[tuple[str, range], float] = {}
+        entries: list[_Entry] = []
+        for vectors, spans in self._batches(measure):
+            products = self._read(vectors)
+            if self._scan.faults:
+                break
+            found = measure.errors(products, self._truth(vectors, measure), self._tolerance)
+            errors |= self._by_block(found, spans)
+            entries += [entry] if (entry := self._worst_entry(found, spans)) else []
+        return errors, entries
 
     def _at_fault(self, faults: list[str], chunks: int) -> Verification:
         """Say what is wrong with what is stored: numbers are not compared then."""
