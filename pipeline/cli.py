@@ -9,7 +9,7 @@ from typing import Literal
 
 import click
 
-from pipeline.errors import BAD_INPUT, FAILED, RESUMABLE, HessianError, OutputError, Terminated, counted
+from pipeline.errors import BAD_INPUT, FAILED, RESUMABLE, HessianError, OutputError, Terminated, counted, shown
 from pipeline.planning.pages import ask_for_large_pages
 
 _set_option = click.option(
@@ -163,7 +163,7 @@ def verify_command(
     if not found.ok:
         remedy = f"; {REMEDY}" if found.faults else ""
         raise VerificationError(f"output {url}: {found.summary()}{remedy}")
-    click.echo(found.summary())
+    click.echo(shown(found.summary()))
 
 
 @cli.command("export")
@@ -216,7 +216,7 @@ def spectrum_command(
     if (k is not None) + density + whole > 1:
         raise click.UsageError("--k, --density and --whole exclude each other: give one of them")
     from pipeline.analysis.hessian import open_hessian
-    from pipeline.analysis.summary import spectrum_of
+    from pipeline.analysis.spectrum_summary import spectrum_of
     from pipeline.progress import ConsoleReporter
     from pipeline.tables import open_console, show_spectrum
 
@@ -365,9 +365,7 @@ def _interrupt(*_: object) -> None:
 
 
 def _say(text: str) -> None:
-    from pipeline.urls import redacted
-
-    click.echo(redacted(text), err=True)
+    click.echo(shown(text, keep="\n"), err=True)
 
 
 def _verify_chunks(url: str, endpoint_url: str | None) -> None:
@@ -378,7 +376,7 @@ def _verify_chunks(url: str, endpoint_url: str | None) -> None:
     found = audit_output(url, endpoint_url)
     objects, faults = sum(a.objects for a in found), sum(len(a.faults) for a in found)
     for line in listed_faults(found):
-        click.echo(line)
+        click.echo(shown(line))
     if faults:
         raise VerificationError(
             f"output {url}: {counted(faults, 'fault')} in {counted(objects, 'object')} of "

@@ -22,8 +22,8 @@ class HessianError(Exception):
     exit_code = FAILED
 
     def __str__(self) -> str:
-        """Give the message in one line, whatever the names in it, and without secrets of URLs."""
-        return printable(redacted(super().__str__()))
+        """Return the message in one line; KeyError, of which some are, would quote it."""
+        return shown(str(self.args[0])) if self.args else ""
 
 
 class SpecError(HessianError, ValueError):
@@ -82,10 +82,6 @@ class BlockError(HessianError, KeyError):
     """A block, row or column that the Hessian does not have."""
 
     exit_code = BAD_INPUT
-
-    def __str__(self) -> str:
-        """Return the message itself; KeyError would quote it."""
-        return printable(redacted(str(self.args[0]))) if self.args else ""
 
 
 class IncompleteError(HessianError, LookupError):
@@ -182,6 +178,16 @@ class VerificationError(HessianError, ArithmeticError):
     def __init__(self, message: str, hessian: Any = None, verification: Any = None) -> None:
         super().__init__(message)
         self.hessian, self.verification = hessian, verification
+
+
+def shown(text: str, keep: str = "") -> str:
+    """Return a text as anybody may see it: without secrets of URLs, and with nothing that a terminal acts on.
+
+    Args:
+        text: that holds names and messages from anywhere.
+        keep: characters that are left as they are.
+    """
+    return printable(redacted(text), keep)
 
 
 def printable(text: str, keep: str = "") -> str:

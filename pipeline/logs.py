@@ -9,7 +9,7 @@ from pythonjsonlogger.json import JsonFormatter
 from rich.console import Console
 from rich.logging import RichHandler
 
-from pipeline.errors import OutputError, printable
+from pipeline.errors import OutputError, shown
 from pipeline.urls import redacted
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s %(process)d %(message)s"
@@ -20,7 +20,7 @@ class _Printable(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Give the text of a record."""
-        return printable(redacted(super().format(record)), keep="\n")
+        return shown(super().format(record), keep="\n")
 
 
 class _Redacted(JsonFormatter):

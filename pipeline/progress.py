@@ -16,8 +16,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from pipeline.errors import human_bytes, human_seconds, printable
-from pipeline.urls import redacted
+from pipeline.errors import human_bytes, human_seconds, shown
 
 LINE_SECONDS = 10.0
 
@@ -55,7 +54,7 @@ class ConsoleReporter(Reporter):
 
     def say(self, text: str) -> None:
         """Print a step."""
-        self._console.print(Text(printable(redacted(text))), soft_wrap=True)
+        self._console.print(Text(shown(text)), soft_wrap=True)
 
     @contextmanager
     def tiles(self, total: int, done: int, unit: str = "tiles") -> Iterator[Reporter]:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.errors import counted, human_bytes, human_seconds, printable
+from pipeline.errors import counted, human_bytes, human_seconds, printable, shown
 from pipeline.execution.simulator import forecast, measured_in
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile, at_hand
@@ -17,7 +17,6 @@ from pipeline.planning.memory import (
 from pipeline.runs.attempt import Outcome
 from pipeline.storage.output import Output
 from pipeline.storage.run_files import read_proof
-from pipeline.urls import redacted
 
 PIPE_WIDTH = 10_000  # characters
 
@@ -32,15 +31,15 @@ def open_console(*, stderr: bool = False) -> Console:
 
 def show_values(rows: Iterable[tuple[str, Any]]) -> None:
     """Print names and values, those there are: a table on a terminal, plain lines elsewhere."""
-    shown = {name: f"{value:,}" if type(value) is int else str(value) for name, value in rows if value is not None}
+    texts = {name: f"{value:,}" if type(value) is int else str(value) for name, value in rows if value is not None}
     console = open_console()
     if not console.is_terminal:
-        for name, text in shown.items():
-            line = printable(redacted(f"{name}: {text}"), keep="\n")
+        for name, text in texts.items():
+            line = shown(f"{name}: {text}", keep="\n")
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
     table = Table(show_header=False)
-    for row in shown.items():
+    for row in texts.items():
         _add(table, *row)
     console.print(table)
 
@@ -57,7 +56,7 @@ def show_status(found: Mapping[str, Any]) -> None:
 
 def _add(table: Table, *cells: object) -> None:
     """Add a row of texts, which are no markup."""
-    table.add_row(*(Text(printable(redacted(str(cell)), keep="\n")) for cell in cells))
+    table.add_row(*(Text(shown(str(cell), keep="\n")) for cell in cells))
 
 
 def show_preflight(made: JobPlan) -> None:

@@ -69,7 +69,7 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str | bytes) -> None:
         super().__init__(text)
         self._depth = 0
-        self._sizes: dict[int, int] = {}  # of nodes that are read, aliases written out; 0 while being read
+        self._sizes: dict[int, int] = {}  # of nodes that were read, aliases written out
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Read a node, or find the one that an alias names."""

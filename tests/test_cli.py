@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
-from commands import command, refused
+from commands import command, refused, write_job
 
 import pipeline
 from pipeline import cli
@@ -37,10 +37,8 @@ except SystemExit as end:
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    (tmp_path / "made.py").write_text(FACTORIES)
-    (tmp_path / "job.yaml").write_text("problem: made.py:good\noutput: out\nexecutor: serial\n")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return write_job(tmp_path, FACTORIES)
 
 
 def test_version():

@@ -12,7 +12,7 @@ from pipeline.analysis.view import Multiply
 from pipeline.errors import ConvergenceError
 
 Vector = npt.NDArray[np.float64]
-Which = Literal["LM", "LA", "SA", "BE"]
+Which = Literal["LM", "SM", "LA", "SA", "BE"]
 
 DEPENDENT = 1e-8  # of its length: what is left of a direction that the basis holds already, and rounding
 BLOCKS_KEPT = 2  # at a restart: the vectors wanted, and as many that come next
@@ -49,7 +49,7 @@ def extreme_eigenpairs(
     for _ in range(steps):
         basis, images = np.hstack([basis, block]), np.hstack([images, multiply(block)])
         w, S = scipy.linalg.eigh(basis.T @ images)
-        order = _ranked(w, which)
+        order = ranked(w, which)
         best = order[:width]
         residuals = images @ S[:, best] - (basis @ S[:, best]) * w[best]
         lengths = np.linalg.norm(residuals, axis=0) / max(float(np.abs(w).max()), _TINY)
@@ -67,10 +67,11 @@ def extreme_eigenpairs(
     )
 
 
-def _ranked(w: Vector, which: Which) -> npt.NDArray[np.int64]:
+def ranked(w: Vector, which: Which) -> npt.NDArray[np.int64]:
     """Number ascending eigenvalues from the most wanted on."""
-    if which == "LM":
-        return np.argsort(-np.abs(w), kind="stable")
+    if which in {"LM", "SM"}:
+        ascending = np.argsort(np.abs(w), kind="stable")
+        return ascending if which == "SM" else ascending[::-1]
     n = len(w)
     if which == "LA":
         return np.arange(n)[::-1]

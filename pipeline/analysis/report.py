@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.analysis.hessian import Hessian, open_hessian
-from pipeline.analysis.norms import Summary, summarize
 from pipeline.errors import SpecError, printable
 from pipeline.storage.output import BLOCK_NORMS
 
@@ -38,26 +37,25 @@ def write_report(url: str, endpoint_url: str | None = None) -> str:
     _require_matplotlib()
     hessian = open_hessian(url, endpoint_url)
     picture = io.BytesIO()
-    _figure(hessian, summarize(hessian)).savefig(picture, format="png", dpi=DOTS_PER_INCH)
+    _figure(hessian).savefig(picture, format="png", dpi=DOTS_PER_INCH)
     hessian.output.put(BLOCK_NORMS, picture.getvalue())
     return f"{hessian.url}/{BLOCK_NORMS}"
 
 
-def entry_sizes(hessian: Hessian, summary: Summary) -> npt.NDArray[np.float64]:
+def entry_sizes(hessian: Hessian) -> npt.NDArray[np.float64]:
     """Give the root mean square of the entries of each block.
 
     Args:
         hessian: a finished one.
-        summary: of it.
 
     Returns:
         By row and column parameter; NaN where a block was not computed.  # shape: (parameters, parameters)
     """
-    parameters = tuple(hessian.parameters)
+    parameters, norms = tuple(hessian.parameters), hessian.block_norms()
     sizes = np.full((len(parameters), len(parameters)), np.nan)
     for i, a in enumerate(parameters):
         for j, b in enumerate(parameters):
-            norm = summary.blocks.get((a.name, b.name) if i <= j else (b.name, a.name))
+            norm = norms.get((a.name, b.name))
             if norm is not None and a.size and b.size:
                 sizes[i, j] = norm / np.sqrt(a.size * b.size)
     return sizes
@@ -71,12 +69,12 @@ def _require_matplotlib() -> None:
         raise SpecError("matplotlib is not installed: python3 -m pip install matplotlib") from None
 
 
-def _figure(hessian: Hessian, summary: Summary) -> "Figure":
+def _figure(hessian: Hessian) -> "Figure":
     """Draw the map."""
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    sizes, names = entry_sizes(hessian, summary), [printable(p.name) for p in hessian.parameters]
+    sizes, names = entry_sizes(hessian), [printable(p.name) for p in hessian.parameters]
     shapes = [" x ".join(map(str, p.shape)) for p in hessian.parameters]
     of = printable(hessian.manifest.problem or "Hessian")
     seen = sizes[np.isfinite(sizes) & (sizes > 0)]

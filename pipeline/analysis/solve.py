@@ -155,7 +155,6 @@ class Solve(Spectrum, OnePass):
         if factor is not None:
             x, _ = lapack.dpotrs(factor, b, lower=1)
             return np.asarray(x)
-        del factor
         full = self._damped(damping)
         length = lapack.dlange("1", full)
         factor, pivots, info = lapack.dsytrf(full, lower=1, overwrite_a=1)

@@ -4,10 +4,9 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import scipy.linalg
 
-from pipeline.analysis.lanczos import SpectralDensity, Vector, extreme_eigenpairs, lanczos_density
+from pipeline.analysis.lanczos import SpectralDensity, Vector, Which, extreme_eigenpairs, lanczos_density, ranked
 from pipeline.analysis.products import Products
 from pipeline.errors import BlockError
 from pipeline.planning.memory import available_bytes
@@ -174,19 +173,11 @@ class Spectrum(Products):
             return tol
         return float(self.shape[0] * np.finfo(self.dtype).eps * np.abs(self._eigenvalues).max(initial=0))
 
-    def _some_of_all(self, k: int, which: str) -> tuple[Vector, Vector]:
+    def _some_of_all(self, k: int, which: Which) -> tuple[Vector, Vector]:
         """Choose among all eigenpairs."""
         w, U = self.eigh()
-        n = len(w)
-        size = np.argsort(np.abs(w), kind="stable")
-        chosen: dict[str, npt.NDArray[np.int64]] = {
-            "LM": np.sort(size[n - k :]),
-            "SM": np.sort(size[:k]),
-            "LA": np.arange(n - k, n),
-            "SA": np.arange(k),
-            "BE": np.r_[: k // 2, n - (k + 1) // 2 : n],
-        }
-        return w[chosen[which]], U[:, chosen[which]]
+        chosen = np.sort(ranked(w, which)[:k])
+        return w[chosen], U[:, chosen]
 
     def _blocks(self, width: int) -> int:
         """Say how many blocks of vectors a basis may have: it, its image, and both again while they are renewed."""

@@ -1,80 +1,66 @@
-"""The spectrum of a finished Hessian in a few numbers: what `hessian spectrum` shows."""
+"""A Hessian in a few numbers: what a sweep over many keeps of each."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from pipeline.analysis.hessian import Hessian
-from pipeline.analysis.lanczos import SpectralDensity, Vector
+from pipeline.errors import IncompleteError
+from pipeline.storage.read_ahead import ahead
+from pipeline.storage.receipts import own_receipt
 
-FEW = 3  # eigenvalues that an estimate may be off, however few there are
-DECADES = 8  # below the largest eigenvalue's, on each side of zero
+
+@dataclass(frozen=True)
+class Summary:
+    """Of a finished Hessian.
+
+    Attributes:
+        loss: L.
+        gradient_norm: |dL / dtheta|, Euclidean.
+        trace: of H; None where the run did not compute its whole diagonal.
+        norm: Frobenius norm of H; None where the run did not compute all of it.
+        blocks: Frobenius norm of each block that was computed, by its parameters in the order of rows and columns.
+        finished: when the last tile was, in seconds since the epoch.
+        worker_seconds: of computing and writing all tiles, over all workers, however many calls that took.
+    """
+
+    loss: float
+    gradient_norm: float
+    trace: float | None
+    norm: float | None
+    blocks: Mapping[tuple[str, str], float]
+    finished: float
+    worker_seconds: float
 
 
-def spectrum_of(hessian: Hessian, how: Literal["few", "density", "whole"], k: int = 20) -> dict[str, Any]:
-    """Describe a spectrum in plain values, for a table or JSON.
+def summarize(hessian: Hessian) -> Summary:
+    """Read a Hessian once, and give its summary.
 
     Args:
-        hessian: a finished one, or a view.
-        how: the k eigenvalues largest in absolute value; an estimate of how many are in each decade; or all of them.
-        k: how many.
+        hessian: a finished one.
 
     Returns:
-        What it is of; with `few` and `whole` the eigenvalues, ascending; with `density` and `whole` the bins, a count
-        and its error for each; with `whole` signs, rank and condition number, None where that is infinite.
+        The summary.
+
+    Raises:
+        IncompleteError: a chunk or a receipt is missing or damaged.
     """
-    found: dict[str, Any] = {
-        "url": hessian.url,
-        "P": hessian.shape[0],
-        "parameters": list(hessian.parameters.names),
-        "trace": hessian.trace(),
-    }
-    if how == "few":
-        w = hessian.eigsh(min(k, hessian.shape[0]), "LM", return_eigenvectors=False)
-        return found | {"eigenvalues": w.tolist()}
-    if how == "density":
-        density = hessian.spectral_density()
-        return found | {"bins": _bins(*_resolved(density))}
-    w = hessian.eigvalsh()
-    edges, condition = decades(w), hessian.condition_number()
-    counts = np.histogram(w, edges)[0].astype(float)
-    return found | {
-        "eigenvalues": w.tolist(),
-        "inertia": hessian.inertia()._asdict(),
-        "rank": hessian.rank(),
-        "condition_number": condition if np.isfinite(condition) else None,  # JSON knows no infinity
-        "bins": _bins(edges, counts, np.zeros(len(counts))),
-    }
-
-
-def decades(eigenvalues: Vector) -> Vector:
-    """Give edges of bins: powers of ten on both sides of zero, down from the one above the largest.
-
-    Args:
-        eigenvalues: at least one.
-
-    Returns:
-        Ascending.  # shape: (2 * (DECADES + 1),)
-    """
-    top = float(np.abs(eigenvalues).max()) or 1.0
-    powers = 10.0 ** (np.floor(np.log10(top)) + 1 - np.arange(DECADES + 1))
-    return np.concatenate([-powers, powers[::-1]])
-
-
-def _resolved(density: SpectralDensity) -> tuple[Vector, Vector, Vector]:
-    """Give bins, counts and errors; decades about zero are one bin where single ones are not told apart."""
-    edges = decades(density.nodes[density.weights > 0])
-    while True:
-        counts, errors = density.histogram(edges)
-        middle = len(edges) // 2
-        is_told = (errors <= np.maximum(counts / 2, FEW)) | (counts == 0)
-        if len(edges) <= 4 or np.delete(is_told, middle - 1).all():
-            return edges, counts, errors
-        edges = np.delete(edges, [middle - 1, middle])
-
-
-def _bins(edges: Vector, counts: Sequence[float] | Vector, errors: Vector) -> list[dict[str, float]]:
-    """Name the bins that hold anything."""
-    rows = zip(edges[:-1].tolist(), edges[1:].tolist(), np.asarray(counts).tolist(), errors.tolist(), strict=True)
-    return [{"from": low, "to": high, "count": n, "error": e} for low, high, n, e in rows if n]
+    order = {name: k for k, name in enumerate(hessian.parameters.names)}
+    blocks = {(a, b): norm for (a, b), norm in hessian.block_norms().items() if order[a] <= order[b]}
+    plan = hessian.manifest.plan
+    tiles = plan.tiles()
+    receipts = list(ahead(partial(own_receipt, hessian.output, hessian.manifest), tiles))
+    found = [receipt for receipt in receipts if receipt is not None]
+    if len(found) < len(tiles):
+        raise IncompleteError(f"{hessian.url}: {len(tiles) - len(found)} receipts are missing or damaged")
+    return Summary(
+        hessian.loss,
+        float(np.linalg.norm(hessian.gradient)),
+        hessian.trace() if plan.selected.diagonal().all() else None,
+        hessian.norm() if hessian.is_complete else None,
+        blocks,
+        max(receipt.finished for receipt in found),
+        sum(receipt.compute_seconds + receipt.write_seconds for receipt in found),
+    )

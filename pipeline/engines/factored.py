@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from pipeline.engines.jacrev import Jacrev
-from pipeline.engines.products import Workspace, add_product, add_symmetric, tangents, tangents_at, within
+from pipeline.engines.products import Workspace, add_product, add_symmetric, places_among, tangents, tangents_at
 from pipeline.engines.stages import ByPlace, NotFactoredError, Piece, Stage, Stages
 from pipeline.planning.parameters import Parameter
 from pipeline.problem.batches import Batch
@@ -240,7 +240,7 @@ def _contract(row: Stage, piece: Piece, unit: int, Y: Tensor, rows: Tensor) -> N
     """
     k = unit - piece.units.start
     if row.is_embedding:
-        place, known = within(row.input.flatten(), piece.inputs)
+        place, known = places_among(row.input.flatten(), piece.inputs)
         rows[k :: len(piece.units)].index_add_(0, place, Y.masked_fill(~known[:, None], 0))
     else:
         a = row.input[..., _slice(piece.inputs)].flatten(0, 1)

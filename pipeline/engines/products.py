@@ -131,14 +131,14 @@ def tangents_at(tokens: Tensor, known: range, dz: Tensor) -> Tensor:
     """
     T, N, _, P = dz.shape
     Y = dz.new_zeros(N * len(known), T, P)
-    place, is_known = within(tokens, known)
+    place, is_known = places_among(tokens, known)
     samples = torch.arange(N, device=tokens.device)[:, None] * len(known)
     added = dz.permute(1, 2, 0, 3).masked_fill(~is_known[:, :, None, None], 0)
     Y.index_add_(0, (samples + place).flatten(), added.flatten(0, 1))
     return Y.view(N, len(known), T, P).transpose(1, 2).reshape(N * T, len(known) * P)
 
 
-def within(tokens: Tensor, known: range) -> tuple[Tensor, Tensor]:
+def places_among(tokens: Tensor, known: range) -> tuple[Tensor, Tensor]:
     """Place tokens among some: 0 for others, whose number no host has to wait for.
 
     Args:

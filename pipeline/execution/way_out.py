@@ -179,7 +179,7 @@ class WayOut:
         if self._copied is not None:
             compute.wait_event(self._copied)  # what is packed is written over, or given back
         places, size = self._places(tile)
-        self._packed = _at_least(self._packed, size)
+        self._packed = at_least(self._packed, size)
         statistics = [number for key, place in places.items() for number in self._pack(tile, out, key, *place)]
         taken = torch.cat([products.right.flatten(), products.down.flatten()])
         numbers = torch.cat([torch.stack(statistics), taken])
@@ -238,8 +238,14 @@ class WayOut:
         return worst
 
 
-def _at_least(buffer: Tensor, size: int) -> Tensor:
-    return buffer if len(buffer) >= size else buffer.new_empty(size)
+def at_least(buffer: Tensor, size: int) -> Tensor:
+    """Give a buffer of at least so many entries."""
+    if len(buffer) >= size:
+        return buffer
+    if buffer.device.type != "cpu":
+        return buffer.new_empty(size)
+    # NumPy asks the system for large pages, torch does not: filling these is several times faster.
+    return torch.from_numpy(np.empty(size, torch.empty(0, dtype=buffer.dtype).numpy().dtype))
 
 
 def _pinned(buffer: Tensor, size: int) -> Tensor:

@@ -17,7 +17,7 @@ from torch.func import grad
 
 from pipeline.engines.registry import add_batch
 from pipeline.errors import FingerprintError, HessianError, NotFiniteError, ProblemError, TileError
-from pipeline.execution.way_out import Chunk, Leaving, OnHost, WayOut, part_of
+from pipeline.execution.way_out import Chunk, Leaving, OnHost, WayOut, at_least, part_of
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.memory import BUFFERED_TILES
 from pipeline.planning.tiling import Tile
@@ -315,19 +315,9 @@ class _Buffers:
 
     def take(self, rows: int, cols: int) -> Tensor:
         """Give a tile of any content."""
-        self._kept[0] = _at_least(self._kept[0], rows * cols)
+        self._kept[0] = at_least(self._kept[0], rows * cols)
         return self._kept[0][: rows * cols].view(rows, cols)
 
     def turn(self) -> None:
         """Leave the tile that was given last to the writer, and give another one's memory from now on."""
         self._kept.reverse()
-
-
-def _at_least(buffer: Tensor, size: int) -> Tensor:
-    """Give a buffer of at least so many entries."""
-    if len(buffer) >= size:
-        return buffer
-    if buffer.device.type != "cpu":
-        return buffer.new_empty(size)
-    # NumPy asks the system for large pages, torch does not: filling these is several times faster.
-    return torch.from_numpy(np.empty(size, torch.empty(0, dtype=buffer.dtype).numpy().dtype))

@@ -94,13 +94,13 @@ def _tile_shape(
     Returns:
         The shape.
     """
-    whole = int(tiling.selected.sum()) == tiling.side * (tiling.side + 1) // 2
+    chunks = int(tiling.selected.sum())
+    whole = chunks == tiling.side * (tiling.side + 1) // 2
     if unit is None or not whole:
         # Other engines pull a row back through the whole network whatever its columns: as wide as memory allows. Where
         # only some blocks are wanted, a higher tile would hold others.
         return 1, min(tiling.side, room)
     # Here what is pulled back, and the operands of products, are made anew for each tile: large squares.
-    chunks = int(tiling.selected.sum())
     tiles = TILES_PER_WORKER * workers if workers > 1 else math.ceil(chunks * chunk_bytes / lone_bytes)
     wanted = tiling.side if tiles == 1 else int(tiling.side / math.sqrt(2 * tiles))  # half of the squares are empty
     enough = math.ceil(UNITS_A_SIDE * unit / tiling.chunk)

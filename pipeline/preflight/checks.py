@@ -39,10 +39,9 @@ from pipeline.problem.double_backward import (
 )
 from pipeline.problem.explain import explained
 from pipeline.problem.problem import PlacedProblem, Problem
-from pipeline.problem.scales import Products, Yardstick, directions, yardstick
+from pipeline.problem.scales import STEEPEST, Products, Yardstick, directions, yardstick
 
 FUNCTIONAL = {"factored", "jacrev"}  # engines that swap parameters in by torch.func
-STEEPEST = 1e-3  # of a parameter's largest scale: along smaller ones a direction would go too far for its differences
 
 
 def preflight(

@@ -231,7 +231,7 @@ class Trial:
         """
         if (p.name, units) not in self._truths:
             later = (q for q in self._layout if q.size and q.offset > p.offset)
-            waiting = [p, *(q for q in later if units in self._kinds(q))]
+            waiting = [p, *(q for q in later if units in self._ways(q))]
             some = waiting[: max(1, TRUTH_BYTES // (8 * DIRECTIONS * self._layout.size))]
             vectors = np.zeros((len(some), DIRECTIONS, self._layout.size))
             for q, vector in zip(some, vectors, strict=True):
@@ -241,18 +241,18 @@ class Trial:
             kept = {key: product for key, product in self._truths.items() if key[1] != units}
             self._truths = kept | {(q.name, units): product for q, product in zip(some, products, strict=True)}
             for q, product in zip(some, products, strict=True):
-                if units == self._kinds(q)[0]:
+                if units == self._ways(q)[0]:
                     self._forms[q.name] = self._form(product)
         return self._truths[p.name, units]
 
-    def _kinds(self, p: Parameter) -> list[bool]:
+    def _ways(self, p: Parameter) -> list[bool]:
         """Say how rows of a parameter are going to be tried: in whole units where it may be factored, else a few."""
         at = self._known.get(p.name) if "factored" in self._candidates else None
         return [False] if at is None else [True] if at.positions == 1 else [True, False]
 
     def _form(self, product: Vector) -> Vector:
         """Multiply a product with the combinations of all parameters' rows.  # shape: (P's, DIRECTIONS, DIRECTIONS)."""
-        picked = [self._rows(p, units=self._kinds(p)[0]) for p in self._layout if p.size]
+        picked = [self._rows(p, units=self._ways(p)[0]) for p in self._layout if p.size]
         return np.stack([product[:, rows.rows] @ rows.mixing.T for rows in picked])
 
     def asymmetry(self) -> float:

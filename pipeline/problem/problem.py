@@ -8,14 +8,13 @@ whole data set taken as one batch.
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
@@ -37,6 +36,7 @@ from pipeline.problem.contexts import on_copies, unchanged
 from pipeline.problem.explain import explained
 from pipeline.problem.lifting import evaluated_in
 from pipeline.problem.losses import Reduction, SumAndWeight, as_terms, known_reduction, sum_and_weight
+from pipeline.problem.modules import evaluate_at, holding, slots_of, unwrapped
 from pipeline.problem.read_once import ReadOnce
 from pipeline.problem.reading import read_batches, recognise
 from pipeline.problem.selection import check_finite, parameters_of_loss, require_ready, select
@@ -108,7 +108,7 @@ class Problem:
             raise ProblemError(
                 f"expected either a loss or an objective, or terms; got {' and '.join(given) if given else 'none'}"
             )
-        self.model, self.unwrapped = _unwrapped(model)
+        self.model, self.unwrapped = unwrapped(model)
         require_ready(self.model)
         self.objective, self.separable, self.l2 = objective, separable, float(l2)
         self._terms: tuple[tuple[float, Objective], ...] = ()
@@ -121,7 +121,7 @@ class Problem:
         self.constants = tuple(parameters_of_loss(loss, self.model))
         self.checkpoint: str | None = None
         self._values: dict[str, Tensor] | None = None  # in place of the model's own, see `at`
-        self._slots = _slots(self.model)
+        self._slots = slots_of(self.model)
         self._types = {name: p.dtype for name, p in self.model.named_parameters()}  # while values are swapped, too
         self.layout = select(self.model, params, self.constants)
         check_finite(dict(self.model.named_parameters()), "model")
@@ -248,10 +248,8 @@ class Problem:
         """
         if params is None:
             return self._sum(batch)
-        if any(isinstance(module, torch.jit.ScriptModule) for module in self.model.modules()):
-            raise NotImplementedError("a scripted module computes with its own parameters alone")
-        slots = {f"model.{slot}": params[name] for slot, name in self._slots.items() if name in params}
-        found: SumAndWeight = functional_call(_Evaluation(self.model, self._sum), slots, (batch,), tie_weights=False)
+        values = {slot: params[name] for slot, name in self._slots.items() if name in params}
+        found: SumAndWeight = evaluate_at(values, self.model, self._sum, batch)
         return found
 
     def _sum(self, batch: Batch) -> SumAndWeight:
@@ -318,17 +316,6 @@ class Problem:
         tensors |= {name: tensors[name].to_sparse(layout=layout) for name, layout in sparse.items()}
         parameters = {name: tensors.pop(name) for name in self.layout.names}
         return PlacedProblem(self, parameters, tensors, dtype, torch.device(device))
-
-
-class _Evaluation(nn.Module):
-    """A loss as one module, so that tensors swapped in reach all that reads the model, closures and methods too."""
-
-    def __init__(self, model: nn.Module, evaluate: Callable[[Batch], SumAndWeight]) -> None:
-        super().__init__()
-        self.model, self._evaluate = model, evaluate
-
-    def forward(self, batch: Batch) -> SumAndWeight:
-        return self._evaluate(batch)
 
 
 @dataclass(frozen=True)
@@ -428,28 +415,13 @@ class PlacedProblem:
         Yields:
             The module's own selected parameters. They alone require grad.
         """
-        model, values = self.problem.model, {**self.constants, **self.parameters}
-        named, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-        tensors = {**named, **buffers}
-        saved = {name: (tensor.data, tensor.requires_grad) for name, tensor in tensors.items()}
-        with ExitStack() as stack:
-            stack.callback(_put_back, tensors, saved)
-            for name, tensor in tensors.items():
-                # Running statistics are changed by evaluations: those of a copy.
-                tensor.data = values[name].clone() if name in buffers else values[name]
-                tensor.requires_grad_(name in self.parameters)
-            stack.enter_context(self._evaluated())
-            yield {name: named[name] for name in self.parameters}
+        names = list(self.parameters)
+        with holding({**self.constants, **self.parameters}, self.problem.model, names) as own, self._evaluated():
+            yield {name: own[name] for name in names}
 
 
 def _detached(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
-
-
-def _put_back(tensors: Mapping[str, Tensor], saved: Mapping[str, tuple[Tensor, bool]]) -> None:
-    for name, (data, requires_grad) in saved.items():
-        tensors[name].data = data
-        tensors[name].requires_grad_(requires_grad)
 
 
 def _parts(batch: Batch) -> tuple[Any, tuple[Any, ...]]:
@@ -461,33 +433,6 @@ def _parts(batch: Batch) -> tuple[Any, tuple[Any, ...]]:
     if len(batch) < 2:
         raise ProblemError(f"batch: got a tuple of {len(batch)}, expected (inputs, target)")
     return batch[0], batch[1:]
-
-
-def _unwrapped(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-    """Take off what only wraps a module, and name it."""
-    taken: list[str] = []
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = model.module
-        elif type(model).__name__ == "OptimizedModule":  # of torch.compile, whose own module is slow to import
-            inner = model._orig_mod
-        else:
-            return model, tuple(taken)
-        taken.append("torch.compile" if type(model).__name__ == "OptimizedModule" else type(model).__name__)
-        model = inner
-
-
-def _slots(model: nn.Module) -> dict[str, str]:
-    """Give every place in the modules that holds a parameter or a buffer, with the name that tensor goes by."""
-    # A tied tensor has several places. A module reachable by two paths has one: functional_call given two names for it
-    # would leave the model's own parameter replaced (pytorch issue 164759).
-    names = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
-    return {
-        f"{path}.{key}" if path else key: names[id(tensor)]
-        for path, module in model.named_modules()
-        for key, tensor in [*module._parameters.items(), *module._buffers.items()]
-        if tensor is not None
-    }
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -28,7 +28,7 @@ class ReadOnce:
             most: that it can be.
 
         Returns:
-            The largest, or the least of 1 and more that was seen first.
+            What was seen first, at least 1; `most` once bounds are given up.
         """
         if self._is_given_up:
             return most

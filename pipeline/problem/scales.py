@@ -19,6 +19,7 @@ Products = Callable[[Vector], Vector]  # from vectors, one a row, to H times the
 SWEEPS = 4  # each halves the exponents of what is left: ranges of 1e8 come to 3
 LEAST = 1e-9  # of the largest scale: rows below are zeros, or rounding
 TINY = 2e-7  # of the largest scale: below, last bits of float64 are no longer small
+STEEPEST = 1e-3  # of the largest scale, in directions of differences: along smaller ones they would go too far
 FLOORED = 1e-2  # of the largest scale, in directions that measure rounding: zeros would be blown up by it
 MEASURED = 3  # directions along which rounding is measured
 NOTHING_ELSE = {"float64": 1e-9, "float32": 1e-6}  # relative rounding, above which a row is hardly anything but that

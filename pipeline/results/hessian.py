@@ -5,11 +5,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import IncompleteError, OutputError
+from pipeline.errors import IncompleteError
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.parameters import ParameterLayout
 from pipeline.storage.output import VERIFY, Output
-from pipeline.storage.run_files import is_finished, read_manifest, read_proof
+from pipeline.storage.run_files import is_finished, open_run, read_proof
 from pipeline.storage.zarr_store import MatrixStore
 
 
@@ -35,25 +35,8 @@ class StoredHessian:
 
     @classmethod
     def open(cls, url: str, endpoint_url: str | None = None, *, unproven: bool = False) -> Self:
-        """Open a Hessian that was computed; see `open_hessian`.
-
-        Args:
-            url: the output of a run, a path or an fsspec URL.
-            endpoint_url: of its server, where it is not the cloud's own or the environment's.
-            unproven: opens one whose proof failed, too.
-
-        Returns:
-            A handle; nothing of the matrix is read yet.
-
-        Raises:
-            OutputError: there is none.
-            IncompleteError: the run is not finished, or its proof failed.
-        """
-        output = Output(url, endpoint_url)
-        output.check_readable()
-        manifest = read_manifest(output)
-        if manifest is None:
-            raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")
+        """Open a Hessian that was computed; see `pipeline.analysis.hessian.open_hessian`."""
+        output, manifest = open_run(url, endpoint_url)
         if is_finished(output):
             return cls(output, manifest)
         if read_proof(output) is not False:

@@ -6,7 +6,7 @@ from itertools import groupby
 
 import numpy as np
 
-from pipeline.errors import IncompleteError, OutputError
+from pipeline.errors import IncompleteError
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.tiling import Tile
 from pipeline.storage.chunk_codec import Matrix
@@ -14,7 +14,7 @@ from pipeline.storage.output import Output
 from pipeline.storage.parquet_store import ParquetFiles, file_key
 from pipeline.storage.read_ahead import ahead
 from pipeline.storage.receipts import Receipt, begun_tiles, own_receipt, receipt_name
-from pipeline.storage.run_files import is_finished, read_manifest
+from pipeline.storage.run_files import is_finished, open_run
 from pipeline.storage.tile_products import StoredProducts, check_vectors
 from pipeline.storage.zarr_store import MatrixStore, StoredObject, chunk_key
 
@@ -168,10 +168,6 @@ def audit_output(url: str, endpoint_url: str | None = None) -> list[Audited]:
     Raises:
         OutputError: there is no run.
     """
-    output = Output(url, endpoint_url)
-    output.check_readable()
-    manifest = read_manifest(output)
-    if manifest is None:
-        raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")
+    output, manifest = open_run(url, endpoint_url)
     finished = is_finished(output)
     return list(audit(output, manifest, manifest.plan.tiles() if finished else begun_tiles(output, manifest)))

@@ -2,7 +2,7 @@
 
 import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise, starmap
 from typing import Any
@@ -23,7 +23,7 @@ from pipeline.problem.double_backward import (
     reference_samples,
 )
 from pipeline.problem.problem import PlacedProblem, Problem
-from pipeline.problem.scales import Products, Yardstick, directions, yardstick
+from pipeline.problem.scales import STEEPEST, Products, Yardstick, directions, yardstick
 from pipeline.results.chunk_scan import Scan
 from pipeline.results.fingerprint_check import require_same
 from pipeline.results.hessian import StoredHessian
@@ -35,8 +35,7 @@ TOLERANCE = {"float64": 1e-6, "float32": 5e-6, "double backward": 0.0, "differen
 WEIGHT_TOLERANCE = 1e-9  # relative, of sums over all data in another order
 NEAR = 1e-4  # largest step of differences over all data, at which double backward computed H itself
 AGREED, CONFIRMED = 1e-6, 1e-4  # gap between steps, and error against them, that confirm double backward
-MOST_NOISE = {"float32": 2e-2}  # rounding that is excused, where preflight found that the type is good enough
-STEEPEST = 1e-3  # of the largest scale, in directions of differences
+ROUNDING_LET_PASS = {"float32": 2e-2}  # rounding that is excused, where preflight found that the type is good enough
 DIRECTIONS = 3  # dense ones, for each group of columns
 GROUP = 16_384  # columns of a direction: rounding adds up over them, and hides what is wrong in one
 VECTOR_BYTES = 256 * 2**20  # of directions multiplied in one pass over the store
@@ -244,14 +243,15 @@ class _Check:
         if self._method == "double backward":
             multiply, otherwise = self._products(self._placed), self._products(self._other)
             dtype = self._hessian.manifest.dtype
-            return yardstick(self._placed.layout, multiply, otherwise, dtype, self._random, MOST_NOISE.get(dtype))
+            return yardstick(
+                self._placed.layout, multiply, otherwise, dtype, self._random, ROUNDING_LET_PASS.get(dtype)
+            )
         ones = np.ones(self._hessian.shape[0])
 
         def by_steps(vectors: Vector) -> Vector:
             return differenced_products(self._placed, vectors, ones, self._samples)[0]
 
         found = yardstick(self._placed.layout, by_steps, by_steps, "float32", self._random)
-        # Along the smallest scales a direction goes so far that its differences are of something else.
         return replace(found, scales=np.maximum(found.scales, STEEPEST * found.scales.max(initial=0.0)))
 
     def _products(self, placed: PlacedProblem) -> Products:
@@ -290,11 +290,15 @@ class _Check:
         room = max(1, VECTOR_BYTES // (8 * size))
         for start in range(0, len(spans), room):
             some = spans[start : start + room]
-            vectors = np.zeros((len(some), size))
-            for vector, cols in zip(vectors, some, strict=True):
-                place = slice(cols.start, cols.stop)
-                vector[place] = directions(self._random, measure.scales[place])
-            yield vectors, some
+            yield self._along(measure, some), some
+
+    def _along(self, measure: Yardstick, spans: Sequence[range]) -> Vector:
+        """Draw a direction on the columns of each span.  # shape: (spans, P)."""
+        vectors = np.zeros((len(spans), self._hessian.shape[0]))
+        for vector, cols in zip(vectors, spans, strict=True):
+            place = slice(cols.start, cols.stop)
+            vector[place] = directions(self._random, measure.scales[place])
+        return vectors
 
     def _read(self, vectors: Vector) -> Vector:
         """Multiply the stored matrix, and check it on the way; the files once, which is enough."""
@@ -314,10 +318,7 @@ class _Check:
     def _located(self, measure: Yardstick, row: str, cols: range) -> tuple[str, str]:
         """Name the block of the rows and some columns that is furthest off: each parameter's columns by themselves."""
         segments = list(self._hessian.parameters.segments(cols))
-        vectors = np.zeros((len(segments), self._hessian.shape[0]))
-        for vector, (_, span) in zip(vectors, segments, strict=True):
-            place = slice(span.start, span.stop)
-            vector[place] = directions(self._random, measure.scales[place])
+        vectors = self._along(measure, [span for _, span in segments])
         errors = measure.errors(self._read(vectors), self._truth(vectors, measure), self._tolerance)
         worst = int(errors[:, self._hessian.parameters[row].place].max(1).argmax())
         return row, segments[worst][0].name

@@ -13,7 +13,6 @@ from pipeline.errors import OutputError, SpecError, VerificationError
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile
 from pipeline.planning.memory import allowed_bytes
-from pipeline.planning.placement import asks_for_workers
 from pipeline.preflight.devices import worker_count
 from pipeline.preflight.planner import make_plan
 from pipeline.problem.contexts import differentiable, unchanged
@@ -21,9 +20,9 @@ from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
 from pipeline.runs.attempt import Attempt, Outcome
 from pipeline.runs.checkpoint import place_checkpoint, read_checkpoint
-from pipeline.runs.executor_choice import settled
+from pipeline.runs.executor_choice import decided, settled
 from pipeline.runs.problem_factory import build_problem
-from pipeline.spec import JobSpec, Settings, parse
+from pipeline.spec import EngineName, ExecutorName, FormatName, JobSpec, Settings, parse
 from pipeline.storage.filesystems import endpoint_for
 from pipeline.storage.output import Output
 
@@ -57,17 +56,17 @@ def compute_hessian(
     *,
     params: Sequence[str] | str | None = None,
     blocks: Literal["all", "diagonal"] | Sequence[tuple[str, str]] = "all",
-    engine: Literal["auto", "factored", "jacrev", "rows"] = "auto",
+    engine: EngineName = "auto",
     dtype: "torch.dtype | str | None" = None,
     store_dtype: "torch.dtype | str | None" = None,
     symmetry: Literal["mirrored", "upper"] = "mirrored",
     codec: Literal["none", "lz4", "zstd"] = "lz4",
-    formats: Sequence[Literal["zarr", "parquet"]] = ("zarr",),
+    formats: Sequence[FormatName] = ("zarr",),
     chunk: int | None = None,
     tile: tuple[int, int] | None = None,
     microbatch: int | None = None,
     row_group: int | None = None,
-    executor: Literal["auto", "ray", "serial"] = "auto",
+    executor: ExecutorName = "auto",
     workers: int | None = None,
     cpus_per_worker: int = 1,
     gpus_per_worker: float = 0.0,
@@ -258,8 +257,7 @@ def _destination(url: str | None, settings: Settings) -> Iterator[Output]:
     """Give the output; for a result kept in memory, a place that the executor's workers can reach."""
     if url is not None:
         output = Output(url, settings.endpoint_url)
-        by_ray = settings.executor == "ray" or (settings.executor == "auto" and asks_for_workers(settings))
-        if output.is_memory and by_ray:
+        if output.is_memory and decided(settings, in_memory=True).executor == "ray":
             raise OutputError(
                 f"output {url}: lies in this process, where Ray workers cannot write; use executor=serial"
             )

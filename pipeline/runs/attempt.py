@@ -38,7 +38,7 @@ from pipeline.storage.output import (
     WEIGHTS,
     Output,
 )
-from pipeline.storage.receipts import begun_tiles, largest_first, missing_tiles, own_receipt, receipt_name
+from pipeline.storage.receipts import begun_tiles, missing_tiles, own_receipt, receipt_name
 from pipeline.storage.run_files import is_finished, read_manifest, read_proof, write_manifest
 from pipeline.storage.zarr_store import MatrixStore
 
@@ -187,10 +187,9 @@ class Attempt:
         require_same_settings(self.settings, self.problem, manifest, self.output)
         self.problem = require_same(self.problem, manifest, self.output, retrained=self.name is not None)
         MatrixStore(self.output, manifest)  # refuses an output without one
-        missing = missing_tiles(self.output, manifest)
         if self.check:
-            damaged = self._damaged(manifest)
-            missing = largest_first(manifest, damaged + [tile for tile in missing if tile not in damaged])
+            self._forget_damaged(manifest)
+        missing = missing_tiles(self.output, manifest)
         if missing or not is_finished(self.output):
             total = len(manifest.plan.tiles())
             self.report.say(
@@ -198,8 +197,8 @@ class Attempt:
             )
         return missing
 
-    def _damaged(self, manifest: Manifest) -> list[Tile]:
-        """Read back what is there, say what is at fault, and give its tiles."""
+    def _forget_damaged(self, manifest: Manifest) -> None:
+        """Read back what is there, say what is at fault, and remove the receipts of its tiles."""
         begun = begun_tiles(self.output, manifest)
         self.report.say(f"reading back {counted(len(begun), 'tile')}")
         found = [audited for audited in audit(self.output, manifest, begun) if audited.faults]
@@ -207,7 +206,6 @@ class Attempt:
             self.report.say(line)
         for audited in found:  # or else a run that is cut off before it mends them would leave them for finished
             self.output.delete(receipt_name(audited.tile.id))
-        return [audited.tile for audited in found]
 
     @contextmanager
     def _resumable(self, total: int) -> Iterator[None]:

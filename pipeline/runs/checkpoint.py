@@ -90,10 +90,10 @@ class Checkpoint:
         try:
             if _is_safetensors(self.data):
                 return safetensors.torch.load(self.data)
-            if zipfile.is_zipfile(io.BytesIO(self.data)):
+            archive = zipfile.is_zipfile(io.BytesIO(self.data))
+            if archive:
                 _require_plain(self.data)
-                return torch.load(io.BytesIO(self.data), map_location="cpu", weights_only=True)
-            if self.data[:1] == b"\x80":
+            if archive or self.data[:1] == b"\x80":
                 return torch.load(io.BytesIO(self.data), map_location="cpu", weights_only=True)
         except SafetensorError as error:
             raise CheckpointError(f"checkpoint {self.url}: cannot be read as safetensors ({error})") from None

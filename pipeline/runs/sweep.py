@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.analysis.hessian import Hessian
-from pipeline.analysis.norms import summarize
+from pipeline.analysis.summary import summarize
 from pipeline.errors import FAILED, RESUMABLE, CheckpointError, HessianError, SweepError, in_words
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
@@ -126,8 +126,8 @@ class _Due:
         self._failures: dict[str, Exception] = {}
 
     def state(self) -> Mapping[str, Any]:
-        """Give what the lease tells."""
-        return {**self._counts, "errors": [str(error) for error in self._failures.values()][-1:]}
+        """Give what the lease tells; called by another thread."""
+        return {**self._counts, "errors": [str(error) for error in list(self._failures.values())[-1:]]}
 
     def go(self, lease: Lease) -> Swept:
         """Do it, while no other does."""

@@ -15,7 +15,7 @@ from pipeline.planning.tiling import Tile
 from pipeline.storage.output import PARQUET, RECEIPTS, Output
 from pipeline.storage.parquet_store import file_key
 from pipeline.storage.read_ahead import ahead
-from pipeline.storage.records import parsed, read_or_none
+from pipeline.storage.records import read_or_none
 from pipeline.storage.tile_products import COUNT
 from pipeline.storage.zarr_store import StoredObject, stored_sizes, tile_keys
 
@@ -74,18 +74,6 @@ class Receipt:
     def to_bytes(self) -> bytes:
         """Write as JSON."""
         return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "Receipt":
-        """Read what `to_bytes` wrote.
-
-        Returns:
-            The receipt.
-
-        Raises:
-            ValueError: it is not a receipt.
-        """
-        return parsed(_RECEIPT, data)
 
     @property
     def bytes(self) -> int:

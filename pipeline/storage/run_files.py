@@ -78,3 +78,24 @@ def read_proof(output: Output) -> bool | None:
     """
     proof = read_or_none(output, VERIFY, _PROOF, MOST_BYTES)
     return None if proof is None else proof.ok
+
+
+def open_run(url: str, endpoint_url: str | None = None) -> tuple[Output, Manifest]:
+    """Open an output that holds a run, finished or not.
+
+    Args:
+        url: the output.
+        endpoint_url: of its server, where it is not the cloud's own.
+
+    Returns:
+        The output, and its manifest.
+
+    Raises:
+        OutputError: there is no run.
+    """
+    output = Output(url, endpoint_url)
+    output.check_readable()
+    manifest = read_manifest(output)
+    if manifest is None:
+        raise OutputError(f"output {url}: holds no Hessian (no {MANIFEST})")
+    return output, manifest

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -32,10 +32,6 @@ class StoredObject:
     key: str
     bytes: NonNegativeInt
     crc32c: Annotated[int, Field(ge=0, lt=2**32)]
-
-    def to_json(self) -> dict[str, Any]:
-        """Give a plain mapping."""
-        return asdict(self)
 
     def differs_from(self, expected: "StoredObject") -> str:
         """Say in which way this object is not the one that a receipt lists."""

@@ -1,6 +1,7 @@
 """Problems composed at random: right or refused, whatever the composition."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
@@ -36,16 +37,17 @@ def report(found):
     return [f"{verdict}\n    {c!r}" for c, verdict in found if verdict.kind in {"wrong", "raised"}]
 
 
+NARROW = Composition(
+    layers=("linear",),
+    way="closure",
+    features=(4, -3, 0, 2),
+    dtype="float32",
+    separable=False,
+    microbatch=3,
+    seed=8,
+)
 EXAMPLES = (  # that were wrong, or refused after all the work, or are of forms seldom drawn
-    Composition(
-        layers=("linear",),
-        way="closure",
-        features=(4, -3, 0, 2),
-        dtype="float32",
-        separable=False,
-        microbatch=3,
-        seed=8,
-    ),
+    NARROW,
     Composition(
         layers=("linear",),
         loss="huber",
@@ -112,28 +114,8 @@ EXAMPLES = (  # that were wrong, or refused after all the work, or are of forms 
         reduction="sum",
         seed=9,
     ),
-    Composition(
-        layers=("linear", "linear"),
-        loss="huber",
-        way="closure",
-        features=(4, -3, 0, 2),
-        dtype="float32",
-        separable=False,
-        microbatch=3,
-        seed=8,
-    ),
-    Composition(
-        layers=("conv",),
-        wrapper="scripted",
-        loss="smoothed",
-        way="closure",
-        form="three parts",
-        features=(4, -3, 0, 2),
-        dtype="float32",
-        separable=False,
-        microbatch=3,
-        seed=8,
-    ),
+    replace(NARROW, layers=("linear", "linear"), loss="huber"),
+    replace(NARROW, layers=("conv",), wrapper="scripted", loss="smoothed", form="three parts"),
     Composition(
         layers=("tanh",), wrapper="parallel", loss="ce", way="closure", form="flags", features=(6, 0, 0, -6), seed=1
     ),

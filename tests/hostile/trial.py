@@ -63,7 +63,7 @@ def _audit(order):
 
 def _summarize(order):
     from pipeline.analysis.hessian import open_hessian
-    from pipeline.analysis.norms import summarize
+    from pipeline.analysis.summary import summarize
 
     return summarize(open_hessian(order["url"])).trace
 

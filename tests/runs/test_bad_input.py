@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import write_job
 
 FACTORIES = """
 import torch
@@ -66,10 +67,8 @@ CASES = {
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    (tmp_path / "made.py").write_text(FACTORIES)
-    (tmp_path / "job.yaml").write_text("problem: made.py:good\noutput: out\nexecutor: serial\n")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return write_job(tmp_path, FACTORIES)
 
 
 def hessian(*arguments):

@@ -27,3 +27,10 @@ def refused(*arguments):
     assert status == 2, said
     (line,) = said.splitlines()
     return line
+
+
+def write_job(folder, factories):
+    """Write a job of the factory `good`, to be computed in its own process; give the folder."""
+    (folder / "made.py").write_text(factories)
+    (folder / "job.yaml").write_text("problem: made.py:good\noutput: out\nexecutor: serial\n")
+    return folder

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from finished import RAGGED, P, stored, symmetric
 
-from pipeline.analysis.summary import decades
+from pipeline.analysis.spectrum_summary import decades
 from pipeline.cli import cli
 
 W = np.r_[-0.5, np.zeros(10), np.logspace(-2, 1, P - 11)]
