@@ -249,7 +249,7 @@ class Worker:
         """Refuse NaN and infinities, naming the block."""
         for row in rows:  # one by one: a mask of all of a tile is memory that is not planned
             right = range(max(row, cols.start), cols.stop)
-            finite = part_of(out, rows, cols, range(row, row + 1), right).isfinite()
+            finite = part_of(out, rows, cols, range(row, row + 1), right).to(self._stored).isfinite()
             if not bool(finite.all()):
                 col = right.start + int(finite.byte().argmin())
                 a, b = (next(self.layout.segments(range(k, k + 1)))[0].name for k in (row, col))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 
+import numpy as np
 import torch
 
 from pipeline.engines.cost import PROBE_SAMPLES, Segment, torch_threads
@@ -252,7 +253,8 @@ def _finishing(manifest: Manifest, tiling: TilingPlan, placed: PlacedProblem, at
                 engine = manifest.engines[p.name]
                 part = out[segment.start - rows.start : segment.stop - rows.start, right.start - cols.start :]
                 add_batch(engine, placed, manifest.sizes[engine].row_group, batch, segment, right, part)
-    values = out.cpu().numpy().astype(manifest.store_dtype)
+    with np.errstate(over="ignore"):  # what the stored type cannot hold is refused with its name, by a worker
+        values = out.cpu().numpy().astype(manifest.store_dtype)
     with tempfile.TemporaryDirectory(prefix="hessian-") as folder:
         MatrixStore.create(Output(folder), manifest, at.gradient)
         put = partial(MatrixStore(Output(folder), manifest).write_chunk, i, j, values)

@@ -136,3 +136,10 @@ def test_nothing_is_computed_on_where_a_tile_cannot_be_kept(tmp_path):
     with pytest.raises(OutputError, match=r"cannot write hessian.zarr/c/\d/\d .* run the same command again to go on"):
         compute_hessian(problem, str(tmp_path), **options)
     assert len(calls) < undisturbed - 35
+
+
+def test_what_the_stored_type_cannot_hold_is_refused():
+    model, (x, y) = zoo.tanh_net(), zoo.data()
+    steep = Problem(model, lambda out, target: 1e41 * nn.functional.cross_entropy(out, target), (x, y))
+    with pytest.raises(NotFiniteError, match="NaN or infinite"):
+        compute_hessian(steep, executor="serial", dtype="float64", store_dtype="float32", verify=False)
