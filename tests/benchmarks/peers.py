@@ -26,7 +26,7 @@ from torch import nn
 from torch.func import jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipeline.planning.pages import ask_for_large_pages
+from pipeline.planning.torch_environment import prepare_environment
 
 CHUNKS = (64, 16, 256)  # columns at a time, of peers that take such
 ROWS = 64  # of the row loop, timed
@@ -236,7 +236,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "peers.json")
     options = parser.parse_args()
-    ask_for_large_pages()  # as the command does; the peers shall have them too
+    prepare_environment()  # as the command does; the peers shall have them too
     environment = {
         "torch": torch.__version__,
         "machine": platform.machine(),
