@@ -206,7 +206,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def in_words(error: BaseException) -> str:
-    """Say a foreign exception in one line: its type and the beginning of its message."""
+    """Return a foreign exception in one line: its type and the beginning of its message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 

@@ -200,7 +200,7 @@ def _ended(
 
 
 def _outcome(call: Any) -> JobPlan:
-    """Give what a planner returned, or raise what it raised, as if it had been here."""
+    """Return what a planner returned, or raise what it raised, as if it had been here."""
     try:
         plan: JobPlan = ray.get(call)
     except RayTaskError as error:
@@ -209,17 +209,17 @@ def _outcome(call: Any) -> JobPlan:
 
 
 def _starts_here() -> bool:
-    """Say whether this process has no Ray yet; one that it has is joined as it is, and never ended."""
+    """Whether this process has no Ray yet; one that it has is joined as it is, and never ended."""
     return not ray.is_initialized()
 
 
 def _is_plain(settings: Settings) -> bool:
-    """Say whether workers may be anywhere on this machine."""
+    """Whether workers may be anywhere on this machine."""
     return not (names_cluster(settings) or settings.gpus_per_worker or settings.resources or settings.label_selector)
 
 
 def _is_fixed() -> bool:
-    """Say whether a cluster is known to get no more nodes by itself."""
+    """Whether a cluster is known to get no more nodes by itself."""
     # Ray's monitor makes up a type for each node, of its ID or address, where it has no configuration to add nodes by.
     status = json.loads(_internal_kv_get("__autoscaling_status") or "{}")
     types = status.get("autoscaler_report", {}).get("node_type_mapping") or {}

@@ -87,7 +87,7 @@ class Segment:
         return cls(parameter, cols, engine, parameter.size, 1)
 
     def rows(self, row_group: int) -> int:
-        """Give the rows that are treated at a time."""
+        """Return the rows that are treated at a time."""
         return min(row_group * self.unit_rows, self.parameter.size)
 
     def work(self, rows: range) -> float:
@@ -120,13 +120,13 @@ def measure(
 
 
 def batch_of(placed: PlacedProblem, samples: int | None) -> Batch:
-    """Give so many samples of the largest batch."""
+    """Return so many samples of the largest batch."""
     largest = max(placed.problem.batches, key=sample_count)
     return placed.cast(next(placed.problem.on((largest,), l2=0.0).microbatches(samples)))
 
 
 def rows_of(placed: PlacedProblem, segment: Segment, row_group: int) -> range:
-    """Give the rows of a group, as many as memory for a probe has room for, in whole units."""
+    """Return the rows of a group, as many as memory for a probe has room for, in whole units."""
     most = max(1, PROBE_BYTES // (len(segment.cols) * placed.dtype.itemsize))
     most -= most % segment.unit_rows if most > segment.unit_rows else 0
     return segment.parameter.span[: min(segment.rows(row_group), most)]

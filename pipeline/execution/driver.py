@@ -70,7 +70,7 @@ class Pool(Protocol):
     """Where the workers are, and the clock they live by."""
 
     def now(self) -> float:
-        """Give the seconds since some moment."""
+        """Return the seconds since some moment."""
 
     def start(self) -> int:
         """Begin to start a worker, whose first answer says that it is up; gives its number."""
@@ -101,7 +101,7 @@ class _Member:
     owed: dict[str, Tile] = field(default_factory=dict)  # given to it, without a receipt yet
 
     def may_be_beside(self, other: "_Member") -> bool:
-        """Say whether another that is up is on this one's node, which is not known before it is up itself."""
+        """Whether another that is up is on this one's node, which is not known before it is up itself."""
         return other.started and self.node in {None, other.node}
 
 
@@ -183,7 +183,7 @@ class Driver:
         self._feed(member)
 
     def _feed(self, member: _Member) -> None:
-        """Give a worker its next tiles; when there are none, have it finish what it is writing, then let it go."""
+        """Hand a worker its next tiles; when there are none, have it finish what it is writing, then let it go."""
         while self._queue and not member.leaving and len(member.calls) < self._most_calls():
             tile = self._queue.popleft()
             self._attempts[tile.id] += 1
@@ -195,7 +195,7 @@ class Driver:
             self._release(member)
 
     def _most_calls(self) -> int:
-        """Give the calls that a worker may have."""
+        """Return the calls that a worker may have."""
         return IN_FLIGHT if len(self._queue) > TAIL * len(self._members) else 1
 
     def _call(self, member: _Member, tile: Tile | None) -> None:
@@ -251,7 +251,7 @@ class Driver:
                 self._lose(member, Loss.HUNG, TimeoutError(f"no answer for {limit:.0f} s"))
 
     def _limit(self) -> float | None:
-        """Give the seconds that a call may take; None where nothing is known yet."""
+        """Return the seconds that a call may take; None where nothing is known yet."""
         if self._deadline is not None or not self._seconds:
             return self._deadline
         return HUNG_FACTOR * median(self._seconds) + HUNG_SECONDS
@@ -307,11 +307,11 @@ class Driver:
 
 
 def _is_final(error: BaseException) -> bool:
-    """Say whether another attempt would fail as well, wherever it is made."""
+    """Whether another attempt would fail as well, wherever it is made."""
     return isinstance(error, UnreachableError) or (isinstance(error, HessianError) and error.exit_code == BAD_INPUT)
 
 
 def _blamed(member: _Member, error: BaseException) -> Tile | None:
-    """Give the tile that a worker was at when it was lost: the error says, its oldest call, or what it writes."""
+    """Return the tile that a worker was at when it was lost: the error says, its oldest call, or what it writes."""
     named = member.owed.get(getattr(error, "tile", ""))
     return named or next((tile for tile in (*member.calls, *member.owed.values()) if tile is not None), None)

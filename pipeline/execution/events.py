@@ -90,7 +90,7 @@ class Tally:
         self._tell("tile set aside", logging.ERROR, f"tile {tile} is set aside: {error}", tile=tile, error=error)
 
     def to_json(self) -> dict[str, Any]:
-        """Give all but the listeners as a plain mapping; called by another thread than the driver's."""
+        """Return all but the listeners as a plain mapping; called by another thread than the driver's."""
         counts = {key: value for key, value in vars(self).items() if key not in {"began", "listeners"}}
         lists = {"lost": dict(self.lost), "set_aside": dict(self.set_aside), "errors": list(self.errors)}
         return counts | lists | {"seconds": time.monotonic() - self.began}

@@ -111,7 +111,7 @@ def forecast(made: JobPlan, profile: Profile, workers: int) -> Simulation:
 
 
 def tile_seconds(made: JobPlan, profile: Profile) -> dict[Tile, TileSeconds]:
-    """Give what each tile of a plan takes of a worker, dearest first."""
+    """Return what each tile of a plan takes of a worker, dearest first."""
     costs = {tile: made.tile_cost(tile) for tile in made.tiling.tiles()}
     found = {tile: TileSeconds(*profile.seconds(c, made.manifest.dtype), c.bytes) for tile, c in costs.items()}
     return dict(sorted(found.items(), key=lambda item: -(item[1].compute + item[1].write)))

@@ -225,7 +225,7 @@ class Worker:
             out.zero_()
 
     def _bands(self, tile: Tile) -> Iterator[tuple[range, range]]:
-        """Give a few rows at a time, with the columns of their chunks that are not below the diagonal."""
+        """Yield a few rows at a time, with the columns of their chunks that are not below the diagonal."""
         cols, band = self.plan.span(tile.cols), BAND[self._placed.device.type]
         for row in tile.rows:
             here = self.plan.span(range(row, row + 1))
@@ -314,7 +314,7 @@ class _Buffers:
         self._kept = [torch.empty(0, dtype=dtype, device=device) for _ in range(count)]
 
     def take(self, rows: int, cols: int) -> Tensor:
-        """Give a tile of any content."""
+        """Return a tile of any content."""
         self._kept[0] = at_least(self._kept[0], rows * cols)
         return self._kept[0][: rows * cols].view(rows, cols)
 

@@ -119,7 +119,7 @@ class JobPlan:
         return sum(self.tile_cost(tile).flops for tile in self.tiling.tiles())
 
     def dearest_first(self) -> list[Tile]:
-        """Give all tiles, those that take longest first."""
+        """Return all tiles, those that take longest first."""
         return sorted(self.tiling.tiles(), key=self.tile_seconds, reverse=True)
 
     def makespan_seconds(self) -> float:

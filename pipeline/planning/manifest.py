@@ -106,7 +106,7 @@ class Manifest(BaseModel):
         return self
 
     def _engines_of_tiles(self) -> set[str]:
-        """Give the engines of the rows that are computed: not of all parameters, where only some blocks are wanted."""
+        """Return the engines of the rows that are computed: of some parameters, where only some blocks are wanted."""
         spans = (self.plan.span(range(i, i + 1)) for i in map(int, np.flatnonzero(self.plan.selected.any(1))))
         return {self.engines[p.name] for span in spans for p, _ in self.layout.segments(span)}
 

@@ -67,12 +67,12 @@ def choose_tiling(
 
 
 def _is_factored(layout: ParameterLayout, engines: dict[str, str]) -> bool:
-    """Say whether most rows are of the factored engine."""
+    """Whether most rows are of the factored engine."""
     return sum(p.size for p in layout if engines[p.name] == "factored") >= layout.size / 2
 
 
 def _unit(layout: ParameterLayout, engines: dict[str, str]) -> int:
-    """Give the rows of one output of the largest factored layer; 1 where there is none."""
+    """Return the rows of one output of the largest factored layer; 1 where there is none."""
     weights = [p for p in layout if engines[p.name] == "factored" and len(p.shape) > 1 and p.size]
     largest = max(weights, key=lambda p: p.size, default=None)
     return largest.size // largest.shape[0] if largest else 1
@@ -81,7 +81,7 @@ def _unit(layout: ParameterLayout, engines: dict[str, str]) -> int:
 def _tile_shape(
     tiling: TilingPlan, unit: int | None, chunk_bytes: int, room: int, workers: int, lone_bytes: int
 ) -> tuple[int, int]:
-    """Give the chunk rows and columns of a tile.
+    """Return the chunk rows and columns of a tile.
 
     Args:
         tiling: with its chunks.

@@ -102,7 +102,7 @@ def _timing(
 
 
 def _against_others(segment: Segment, spans: Sequence[range]) -> list[Segment]:
-    """Give the rows against the first and the last columns that they meet in tiles."""
+    """Return the rows against the first and the last columns that they meet in tiles."""
     # To the factored engine columns are alike, and are counted. The others pull back through less of the network the
     # later in it the columns' parameters are: by half, in a small convolutional one.
     if segment.engine == "factored":

@@ -175,9 +175,9 @@ class _BytesModel:
         return cls(fixed, per_row, per_sample, slope)
 
     def bytes(self, rows: int, samples: int) -> int:
-        """Give the bytes of a call."""
+        """Return the bytes of a call."""
         return int(self.fixed + rows * self.per_row + samples * (self.per_sample + rows * self.slope))
 
     def most_samples(self, rows: int, target_bytes: int) -> int:
-        """Give the samples that fit beside so many rows."""
+        """Return the samples that fit beside so many rows."""
         return int((target_bytes - self.fixed - rows * self.per_row) / max(self.per_sample + rows * self.slope, 1.0))

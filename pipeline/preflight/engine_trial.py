@@ -167,7 +167,7 @@ class Trial:
         )
 
     def _tolerance(self, dtype: torch.dtype, uncertainty: float) -> float:
-        """Give the block error that is let pass."""
+        """Return the block error that is let pass."""
         if self._by_differences:
             return max(DIFFERENCES, ENGINE_TOLERANCE[dtype])
         tolerance = ENGINE_TOLERANCE[dtype]
@@ -246,7 +246,7 @@ class Trial:
         return self._truths[p.name, units]
 
     def _ways(self, p: Parameter) -> list[bool]:
-        """Say how rows of a parameter are going to be tried: in whole units where it may be factored, else a few."""
+        """Return how rows of a parameter are tried: in whole units where it may be factored, else a few."""
         at = self._known.get(p.name) if "factored" in self._candidates else None
         return [False] if at is None else [True] if at.positions == 1 else [True, False]
 

@@ -267,7 +267,7 @@ def _finishing(manifest: Manifest, tiling: TilingPlan, placed: PlacedProblem, at
 
 
 def versions() -> dict[str, str]:
-    """Give the versions that numbers may depend on."""
+    """Return the versions that numbers may depend on."""
     names = ("hessian-pipeline", "torch", "zarr", "pyarrow", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 

@@ -39,12 +39,12 @@ register_pytree_node(
 
 
 def dense(tensor: Tensor) -> Tensor:
-    """Give a tensor in strided layout; sparse embeddings have sparse gradients."""
+    """Return a tensor in strided layout; sparse embeddings have sparse gradients."""
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
 def cast(tensor: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Give a tensor on a device: in the floating type if it is floating, in its complex counterpart if complex."""
+    """Return a tensor on a device: in the floating type if it is floating, in its complex counterpart if complex."""
     if tensor.is_floating_point():
         return tensor.to(device, dtype)
     return tensor.to(device, dtype.to_complex()) if tensor.is_complex() else tensor.to(device)
@@ -73,7 +73,7 @@ def has_rows(batch: Batch) -> bool:
 
 
 def take(batch: Batch, samples: slice | Tensor) -> Batch:
-    """Give the batch of some samples of a batch."""
+    """Return the batch of some samples of a batch."""
     if (graphs := _graphs(batch)) is not None:
         chosen = torch.arange(sample_count(batch))[samples].tolist()
         parts = graphs.to_data_list()
@@ -131,7 +131,7 @@ def nan_report(batches: tuple[Batch, ...]) -> str:
 
 
 def _graphs(batch: Batch) -> Any:
-    """Give the object of torch_geometric that a batch is, None for any other batch."""
+    """Return the object of torch_geometric that a batch is, None for any other batch."""
     batch = batch.batch if isinstance(batch, OfTerm) else batch
     return batch if any(kind.__module__.startswith("torch_geometric.") for kind in type(batch).__mro__) else None
 
@@ -141,7 +141,7 @@ def _length(leaf: Tensor) -> int:
 
 
 def _some(leaf: Tensor, samples: slice | Tensor) -> Tensor:
-    """Give some samples of one tensor, in whatever layout it is."""
+    """Return some samples of one tensor, in whatever layout it is."""
     if leaf.is_nested:
         parts = leaf.unbind()
         chosen = torch.arange(len(parts))[samples].tolist()

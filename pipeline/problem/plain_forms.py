@@ -45,7 +45,7 @@ def pdist(rows: Tensor, p: float = 2.0) -> Written:
 
 
 def _norms(differences: Tensor, p: float) -> Tensor:
-    """Give the p-norm along the last dimension."""
+    """Return the p-norm along the last dimension."""
     sizes = differences.abs()
     if p == 1:
         return sizes.sum(-1)
@@ -65,7 +65,7 @@ def _root(powers: Tensor, exponent: float, zero: Tensor | None = None) -> Tensor
 
 
 def _distances_by_products(x1: Tensor, x2: Tensor) -> Tensor:
-    """Give Euclidean distances by |a|^2 - 2 a b + |b|^2, for which no differences need be kept."""
+    """Return Euclidean distances by |a|^2 - 2 a b + |b|^2, for which no differences need be kept."""
     # So does torch, and then takes the root of a rounding error between equal rows, of huge second derivatives.
     squares, others = (x * x for x in (x1, x2))
     left = torch.cat([-2 * x1, squares.sum(-1, keepdim=True), torch.ones_like(x1[..., :1])], -1)
@@ -110,7 +110,7 @@ def embedding_bag(
 
 
 def _bags(indices: Tensor, offsets: Tensor | None, include_last_offset: bool) -> tuple[Tensor, int]:
-    """Say which bag each index goes to, and how many bags there are."""
+    """Return which bag each index goes to, and how many bags there are."""
     if offsets is None:
         count = len(indices)
         return torch.arange(count, device=indices.device).unsqueeze(1).expand_as(indices).reshape(-1), count
@@ -189,7 +189,7 @@ def ctc_loss(
 
 
 def _padded_labels(targets: Tensor, sizes: Tensor) -> Tensor:
-    """Give the labels of each sample in a row, with anything behind them.  # shape: (samples, most labels)."""
+    """Return the labels of each sample in a row, with anything behind them.  # shape: (samples, most labels)."""
     most = int(sizes.max())
     if targets.dim() == 2:
         return targets[:, :most]

@@ -155,7 +155,7 @@ class Problem:
         )
 
     def select(self, params: Sequence[str] | None) -> "Problem":
-        """Give the same problem with respect to other parameters (globs as in `params`; None leaves it as it is)."""
+        """Return the same problem with respect to other parameters (globs as in `params`; None leaves it as it is)."""
         if params is None:
             return self
         other = copy.copy(self)
@@ -184,14 +184,14 @@ class Problem:
         return sum(t.nbytes for t in self.tensors().values()) + byte_count(self.batches)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Give all parameters and buffers by name, shared ones once, detached, sparse ones made dense."""
+        """Return all parameters and buffers by name, shared ones once, detached, sparse ones made dense."""
         if self._values is not None:
             return self._values
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
         return {name: dense(tensor.detach()) for name, tensor in named}
 
     def at(self, tensors: Mapping[str, Tensor], checkpoint: str | None = None) -> "Problem":
-        """Give the same problem at other values of all parameters and buffers; the model stays as it is.
+        """Return the same problem at other values of all parameters and buffers; the model stays as it is.
 
         Args:
             tensors: as `tensors()` gives them.
@@ -205,14 +205,14 @@ class Problem:
         return other
 
     def on(self, batches: tuple[Batch, ...], *, l2: float) -> "Problem":
-        """Give the same problem on other data, which was checked already, with another L2 term."""
+        """Return the same problem on other data, which was checked already, with another L2 term."""
         other = copy.copy(self)
         other._weigh_terms()  # over all data: a few of them have the same denominators
         other.batches, other.l2 = batches, l2
         return other
 
     def as_given(self) -> "Problem | None":
-        """Give the same problem with its loss as torch reduces it, of weight 1; None where it is not torch's."""
+        """Return the same problem with its loss as torch reduces it, of weight 1; None where it is not torch's."""
         if self.objective is not None or self._terms or self._given is None:
             return None
         other = copy.copy(self)
@@ -228,7 +228,7 @@ class Problem:
         return digest(self.batches)
 
     def microbatches(self, most: int | None) -> Iterator[Batch]:
-        """Give all data in micro-batches of at most so many samples; whole where they may not be cut."""
+        """Yield all data in micro-batches of at most so many samples; whole where they may not be cut."""
         return microbatches(self.batches, most if self.separable else None)
 
     def loss_sum(self, params: Mapping[str, Tensor] | None, batch: Batch) -> SumAndWeight:
@@ -308,7 +308,7 @@ class Problem:
         return self._plain[0]
 
     def place(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> "PlacedProblem":
-        """Give the problem with its tensors in one type on one device; the model itself stays as it is."""
+        """Return the problem with its tensors in one type on one device; the model itself stays as it is."""
         self._weigh_terms()
         _ = self.written_out  # found with the model as it is
         sparse = {n: b.layout for n, b in self.model.named_buffers() if b.layout != torch.strided}
@@ -373,7 +373,7 @@ class PlacedProblem:
         return evaluated_in(self.dtype, self.problem.dtype, self.problem.written_out)
 
     def batches(self, microbatch: int | None) -> Iterator[Batch]:
-        """Give all data in micro-batches of this type on this device."""
+        """Yield all data in micro-batches of this type on this device."""
         if self.device.type == "cpu":  # a piece at a time is little, and where types agree nothing
             return map(self.cast, self.problem.microbatches(microbatch))
         return microbatches(self._on_device, microbatch if self.problem.separable else None)
@@ -390,14 +390,14 @@ class PlacedProblem:
         return sum(t.nbytes for t in tensors) + byte_count(self.problem.batches, self.dtype)
 
     def at(self, parameters: dict[str, Tensor]) -> "PlacedProblem":
-        """Give the same problem at other values of the selected parameters, on the same data where they lie."""
+        """Return the same problem at other values of the selected parameters, on the same data where they lie."""
         other = replace(self, parameters=parameters)
         if "_on_device" in vars(self):
             vars(other)["_on_device"] = self._on_device
         return other
 
     def cast(self, batch: Batch) -> Batch:
-        """Give a batch in this type on this device."""
+        """Return a batch in this type on this device."""
         return tree_map(self._cast, batch, is_leaf=lambda node: isinstance(node, PackedSequence))
 
     def _cast(self, leaf: Any) -> Any:

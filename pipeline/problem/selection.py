@@ -43,7 +43,7 @@ def select(model: nn.Module, params: Sequence[str] | str | None, elsewhere: Sequ
 
 
 def _nothing_matches(glob: str, named: Mapping[str, Any], free: Sequence[str], elsewhere: Sequence[str]) -> str:
-    """Say why a glob matches nothing."""
+    """Return why a glob matches nothing."""
     if found := fnmatch.filter(elsewhere, glob.removeprefix("!")):
         return (
             f"params: `{found[0]}` is a parameter of the loss, not of the model: make one module of both, and let the "

@@ -31,17 +31,17 @@ class Plain(NamedTuple):
 
 
 def _each(name: str, form: Callable[..., Any], *functions: Any) -> dict[Any, Plain]:
-    """Give several spellings of an operation the same form."""
+    """Register one form for several spellings of an operation."""
     return dict.fromkeys(functions, Plain(name, form))
 
 
 def _each_its_own(name: str, form_of: Callable[[Any], Callable[..., Any]], *functions: Any) -> dict[Any, Plain]:
-    """Give functions forms that are made of themselves."""
+    """Register for functions forms that are made of themselves."""
     return {function: Plain(name, form_of(function)) for function in functions}
 
 
 def _each_special(name: str, form_of: Callable[[str], Callable[..., Any]], names: Iterable[str]) -> dict[Any, Plain]:
-    """Give functions of `torch.special` forms that are made of their names."""
+    """Register for functions of `torch.special` forms that are made of their names."""
     return {getattr(special, function): Plain(name, form_of(function)) for function in names}
 
 

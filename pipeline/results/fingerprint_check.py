@@ -108,7 +108,7 @@ def require_same_settings(settings: Settings, problem: Problem, manifest: Manife
 
 
 def _most_bytes(problem: Problem) -> int:
-    """Give the bytes that stored weights of a model can have, whatever their type."""
+    """Return the bytes that stored weights of a model can have, whatever their type."""
     return FIXED_BYTES + sum(_WIDE.itemsize * t.numel() + TENSOR_BYTES for t in problem.tensors().values())
 
 

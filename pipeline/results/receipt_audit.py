@@ -68,7 +68,7 @@ class _Auditor:
         self._vectors = check_vectors(manifest.digest, manifest.layout.size)
 
     def objects(self, tiles: Sequence[Tile]) -> Iterator[_Object | _Read]:
-        """Give all objects of tiles, one tile after the other; of one without a receipt, that."""
+        """Yield all objects of tiles, one tile after the other; of one without a receipt, that."""
         for tile, receipt in zip(tiles, ahead(self._receipt, tiles), strict=True):
             if receipt is None:
                 yield _Read(tile, f"{receipt_name(tile.id)} is missing, damaged or of another run")
@@ -150,7 +150,7 @@ def audit(output: Output, manifest: Manifest, tiles: Sequence[Tile]) -> Iterator
 
 
 def listed_faults(found: Iterable[Audited]) -> list[str]:
-    """Give all faults, one a line; of very many the first ones, and how many there are more."""
+    """Return all faults, one a line; of very many the first ones, and how many there are more."""
     faults = [f"tile {audited.tile.id}: {fault}" for audited in found for fault in audited.faults]
     return faults[:SHOWN] + ([f"and {len(faults) - SHOWN:,} more"] if len(faults) > SHOWN else [])
 

@@ -82,11 +82,11 @@ class Verification:
     seed: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Give a plain mapping."""
+        """Return a plain mapping."""
         return asdict(self)
 
     def summary(self) -> str:
-        """Say it in one line."""
+        """Return it in one line."""
         stored = counted(self.chunks, "chunk") + (f" and {counted(self.files, 'Parquet file')}" if self.files else "")
         if self.faults:
             return f"{len(self.faults)} of {stored} are at fault, the first: {self.faults[0]}"
@@ -162,7 +162,7 @@ def check(hessian: StoredHessian, problem: Problem, *, parquet: bool) -> Verific
 
 
 def reference_device() -> str:
-    """Give where the reference is computed: on a GPU where this machine has one."""
+    """Return where the reference is computed: on a GPU where this machine has one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -235,7 +235,7 @@ class _Check:
         return errors, entries
 
     def _at_fault(self, faults: list[str], chunks: int) -> Verification:
-        """Say what is wrong with what is stored: numbers are not compared then."""
+        """Return what is wrong with what is stored: numbers are not compared then."""
         return Verification(False, chunks, faults, method=self._method, files=self._files, seed=self._seed)
 
     def _yardstick(self) -> Yardstick:
@@ -267,13 +267,13 @@ class _Check:
         return products
 
     def _truth(self, vectors: Vector, measure: Yardstick) -> Vector:
-        """Give H V' by other means.  # shape: (k, P)."""
+        """Return H V' by other means.  # shape: (k, P)."""
         if self._method == "double backward":
             return self._products(self._placed)(vectors)
         return differenced_products(self._placed, vectors, measure.scales, self._samples)[0]
 
     def _groups(self) -> list[range]:
-        """Give columns whose directions are drawn together: as many as one pass over the store has room for."""
+        """Return columns whose directions are drawn together: as many as one pass over the store has room for."""
         size = self._hessian.shape[0]
         if not self._plan.covers(range(size), range(size)):
             return [p.span for p in self._parameters]
@@ -283,7 +283,7 @@ class _Check:
         return list(starmap(range, pairwise(cuts)))
 
     def _batches(self, measure: Yardstick) -> Iterator[tuple[Vector, list[range]]]:
-        """Give directions with the columns that they are on, as many at a time as memory has room for."""
+        """Yield directions with the columns that they are on, as many at a time as memory has room for."""
         size = self._hessian.shape[0]
         spans = [cols for cols in self._groups() for _ in range(DIRECTIONS)]
         spans += [range(row, row + 1) for row in self._rows]
@@ -307,7 +307,7 @@ class _Check:
         return self._scan.products
 
     def _by_block(self, errors: Vector, spans: list[range]) -> dict[tuple[str, range], float]:
-        """Give the worst error of each row parameter against the columns of each direction."""
+        """Return the worst error of each row parameter against the columns of each direction."""
         worst: dict[tuple[str, range], float] = {}
         for found, cols in zip(errors, spans, strict=True):
             for a in self._parameters:
@@ -331,7 +331,7 @@ class _Check:
         return sorted(map(int, last))
 
     def _worst_entry(self, errors: Vector, spans: list[range]) -> _Entry | None:
-        """Give the worst entry of the rows that were compared entry by entry."""
+        """Return the worst entry of the rows that were compared entry by entry."""
         layout, worst = self._hessian.parameters, None
         for found, cols in zip(errors, spans, strict=True):
             if cols.start not in self._rows or len(cols) > 1:

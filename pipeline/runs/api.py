@@ -254,7 +254,7 @@ def plan(spec: JobSpec, folder: Path, workers: int | None = None, profile: Profi
 
 @contextmanager
 def _destination(url: str | None, settings: Settings) -> Iterator[Output]:
-    """Give the output; for a result kept in memory, a place that the executor's workers can reach."""
+    """Yield the output; for a result kept in memory, a place that the executor's workers can reach."""
     if url is not None:
         output = Output(url, settings.endpoint_url)
         if output.is_memory and decided(settings, in_memory=True).executor == "ray":

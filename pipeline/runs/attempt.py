@@ -155,7 +155,7 @@ class Attempt:
         return Outcome(Hessian(self.output, manifest), 0, len(manifest.plan.tiles()), None)
 
     def _is_finished(self) -> bool:
-        """Say whether an earlier run went to its end, its proof included where one is asked for."""
+        """Whether an earlier run went to its end, its proof included where one is asked for."""
         return is_finished(self.output) and (not self.settings.verify or read_proof(self.output) is True)
 
     def _start(self) -> list[Tile]:
@@ -265,7 +265,7 @@ class Attempt:
 
 
 def _described(made: JobPlan, executor: Executor) -> str:
-    """Say a plan in one line."""
+    """Return a plan in one line."""
     manifest = made.manifest
     engines = ", ".join(
         f"engine {name} (micro-batch {sizes.microbatch}, row group {sizes.row_group})"

@@ -69,7 +69,7 @@ class Output:
 
     @classmethod
     def private(cls) -> "Output":
-        """Give a place in memory that nobody else sees and that goes away with the last reference to it."""
+        """Return a place in memory that nobody else sees and that goes away with the last reference to it."""
         output = cls("memory://hessian")
         output._fs = _PrivateMemory()
         return output
@@ -85,7 +85,7 @@ class Output:
         return isinstance(self._fs, MemoryFileSystem)
 
     def path(self, name: str) -> str:
-        """Give the full path of an object."""
+        """Return the full path of an object."""
         return f"{self._root}/{name}".rstrip("/")
 
     def put(self, name: str, *parts: bytes | memoryview, lasting: bool = False) -> None:
@@ -147,7 +147,7 @@ class Output:
         return True
 
     def age(self, name: str, *, ask: bool = True) -> float | None:
-        """Give the seconds since an object was put, by the store's own clock.
+        """Return the seconds since an object was put, by the store's own clock.
 
         Args:
             name: relative to the folder.
@@ -329,5 +329,5 @@ class _PrivateMemory(MemoryFileSystem):  # type: ignore[misc]
 
 
 def _existing(path: Path) -> Path:
-    """Give the nearest folder above that exists."""
+    """Return the nearest folder above that exists."""
     return next(p for p in (path, *path.parents) if p.is_dir())

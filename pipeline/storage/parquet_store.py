@@ -22,7 +22,7 @@ FIXED_BYTES = 2**20  # at most, of a file: all but what its entries and rows tak
 
 
 def file_key(i: int, j: int) -> str:
-    """Give the key of a chunk's file below the folder; DuckDB would read padded numbers as text."""
+    """Return the key of a chunk's file below the folder; DuckDB would read padded numbers as text."""
     return f"row_chunk={i}/col_chunk={j}/chunk.parquet"
 
 
@@ -158,7 +158,7 @@ class ParquetFiles:
 
 
 def _array(values: Matrix) -> pa.Array:
-    """Give a vector to Arrow as it lies; `pa.array` would import pandas where there is one, for 47 MiB."""
+    """Hand a vector to Arrow as it lies; `pa.array` would import pandas where there is one, for 47 MiB."""
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
 
 
@@ -168,7 +168,7 @@ def _vector(array: pa.Array) -> Matrix:
 
 
 def _most_bytes(manifest: Manifest) -> int:
-    """Give the bytes that a chunk's file can have: what does not become smaller is kept with little on top."""
+    """Return the bytes that a chunk's file can have: what does not become smaller is kept with little on top."""
     return FIXED_BYTES + 9 * manifest.chunk**2 * np.dtype(manifest.store_dtype).itemsize // 8 + 16 * manifest.chunk
 
 
@@ -177,7 +177,7 @@ def _list_type(manifest: Manifest) -> pa.ListType:
 
 
 def _schema(manifest: Manifest, i: int, j: int) -> pa.Schema:
-    """Give columns and metadata of a chunk's file."""
+    """Return columns and metadata of a chunk's file."""
     place = {
         "first_row": i * manifest.chunk,
         "first_col": j * manifest.chunk,

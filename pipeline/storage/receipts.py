@@ -85,7 +85,7 @@ _RECEIPT = TypeAdapter(Receipt)
 
 
 def receipt_name(tile: str) -> str:
-    """Give the name of a tile's receipt in the output."""
+    """Return the name of a tile's receipt in the output."""
     return f"{RECEIPTS}/{tile}.json"
 
 
@@ -122,7 +122,7 @@ def read_receipt(output: Output, manifest: Manifest, tile: Tile) -> Receipt | No
 
 
 def _most_bytes(manifest: Manifest, tile: Tile) -> int:
-    """Give the bytes that a tile's receipt can have, by what it lists."""
+    """Return the bytes that a tile's receipt can have, by what it lists."""
     objects = 4 * len(manifest.plan.chunks(tile))  # mirrored, and in two formats
     products = 8 * COUNT * sum(manifest.plan.shape(tile))
     return FIXED_BYTES + OBJECT_BYTES * objects + 4 * products // 3
@@ -162,7 +162,7 @@ def record_files(output: Output, manifest: Manifest, tile: Tile, files: Sequence
 
 
 def _is_whole(manifest: Manifest, tile: Tile, receipt: Receipt, present: Mapping[str, int]) -> bool:
-    """Say whether a tile's receipt lists what the run is to leave of it, and that is there in full size."""
+    """Whether a tile's receipt lists what the run is to leave of it, and that is there in full size."""
     listed = {chunk.key: chunk.bytes for chunk in receipt.chunks}
     needed = tile_keys(manifest, tile)
     if "parquet" in manifest.formats:

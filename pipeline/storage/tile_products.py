@@ -18,7 +18,7 @@ LAST_BITS = 64  # of float64, times the square root of the terms: what summing i
 
 
 def check_vectors(run: str, size: int) -> Vectors:
-    """Give the vectors of a run: of both signs, between 0.5 and 1.5, so that every entry counts with its own weight.
+    """Return the vectors of a run: of both signs, between 0.5 and 1.5, so that every entry counts with its own weight.
 
     Args:
         run: digest of the manifest.
@@ -116,7 +116,7 @@ class StoredProducts(TileProducts):
         of_cols[cols.start - self._cols.start : cols.stop - self._cols.start] += np.einsum("ij,ij->j", part, part)
 
     def fault_of(self, text: str) -> str | None:
-        """Say where stored entries are not those that were computed.
+        """Return where stored entries are not those that were computed.
 
         Args:
             text: products of the tile as its receipt has them.

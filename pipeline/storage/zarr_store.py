@@ -34,14 +34,14 @@ class StoredObject:
     crc32c: Annotated[int, Field(ge=0, lt=2**32)]
 
     def differs_from(self, expected: "StoredObject") -> str:
-        """Say in which way this object is not the one that a receipt lists."""
+        """Return in which way this object is not the one that a receipt lists."""
         if self.bytes != expected.bytes:
             return f"has {self.bytes:,} bytes, its receipt says {expected.bytes:,}"
         return "does not match the checksum in its receipt"
 
 
 def chunk_key(i: int, j: int) -> str:
-    """Give the key of a chunk below the array."""
+    """Return the key of a chunk below the array."""
     return f"c/{i}/{j}"
 
 
@@ -254,14 +254,14 @@ def stored_sizes(output: Output) -> dict[str, int]:
 
 
 def tile_keys(manifest: Manifest, tile: Tile, key: Callable[[int, int], str] = chunk_key) -> set[str]:
-    """Give the keys of all objects of one format that a finished tile leaves, mirrors included."""
+    """Return the keys of all objects of one format that a finished tile leaves, mirrors included."""
     chunks = manifest.plan.chunks(tile)
     keys = {key(i, j) for i, j in chunks}
     return keys | {key(j, i) for i, j in chunks} if manifest.symmetry == "mirrored" else keys
 
 
 def compact(index: npt.NDArray[np.int64]) -> Index:
-    """Give a slice where indices are consecutive: entries are copied without an index array."""
+    """Return a slice where indices are consecutive: entries are copied without an index array."""
     if len(index) and (np.diff(index) == 1).all():
         return slice(int(index[0]), int(index[-1]) + 1)
     return index

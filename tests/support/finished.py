@@ -81,7 +81,7 @@ def stored(full, shapes=None, url=None, chunk=16, **options):
 
 
 def symmetric(eigenvalues, seed=0):
-    """Give a matrix with these eigenvalues, in a random basis."""
+    """Return a matrix with these eigenvalues, in a random basis."""
     w = np.asarray(eigenvalues, dtype=np.float64)
     Q, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(w), len(w))))
     full = (Q * w) @ Q.T
