@@ -18,6 +18,7 @@ from torch.func import grad
 from pipeline.engines.registry import add_batch
 from pipeline.errors import FingerprintError, HessianError, NotFiniteError, ProblemError, TileError
 from pipeline.execution.way_out import Chunk, Leaving, OnHost, WayOut, at_least, part_of
+from pipeline.planning.engine_traits import TRAITS
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.memory import BUFFERED_TILES
 from pipeline.planning.tiling import Tile
@@ -192,11 +193,12 @@ class Worker:
                     self._add(engine, segment, right, part_of(out, rows, cols, segment, right))
 
     def _segments(self, rows: range) -> list[tuple[range, str]]:
-        """Cut rows at parameter borders; a factored bias goes with its weight: they share what is pulled back."""
+        """Cut rows at parameter borders; by units a bias goes with its weight: they share what is pulled back."""
         found: list[tuple[range, str]] = []
         for parameter, segment in self.layout.segments(rows):
             engine = self.manifest.engines[parameter.name]
-            if found and found[-1][1] == engine == "factored" and len(segment) <= FEW_ROWS * len(found[-1][0]):
+            joined = TRAITS[engine].by_units and bool(found) and found[-1][1] == engine
+            if joined and len(segment) <= FEW_ROWS * len(found[-1][0]):
                 found[-1] = range(found[-1][0].start, segment.stop), engine
             else:
                 found.append((segment, engine))

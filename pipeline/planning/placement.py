@@ -112,7 +112,7 @@ def staff_of(nodes: Sequence[Node], settings: Settings) -> Staff:
 
 
 def one_of_each_kind(nodes: Sequence[Node], settings: Settings) -> list[Node]:
-    """Give, for each type of accelerator that workers may be on, the node of least memory."""
+    """Return, for each type of accelerator that workers may be on, the node of least memory."""
     share = Share.of(settings)
     kinds: dict[str, Node] = {}
     for node in sorted(nodes, key=lambda node: node.resources.get("memory", 0)):

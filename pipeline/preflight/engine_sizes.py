@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.engines.cost import (
-    HABITS,
     PROBE_SAMPLES,
-    Habit,
     Segment,
     measure,
 )
 from pipeline.errors import MemoryRefusedError, human_bytes
 from pipeline.planning.costs import Measured
+from pipeline.planning.engine_traits import TRAITS, Habit
 from pipeline.planning.verdict import EngineSizes
 from pipeline.problem.batches import sample_count
 from pipeline.problem.problem import PlacedProblem
@@ -91,7 +90,7 @@ class _Chooser:
 
     def choose(self, microbatch: int | None, row_group: int | None) -> tuple[EngineSizes, dict[str, Measured], int]:
         """Choose; see `choose_sizes`."""
-        habit, cuttable = HABITS[self._engine], self._placed.problem.is_cuttable
+        habit, cuttable = TRAITS[self._engine].habit, self._placed.problem.is_cuttable
         fixed = min(microbatch or self._largest, self._largest) if cuttable else self._largest
         may_cut = cuttable and microbatch is None
         target = min(self._budget, habit.bytes[self._placed.device.type])

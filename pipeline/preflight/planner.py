@@ -279,7 +279,7 @@ def _segments(
     engines: dict[str, str],
     known: dict[str, Application],
 ) -> list[Segment]:
-    """Give, for each row parameter, the columns of the widest tile it is computed in."""
+    """Return, for each row parameter, the columns of the widest tile it is computed in."""
     widest: dict[str, Segment] = {}
     for tile in tiles:
         cols = tiling.span(tile.cols)

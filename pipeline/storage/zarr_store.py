@@ -268,7 +268,7 @@ def compact(index: npt.NDArray[np.int64]) -> Index:
 
 
 def _by_chunk(index: npt.NDArray[np.int64], side: int) -> dict[int, tuple[Index, Index]]:
-    """Give, for each chunk that indices meet, where in them they do, and where in the chunk that is."""
+    """Yield, for each chunk that indices meet, where in them they do, and where in the chunk that is."""
     chunks = index // side
     places = ((int(k), np.flatnonzero(chunks == k)) for k in np.unique(chunks))
     return {k: (compact(here), compact(index[here] - k * side)) for k, here in places}
