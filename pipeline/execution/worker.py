@@ -25,11 +25,11 @@ from pipeline.planning.tiling import Tile
 from pipeline.problem.contexts import exact_kernels, is_deterministic, ordered_sums
 from pipeline.problem.problem import Problem
 from pipeline.problem.read_once import ReadOnce
+from pipeline.storage.chunk_formats import formats_of, store_chunk
 from pipeline.storage.output import Output
-from pipeline.storage.parquet_store import ParquetFiles
 from pipeline.storage.receipts import Receipt, receipt_name
 from pipeline.storage.tile_products import TileProducts, check_vectors
-from pipeline.storage.zarr_store import MatrixStore, StoredObject
+from pipeline.storage.zarr_store import StoredObject
 
 BAND = {"cpu": 64, "cuda": 1024}  # rows, which stay in a CPU's cache from one operation to the next
 NOTHING = np.zeros((0, 0))
@@ -70,8 +70,7 @@ class Worker:
             self._placed = replace(self._placed, counts=ReadOnce())
             whole = manifest.symmetry == "mirrored"
             self._way_out = WayOut(self.plan, self.layout, self._stored, self._placed.device, is_mirrored=whole)
-        self._output, self._store = output, MatrixStore(output, manifest)
-        self._files = ParquetFiles(output, manifest) if "parquet" in manifest.formats else None
+        self._output, self._formats = output, formats_of(output, manifest)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hessian-writer")
         self._putters = ThreadPoolExecutor(concurrent_puts, thread_name_prefix="hessian-putter")
         self._pending: tuple[str, Future[Receipt]] | None = None
@@ -298,8 +297,7 @@ class Worker:
     def _write_chunk(self, i: int, j: int, leaving: Leaving) -> _Written:
         """Put a chunk of a tile; runs on the putters' threads."""
         chunk = leaving.chunk(i, j)
-        puts = self._store.write_chunk(i, j, chunk.entries, chunk.mirror)
-        puts += self._files.write_chunk(i, j, chunk.entries) if self._files else []
+        puts = store_chunk(self._formats.values(), self.manifest, i, j, chunk.entries, chunk.mirror)
         return replace(chunk, entries=NOTHING, mirror=None), puts
 
 

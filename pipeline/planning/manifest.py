@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.errors import BlockError, SpecError
 from pipeline.planning.parameters import ParameterLayout
-from pipeline.planning.tiling import TilingPlan, plan_tiles
+from pipeline.planning.tiling import Tile, TilingPlan, plan_tiles
 from pipeline.planning.verdict import EngineSizes, PreflightVerdict
 from pipeline.spec import BlockSelection, Count, FloatName, FormatName
 
@@ -124,6 +124,14 @@ class Manifest(BaseModel):
     def plan(self) -> TilingPlan:
         """The tiles."""
         return plan_tiles(self.layout, self.blocks, self.chunk, self.tile_shape)
+
+    def images(self, i: int, j: int) -> list[tuple[int, int]]:
+        """Return where a chunk of the upper triangle is stored: there, and mirrored where the matrix is stored whole."""
+        return [(i, j), (j, i)] if self.symmetry == "mirrored" and i != j else [(i, j)]
+
+    def places(self, tile: Tile) -> list[tuple[int, int]]:
+        """Return all chunks that a finished tile leaves, mirrors included."""
+        return [place for i, j in self.plan.chunks(tile) for place in self.images(i, j)]
 
     @property
     def matrix_bytes(self) -> int:

@@ -52,6 +52,7 @@ from pipeline.problem.double_backward import (
 )
 from pipeline.problem.problem import PlacedProblem, Problem
 from pipeline.spec import Settings, device_of
+from pipeline.storage.chunk_formats import store_chunk
 from pipeline.storage.output import Output
 from pipeline.storage.zarr_store import MatrixStore
 
@@ -257,13 +258,12 @@ def _finishing(manifest: Manifest, tiling: TilingPlan, placed: PlacedProblem, at
         values = out.cpu().numpy().astype(manifest.store_dtype)
     with tempfile.TemporaryDirectory(prefix="hessian-") as folder:
         MatrixStore.create(Output(folder), manifest, at.gradient)
-        put = partial(MatrixStore(Output(folder), manifest).write_chunk, i, j, values)
+        put = partial(store_chunk, [MatrixStore(Output(folder), manifest)], manifest, i, j, values)
         # On a thread, as a worker does: on the main one Blosc takes all CPUs.
         with ThreadPoolExecutor(1) as putter:
             writing = seconds_of(lambda: putter.submit(put).result())
     passes = seconds_of(lambda: bool(out.zero_().div_(2).sum().isfinite()))
-    objects = 2 if manifest.symmetry == "mirrored" and i != j else 1
-    return Finishing(passes / out.numel(), writing / objects)
+    return Finishing(passes / out.numel(), writing / len(manifest.images(i, j)))
 
 
 def versions() -> dict[str, str]:
