@@ -4,13 +4,13 @@ It owns the queue, the attempts and the budgets, and knows no Ray; a pool owns t
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import median
 from typing import Protocol
 
-from pipeline.errors import BAD_INPUT, HessianError, NotFiniteError, TileError, UnreachableError, WorkerError, counted
+from pipeline.errors import HessianError, NotFiniteError, TileError, WorkerError, counted
 from pipeline.execution.events import Tally
 from pipeline.planning.tiling import Tile
 from pipeline.storage.receipts import Receipt
@@ -137,11 +137,8 @@ class Driver:
         self._staff_changed = True
         self._looked = self._staffed = self._paused_until = pool.now()
 
-    def receipts(self) -> Iterator[Receipt]:
-        """Keep workers up and fed until no tile is left.
-
-        Yields:
-            A receipt for each tile, once it is stored, in the order they finish.
+    def run(self) -> None:
+        """Keep workers up and fed until no tile is left; the tally is told of each that is stored.
 
         Raises:
             TileError: tiles failed too often; all others are done.
@@ -152,7 +149,7 @@ class Driver:
         self._staff()
         while self._queue or any(member.owed for member in self._members.values()):
             for answer in self._pool.answers(TICK_SECONDS):
-                yield from self._take(answer)
+                self._take(answer)
             if self._pool.now() - self._looked >= LOOK_SECONDS:
                 self._look()
             if self._staff_changed:  # looking at all workers after each answer takes longer than all else
@@ -161,7 +158,7 @@ class Driver:
             self._tally.staffed(self._up, len(self._queue))
         self._report_failures()
 
-    def _take(self, answer: Answer) -> Iterator[Receipt]:
+    def _take(self, answer: Answer) -> None:
         """Note an answer, and give its worker more to do."""
         member = self._members.get(answer.worker)
         if member is None:  # ended meanwhile
@@ -178,8 +175,7 @@ class Driver:
         for receipt in answer.receipts:
             del member.owed[receipt.tile]
             self._seconds.append(receipt.compute_seconds + receipt.write_seconds)
-            self._tally.finished(receipt)
-            yield receipt
+        self._tally.finished(answer.receipts)
         self._feed(member)
 
     def _feed(self, member: _Member) -> None:
@@ -308,7 +304,7 @@ class Driver:
 
 def _is_final(error: BaseException) -> bool:
     """Whether another attempt would fail as well, wherever it is made."""
-    return isinstance(error, UnreachableError) or (isinstance(error, HessianError) and error.exit_code == BAD_INPUT)
+    return isinstance(error, HessianError) and not error.retryable
 
 
 def _blamed(member: _Member, error: BaseException) -> Tile | None:

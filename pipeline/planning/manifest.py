@@ -126,7 +126,7 @@ class Manifest(BaseModel):
         return plan_tiles(self.layout, self.blocks, self.chunk, self.tile_shape)
 
     def images(self, i: int, j: int) -> list[tuple[int, int]]:
-        """Return where a chunk of the upper triangle is stored: there, and mirrored where the matrix is stored whole."""
+        """Return where a chunk of the upper triangle is stored: there, and mirrored if the matrix is stored whole."""
         return [(i, j), (j, i)] if self.symmetry == "mirrored" and i != j else [(i, j)]
 
     def places(self, tile: Tile) -> list[tuple[int, int]]:

@@ -158,11 +158,10 @@ class _Planning:
         beside = _beside(self.settings, self.staff)
         with self.as_workers(), unchanged(self.problem.model), rivals(beside, measure):
             timings = measure()
-            finishing = _finishing(manifest, tiling, self.placed, self.at)
+            finishing = _finishing(manifest, self.placed, self.at)
         selected = set(self.layout.names)
         return JobPlan(
             manifest=manifest,
-            tiling=tiling,
             at=self.at,
             memory=replace(held, engine_bytes=probed.engine_bytes),
             allowed_bytes=self.allowed,
@@ -240,8 +239,9 @@ def _beside(settings: Settings, staff: Staff) -> int:
     return min(staff.beside, len(os.sched_getaffinity(0)) // settings.cpus_per_worker) - 1
 
 
-def _finishing(manifest: Manifest, tiling: TilingPlan, placed: PlacedProblem, at: LossAndGradient) -> Finishing:
+def _finishing(manifest: Manifest, placed: PlacedProblem, at: LossAndGradient) -> Finishing:
     """Compute a chunk from a few samples, and time what a worker does with it."""
+    tiling = manifest.plan
     tile = tiling.tiles()[len(tiling.tiles()) // 2]
     i, j = tiling.chunks(tile)[-1]
     rows, cols = (tiling.span(range(k, k + 1)) for k in (i, j))

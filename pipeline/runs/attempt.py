@@ -4,13 +4,14 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pipeline.analysis.hessian import Hessian
 from pipeline.errors import OutputError, StoppedError, VerificationError, counted, human_seconds
-from pipeline.execution.events import Tally
+from pipeline.execution.events import TILE_DONE, Tally
 from pipeline.execution.executors import Executor, Serial, Work
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.manifest import Manifest
@@ -105,7 +106,6 @@ class Attempt:
 
     def outcome(self) -> Outcome:
         """Do it, while no other driver does."""
-        self.output.check_writable()
         manifest = None if self.overwrite else read_manifest(self.output)
         if manifest and not self.check and self._is_finished() and not self._resume(manifest):
             return self._nothing_to_do(manifest)
@@ -231,12 +231,9 @@ class Attempt:
             return
         executor = self.executor or self._going_on(manifest, tiles)
         work = Work(self.problem, manifest, self.output, device_of(self.settings), self.settings.concurrent_puts)
-        with (
-            self.report.tiles(total, total - len(tiles)) as report,
-            closing(executor.execute(work, tiles, self.tally, self.lease.check)) as receipts,
-        ):
-            for receipt in receipts:
-                report.advance(receipt.bytes)
+        with self.report.tiles(total, total - len(tiles)) as report:
+            self.tally.listeners.append(partial(_advance, report))
+            executor.execute(work, tiles, self.tally, self.lease.check)
         self.joined.close()  # the proof is this process's own
 
     def _going_on(self, manifest: Manifest, tiles: Sequence[Tile]) -> Executor:
@@ -262,6 +259,12 @@ class Attempt:
                 found,
             )
         return found
+
+
+def _advance(report: Reporter, event: str, fields: Mapping[str, Any]) -> None:
+    """Tell of a tile that is done."""
+    if event == TILE_DONE:
+        report.advance(fields["bytes"])
 
 
 def _described(made: JobPlan, executor: Executor) -> str:
