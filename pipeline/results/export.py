@@ -13,6 +13,7 @@ from pipeline.planning.tiling import require_room_in_lists
 from pipeline.progress import Reporter
 from pipeline.results.hessian import StoredHessian
 from pipeline.storage.chunk_formats import store_chunk
+from pipeline.storage.filesystems import endpoint_for
 from pipeline.storage.output import PARQUET, Output
 from pipeline.storage.parquet_store import ParquetFiles, file_key
 from pipeline.storage.receipts import record_files
@@ -39,7 +40,7 @@ def export_hessian(
         format: `"parquet"` or `"npy"`.
         dest: an empty folder or an earlier export for Parquet, a path or an fsspec URL; `hessian.parquet` in the output
             when None. A local file for `.npy`; one that is there is replaced at the end.
-        endpoint_url: of the output's server, where it is not the cloud's own.
+        endpoint_url: of the output's server, where it is not the cloud's own; the destination's too, in the same cloud.
         report: told about progress.
 
     Returns:
@@ -62,7 +63,7 @@ def _to_parquet(hessian: StoredHessian, dest: str | None, endpoint_url: str | No
     """Write chunk by chunk; receipts list the files that lie in the output itself."""
     manifest, own = hessian.manifest, f"{hessian.url}/{PARQUET}"
     require_room_in_lists(manifest.chunk, manifest.layout.size)
-    target = Output(own, endpoint_url) if dest is None else Output(dest)
+    target = Output(own, endpoint_url) if dest is None else Output(dest, endpoint_for(dest, own, endpoint_url))
     tiles = manifest.plan.tiles()
     target.check_writable()
     there = target.sizes()

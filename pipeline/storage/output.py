@@ -253,7 +253,7 @@ class Output:
             at_once(self._fs, self.url, "cannot be written to", *calls)
         else:
             self.put(name, b"")
-            self._fs.rm_file(self.path(name))
+            self.delete(name)
 
     def check_readable(self) -> None:
         """Ask for the manifest.
