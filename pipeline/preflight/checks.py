@@ -65,14 +65,7 @@ def preflight(
     start = time.monotonic()
     with exact_kernels(problem.model), unchanged(problem.model), _explained(problem):
         few = representative(problem)
-        placed = few.place(torch.float64, device)
-        with unchanged(problem.model):
-            buffers = check_deterministic(placed)
-        check_without_memory(placed, TrialPoint(few, few.batches, 0, dtype, device).exact)
-        all_data = problem.place(torch.float64, device)
-        check_reduction(all_data, microbatch)
-        if problem.separable:
-            check_separable(all_data, placed, microbatch)
+        buffers = _check_loss(problem, few, dtype, device, microbatch)
         whole = few.batches
         few = uneven_parts(few)
         _require_finite(few.place(torch.float64, device))
@@ -106,6 +99,30 @@ def preflight(
         asymmetry=asymmetry,
         seconds=time.monotonic() - start,
     )
+
+
+def _check_loss(problem: Problem, few: Problem, dtype: torch.dtype, device: str, microbatch: int) -> list[str]:
+    """Check that the loss is one function, and a sum over samples.
+
+    Args:
+        problem: on all data.
+        few: on a few samples.
+        dtype: of the run.
+        device: of the run.
+        microbatch: samples at a time, of all data.
+
+    Returns:
+        The buffers that evaluating it changes, and that are restored.
+    """
+    placed = few.place(torch.float64, device)
+    with unchanged(problem.model):
+        buffers = check_deterministic(placed)
+    check_without_memory(placed, TrialPoint(few, few.batches, 0, dtype, device).exact)
+    all_data = problem.place(torch.float64, device)
+    check_reduction(all_data, microbatch)
+    if problem.separable:
+        check_separable(all_data, placed, microbatch)
+    return buffers
 
 
 @contextmanager

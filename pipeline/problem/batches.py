@@ -5,12 +5,13 @@ unless the batch is one whole (a graph, a context set) that cannot be cut.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import MappingKey, register_pytree_node, tree_flatten_with_path, tree_leaves, tree_map
 from torch.utils._pytree import keystr as path_of
 
@@ -48,6 +49,23 @@ def cast(tensor: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tens
     if tensor.is_floating_point():
         return tensor.to(device, dtype)
     return tensor.to(device, dtype.to_complex()) if tensor.is_complex() else tensor.to(device)
+
+
+def cast_batch(batch: Batch, dtype: torch.dtype, device: torch.device) -> Batch:
+    """Return a batch on a device, cast as its tensors are."""
+
+    def of(leaf: Any) -> Any:
+        if isinstance(leaf, PackedSequence):  # the lengths of its steps stay on the host, wherever the rest is
+            parts = leaf._asdict() | {"batch_sizes": None}
+            return type(leaf)(**{name: of(part) for name, part in parts.items()} | {"batch_sizes": leaf[1]})
+        return cast(leaf.detach(), dtype, device) if isinstance(leaf, Tensor) else leaf
+
+    return tree_map(of, batch, is_leaf=lambda node: isinstance(node, PackedSequence))
+
+
+def detached(batch: Batch) -> Batch:
+    """Return a batch outside of any graph."""
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, batch)
 
 
 def sample_count(batch: Batch) -> int:
@@ -117,6 +135,11 @@ def digest(tree: Any) -> str:
         else:
             sha.update(repr(leaf).encode())
     return sha.hexdigest()
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hash parameters and buffers, whatever their order."""
+    return digest(dict(sorted(tensors.items())))
 
 
 def nan_report(batches: tuple[Batch, ...]) -> str:

@@ -3,7 +3,7 @@
 Each function in `PLAIN` has, in torch, no double backward; or a wrong one (weight norm, chunked cross-entropy, sinc at
 0; Bessel functions and polynomials count as constants); or one that `torch.func.vmap` cannot pull back, or does wrongly
 (an index without a dimension, channels-last pooling, products with sparse matrices). `WrittenOut` puts the forms of
-`plain_forms.py` and `plain_special.py` in their places. `REMEDIES` is for what has no such form.
+`plain_forms.py`, `plain_losses.py` and `plain_special.py` in their places. `REMEDIES` is for what has no such form.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, special
 from torch.overrides import TorchFunctionMode
 
-from pipeline.problem import plain_forms, plain_special
+from pipeline.problem import plain_forms, plain_losses, plain_special
 from pipeline.problem.modes import within
 
 
@@ -53,10 +53,10 @@ PLAIN: dict[Any, Plain] = {
     torch.cdist: Plain("cdist", plain_forms.cdist),
     torch.pdist: Plain("pdist", plain_forms.pdist),
     F.embedding_bag: Plain("embedding bag", plain_forms.embedding_bag),
-    F.multi_margin_loss: Plain("multi-margin loss", plain_forms.multi_margin_loss),
-    F.multilabel_margin_loss: Plain("multi-label margin loss", plain_forms.multilabel_margin_loss),
-    F.ctc_loss: Plain("CTC loss", plain_forms.ctc_loss),
-    F.linear_cross_entropy: Plain("chunked cross-entropy", plain_forms.linear_cross_entropy),
+    F.multi_margin_loss: Plain("multi-margin loss", plain_losses.multi_margin_loss),
+    F.multilabel_margin_loss: Plain("multi-label margin loss", plain_losses.multilabel_margin_loss),
+    F.ctc_loss: Plain("CTC loss", plain_losses.ctc_loss),
+    F.linear_cross_entropy: Plain("chunked cross-entropy", plain_losses.linear_cross_entropy),
     F.hardsigmoid: Plain("hardsigmoid", plain_forms.hardsigmoid),
     torch.segment_reduce: Plain("segment reduction", plain_forms.segment_reduce),
     **_each("sinc", plain_special.sinc, torch.sinc, special.sinc, Tensor.sinc),
@@ -112,6 +112,17 @@ class WrittenOut(TorchFunctionMode):
             self.replaced.add(plain.name)
             return found
         return within(self, func, args, kwargs)
+
+
+def replaced_in(calls: Iterable[Callable[[], object]]) -> frozenset[str] | None:
+    """Find what is written out in calls; None where one raises, which it does again where that can be explained."""
+    with WrittenOut() as mode:
+        try:
+            for call in calls:
+                call()
+        except Exception:
+            return None
+    return frozenset(mode.replaced)
 
 
 def _written(plain: Plain, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -20,7 +20,8 @@ from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
 from pipeline.results.fingerprint_check import require_same, require_same_settings, save_weights
 from pipeline.results.receipt_audit import REMEDY, audit, listed_faults
-from pipeline.results.verify import Verification, check
+from pipeline.results.verification import Verification
+from pipeline.results.verify import check
 from pipeline.runs.executor_choice import decided, executor_of, settled
 from pipeline.runs.lease import Lease
 from pipeline.spec import Settings, device_of
