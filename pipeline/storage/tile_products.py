@@ -106,14 +106,16 @@ class StoredProducts(TileProducts):
 
     def __init__(self, vectors: Vectors, rows: range, cols: range) -> None:
         super().__init__(np, vectors, rows, cols)
-        self._squares = np.zeros(len(rows)), np.zeros(len(cols))
+        self._norms = np.zeros(len(rows)), np.zeros(len(cols))
 
     def add(self, part: Any, rows: range, cols: range) -> None:
         """Add some of the tile's entries; see `TileProducts.add`."""
         super().add(part, rows, cols)
-        of_rows, of_cols = self._squares
-        of_rows[rows.start - self._rows.start : rows.stop - self._rows.start] += np.einsum("ij,ij->i", part, part)
-        of_cols[cols.start - self._cols.start : cols.stop - self._cols.start] += np.einsum("ij,ij->j", part, part)
+        of_rows, of_cols = self._norms
+        here = slice(rows.start - self._rows.start, rows.stop - self._rows.start)
+        there = slice(cols.start - self._cols.start, cols.stop - self._cols.start)
+        of_rows[here] = np.hypot(of_rows[here], _norms(part))
+        of_cols[there] = np.hypot(of_cols[there], _norms(part.T))
 
     def fault_of(self, text: str) -> str | None:
         """Return where stored entries are not those that were computed.
@@ -134,11 +136,21 @@ class StoredProducts(TileProducts):
         if found.shape != expected.shape:
             return "its receipt holds no products of its shape"
         terms = np.repeat([len(self._cols), len(self._rows)], [len(self._rows), len(self._cols)])
-        rounding = LAST_BITS * np.finfo(np.float64).eps * np.sqrt(terms * np.concatenate(self._squares))
+        rounding = LAST_BITS * np.finfo(np.float64).eps * np.sqrt(terms) * np.concatenate(self._norms)
         gaps = np.abs(found - expected).max(1)
-        if (gaps <= rounding).all():
+        if (np.isfinite(gaps) & (gaps <= rounding)).all():
             return None
         worst = int(np.argmax(np.nan_to_num(gaps - rounding, nan=np.inf)))
         is_row = worst < len(self._rows)
         index = self._rows[worst] if is_row else self._cols[worst - len(self._rows)]
         return f"its stored entries are not those that were computed: {'row' if is_row else 'column'} {index} is off"
+
+
+def _norms(part: Vectors) -> Vectors:
+    """Return the norms of rows, also where squares overflow: a flipped top bit of an exponent must not be excused."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares: Vectors = np.einsum("ij,ij->i", part, part)
+        if np.isfinite(squares).all():
+            return np.sqrt(squares)
+        largest = np.abs(part).max(1, initial=1.0)
+        return np.asarray(largest * np.linalg.norm(part / largest[:, None], axis=1))
