@@ -20,8 +20,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import SpecError, nearest
+from pipeline.files.yaml_data import load_yaml, read_yaml
 from pipeline.urls import Url
-from pipeline.yaml_files import load_yaml, read_yaml
 
 SHOWN = 100  # characters of a value in a message
 _PRIVATE = frozenset({"problem_args", "checkpoint", "checkpoints", "output", "endpoint_url", "address"})  # or may be

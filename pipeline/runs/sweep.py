@@ -16,8 +16,8 @@ from pipeline.progress import Reporter
 from pipeline.runs.api import load_problem, run
 from pipeline.runs.checkpoint import Checkpoint, place_checkpoint, read_checkpoint
 from pipeline.runs.lease import Lease
+from pipeline.runs.schedule import ScheduleSpec, load_schedule
 from pipeline.runs.sweep_table import TABLE, Row, Sweep, moment, natural
-from pipeline.schedule import ScheduleSpec, load_schedule
 from pipeline.spec import JobSpec
 from pipeline.storage.filesystems import at_once, endpoint_for, explained, open_filesystem
 from pipeline.storage.output import Output

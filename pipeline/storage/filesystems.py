@@ -19,7 +19,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, WrapperStore
 
 from pipeline.errors import HessianError, OutputError, UnfitError, UnreachableError
-from pipeline.local_files import read_regular
+from pipeline.files.local import read_regular
 from pipeline.storage.retries import http_status, is_transient, patient
 from pipeline.urls import Url
 

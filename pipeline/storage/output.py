@@ -17,7 +17,7 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
 from pipeline.errors import OutputError, UnfitError, human_bytes
-from pipeline.local_files import PARTIAL, create_file, replace_file, settle
+from pipeline.files.local import PARTIAL, create_file, replace_file, settle
 from pipeline.storage.filesystems import at_once, endpoint_for, explained, open_filesystem, read_bounded, zarr_store
 from pipeline.storage.read_ahead import ahead
 from pipeline.storage.retries import http_status, patient

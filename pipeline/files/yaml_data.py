@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import SpecError, UnfitError
-from pipeline.local_files import read_regular
+from pipeline.files.local import read_regular
 
 MOST_BYTES = 2**18  # of a file; more takes seconds
 MOST_DEPTH = 32
