@@ -23,7 +23,6 @@ class JobPlan:
 
     Attributes:
         manifest: its identity.
-        tiling: its tiles.
         at: loss and gradient in float64.
         memory: projected, of the worst tile's worker.
         allowed_bytes: for one worker.
