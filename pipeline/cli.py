@@ -10,7 +10,7 @@ from typing import Literal
 import click
 
 from pipeline.errors import BAD_INPUT, FAILED, RESUMABLE, HessianError, OutputError, Terminated, counted, shown
-from pipeline.planning.pages import ask_for_large_pages
+from pipeline.planning.torch_environment import prepare_environment
 
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a key of the job spec; may be repeated."
@@ -336,7 +336,7 @@ def cancel_command(job_id: str, address: str | None) -> None:
 
 def main() -> None:
     """Run the command; errors of ours become one line and an exit status."""
-    ask_for_large_pages()
+    prepare_environment()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -14,7 +14,8 @@ import numpy.typing as npt
 Vectors = npt.NDArray[np.float64]
 
 COUNT = 2  # vectors: what cancels along one does not along the other
-LAST_BITS = 64  # of float64, times the square root of the terms: what summing in another order changes
+FLOAT64 = np.finfo(np.float64)
+LAST_BITS = 64  # of float64, times the sum of the terms' sizes: what summing in another order changes
 
 
 def check_vectors(run: str, size: int) -> Vectors:
@@ -106,16 +107,15 @@ class StoredProducts(TileProducts):
 
     def __init__(self, vectors: Vectors, rows: range, cols: range) -> None:
         super().__init__(np, vectors, rows, cols)
-        self._norms = np.zeros(len(rows)), np.zeros(len(cols))
+        self._sizes = np.zeros(len(rows)), np.zeros(len(cols))  # not squares: these leave float64's range
 
     def add(self, part: Any, rows: range, cols: range) -> None:
         """Add some of the tile's entries; see `TileProducts.add`."""
         super().add(part, rows, cols)
-        of_rows, of_cols = self._norms
-        here = slice(rows.start - self._rows.start, rows.stop - self._rows.start)
-        there = slice(cols.start - self._cols.start, cols.stop - self._cols.start)
-        of_rows[here] = np.hypot(of_rows[here], _norms(part))
-        of_cols[there] = np.hypot(of_cols[there], _norms(part.T))
+        of_rows, of_cols = self._sizes
+        sizes = np.abs(part)
+        of_rows[rows.start - self._rows.start : rows.stop - self._rows.start] += sizes.sum(1)
+        of_cols[cols.start - self._cols.start : cols.stop - self._cols.start] += sizes.sum(0)
 
     def fault_of(self, text: str) -> str | None:
         """Return where stored entries are not those that were computed.
@@ -135,22 +135,11 @@ class StoredProducts(TileProducts):
             expected = np.zeros((0, COUNT))
         if found.shape != expected.shape:
             return "its receipt holds no products of its shape"
-        terms = np.repeat([len(self._cols), len(self._rows)], [len(self._rows), len(self._cols)])
-        rounding = LAST_BITS * np.finfo(np.float64).eps * np.sqrt(terms) * np.concatenate(self._norms)
+        rounding = LAST_BITS * FLOAT64.eps * np.concatenate(self._sizes) + FLOAT64.tiny
         gaps = np.abs(found - expected).max(1)
-        if (np.isfinite(gaps) & (gaps <= rounding)).all():
+        if (np.isfinite(gaps) & (gaps <= rounding)).all():  # what is infinite has rounding of its own size
             return None
         worst = int(np.argmax(np.nan_to_num(gaps - rounding, nan=np.inf)))
         is_row = worst < len(self._rows)
         index = self._rows[worst] if is_row else self._cols[worst - len(self._rows)]
         return f"its stored entries are not those that were computed: {'row' if is_row else 'column'} {index} is off"
-
-
-def _norms(part: Vectors) -> Vectors:
-    """Return the norms of rows, also where squares overflow: a flipped top bit of an exponent must not be excused."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares: Vectors = np.einsum("ij,ij->i", part, part)
-        if np.isfinite(squares).all():
-            return np.sqrt(squares)
-        largest = np.abs(part).max(1, initial=1.0)
-        return np.asarray(largest * np.linalg.norm(part / largest[:, None], axis=1))

@@ -1,4 +1,4 @@
-"""Products of tiles: those of a dense product, and what a changed entry does to them."""
+"""Products of a tile with the vectors of its run: rounding passes, a changed entry does not, whatever the magnitude."""
 
 import numpy as np
 import pytest
@@ -6,79 +6,85 @@ import torch
 
 from pipeline.storage.tile_products import COUNT, StoredProducts, TileProducts, check_vectors, from_text
 
-P, ROWS, COLS = 20, range(4, 12), range(6, 20)
-H = np.random.default_rng(0).standard_normal((P, P))
-V = check_vectors("5595494c21bdbfde", P)
-PARTS = [(range(4, 8), range(6, 12)), (range(8, 12), range(8, 12)), (range(4, 12), range(12, 20))]
+P, ROWS, COLS = 40, range(8, 24), range(8, 40)
 
 
-def part(rows, cols, of=H):
-    return of[rows.start : rows.stop, cols.start : cols.stop]
+def entries(magnitude):
+    """A tile on the diagonal; the part left of it is not looked at."""
+    return magnitude * np.random.default_rng(0).normal(size=(len(ROWS), len(COLS)))
 
 
-def filled(products, of=H):
-    for rows, cols in PARTS:
-        products.add(part(rows, cols, of), rows, cols)
-    return products
+def receipt(part):
+    products = TileProducts(np, check_vectors("ab" * 16, P), ROWS, COLS)
+    products.add(part, ROWS, COLS)
+    return products.to_text()
 
 
-def upper():
-    """What the parts hold at or right of the diagonal."""
-    held = np.zeros((P, P))
-    for rows, cols in PARTS:
-        held[rows.start : rows.stop, cols.start : cols.stop] = part(rows, cols)
-    return np.triu(held)
+def fault(part, text):
+    """Of what is stored, added by bands: in another order."""
+    stored = StoredProducts(check_vectors("ab" * 16, P), ROWS, COLS)
+    for start in range(0, len(ROWS), 4):
+        stored.add(part[start : start + 4], ROWS[start : start + 4], COLS)
+    return stored.fault_of(text)
 
 
-def test_vectors_are_the_same_everywhere():
-    assert V.shape == (P, COUNT)
-    np.testing.assert_array_equal(V, check_vectors("5595494c21bdbfde", P))
-    assert ((abs(V) >= 0.5) & (abs(V) < 1.5)).all()
-    assert (V > 0).any()
-    assert (V < 0).any()
-    assert not np.array_equal(V, check_vectors("5595494c21bdbfdf", P))
-    np.testing.assert_array_equal(check_vectors("5595494c21bdbfde", 5), V[:5])  # to the bit, whatever P
+MAGNITUDES = [1.0, 1e-170, 1e170, 1e-300, 1e-310]
 
 
-def test_products_are_those_of_the_upper_part():
-    found, U = filled(TileProducts(np, V, ROWS, COLS)), upper()
-    np.testing.assert_allclose(found.right, (U @ V)[ROWS.start : ROWS.stop])
-    np.testing.assert_allclose(found.down, (np.triu(U, 1).T @ V)[COLS.start : COLS.stop])
+@pytest.mark.parametrize("magnitude", MAGNITUDES)
+def test_what_is_stored_as_computed(magnitude):
+    assert fault(entries(magnitude), receipt(entries(magnitude))) is None
+
+
+@pytest.mark.parametrize("magnitude", MAGNITUDES[:-1])
+@pytest.mark.parametrize("entry", [(0, 0), (3, 17), (15, 31)])
+def test_an_entry_that_changed(magnitude, entry):
+    changed = entries(magnitude)
+    changed[entry] *= -1
+    assert "is off" in fault(changed, receipt(entries(magnitude)))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e300])
+def test_an_entry_whose_exponent_changed(value):
+    changed = entries(1.0)
+    changed[3, 17] = value
+    with np.errstate(invalid="ignore"):
+        assert fault(changed, receipt(entries(1.0))).endswith(("row 11 is off", "column 25 is off"))
+
+
+def test_vectors_are_the_same_in_every_process():
+    v = check_vectors("ab" * 16, P)
+    assert ((abs(v) >= 0.5) & (abs(v) < 1.5)).all()
+    assert (v > 0).any()
+    assert (v < 0).any()
+    np.testing.assert_array_equal(v[:5], check_vectors("ab" * 16, 5))
+    assert not np.array_equal(v, check_vectors("ac" * 16, P))
 
 
 def test_torch_gives_what_numpy_gives():
-    ours = TileProducts(torch, torch.from_numpy(V), ROWS, COLS)
-    for rows, cols in PARTS:
-        ours.add(torch.from_numpy(part(rows, cols)), rows, cols)
-    np.testing.assert_allclose(from_text(ours.to_text()), from_text(filled(TileProducts(np, V, ROWS, COLS)).to_text()))
-
-
-def test_what_is_stored_as_it_was_computed_has_no_fault():
-    text = filled(TileProducts(np, V, ROWS, COLS)).to_text()
-    assert filled(StoredProducts(V, ROWS, COLS)).fault_of(text) is None
-    assert filled(StoredProducts(V, ROWS, COLS)).fault_of("") is None
-
-
-@pytest.mark.parametrize(("i", "j"), [(4, 6), (7, 19), (11, 11), (9, 15)])
-@pytest.mark.parametrize("by", [1e-9, 1e300, np.inf, -np.inf, np.nan])
-def test_a_changed_entry_is_named(i, j, by):
-    text = filled(TileProducts(np, V, ROWS, COLS)).to_text()
-    wrong = H.copy()
-    wrong[i, j] += by
-    with np.errstate(all="ignore"):
-        fault = filled(StoredProducts(V, ROWS, COLS), wrong).fault_of(text)
-    assert fault.endswith((f"row {i} is off", f"column {j} is off"))
+    products = TileProducts(torch, torch.from_numpy(check_vectors("ab" * 16, P)), ROWS, COLS)
+    products.add(torch.from_numpy(entries(1.0)), ROWS, COLS)
+    np.testing.assert_allclose(from_text(products.to_text()), from_text(receipt(entries(1.0))), rtol=1e-12)
 
 
 def test_entries_left_of_the_diagonal_mean_nothing():
-    wrong = H.copy()
-    wrong[11, 8] = 1e6
-    text = filled(TileProducts(np, V, ROWS, COLS)).to_text()
-    found = filled(TileProducts(np, V, ROWS, COLS), wrong).to_text()
-    assert found == text
+    changed = entries(1.0)
+    changed[5, 2] = 1e6
+    assert receipt(changed) == receipt(entries(1.0))
 
 
-@pytest.mark.parametrize("text", ["AAAA", "not base64", "AAAAAAAAAAA="])
-def test_what_are_no_products(text):
-    found = filled(StoredProducts(V, ROWS, COLS))
-    assert found.fault_of(text) == "its receipt holds no products of its shape"
+def test_definition():
+    """U V, and (U - diagonal)' V, of the entries at or right of the diagonal of H."""
+    part, v = entries(1.0), check_vectors("ab" * 16, P)
+    upper = np.triu(part)
+    right, down = np.split(from_text(receipt(part)), [len(ROWS)])
+    assert right.shape == (len(ROWS), COUNT)
+    np.testing.assert_allclose(right, upper @ v[COLS.start : COLS.stop], rtol=1e-12)
+    np.testing.assert_allclose(down, np.triu(part, 1).T @ v[ROWS.start : ROWS.stop], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("text", ["no base64", "AAAA", ""])
+def test_a_receipt_of_another_form(text):
+    said = fault(entries(1.0), text)
+    assert (said is None) == (text == "")
+    assert text == "" or "no products of its shape" in said
