@@ -6,7 +6,6 @@ whole data set taken as one batch.
 """
 
 import copy
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -24,15 +23,13 @@ from pipeline.problem.batches import (
     cast,
     cast_batch,
     dense,
-    detached,
     digest,
     is_cuttable,
     microbatches,
     sample_count,
-    take,
     weights_digest,
 )
-from pipeline.problem.contexts import on_copies, unchanged
+from pipeline.problem.contexts import unchanged
 from pipeline.problem.criteria import Objective, Term, criterion_of
 from pipeline.problem.explain import explained
 from pipeline.problem.lifting import evaluated_in
@@ -40,12 +37,8 @@ from pipeline.problem.losses import Reduction, SumAndWeight
 from pipeline.problem.modules import evaluate_at, holding, slots_of, unwrapped
 from pipeline.problem.read_once import ReadOnce
 from pipeline.problem.reading import recognise
-from pipeline.problem.selection import check_finite, parameters_of_loss, require_ready, select
-from pipeline.problem.written_out import replaced_in
-
-FEW = 4  # samples in which operations that have to be written out are looked for
-
-_log = logging.getLogger(__name__)
+from pipeline.problem.selection import check_finite, constants_of, require_ready, select
+from pipeline.problem.written_out import found_in
 
 
 class Problem:
@@ -104,7 +97,7 @@ class Problem:
         require_ready(self.model)
         self._criterion, self.separable, self.l2 = criterion, separable, float(l2)  # shared by copies, as
         self._plain: list[frozenset[str] | None] = []  # is what has to be written out
-        self.constants = tuple(parameters_of_loss(loss, self.model))
+        self.constants = constants_of(loss, self.model)
         self.checkpoint: str | None = None
         self._values: dict[str, Tensor] | None = None  # in place of the model's own, see `at`
         self._slots = slots_of(self.model)
@@ -113,12 +106,6 @@ class Problem:
         check_finite(dict(self.model.named_parameters()), "model")
         with unchanged(self.model):
             self.batches = criterion.batches(data if terms is None else terms, separable=separable)
-        if self.constants:
-            _log.warning(
-                "loss: its own parameters (%s) are constants here; H is of the model's. To have them in it, make one "
-                "module of model and loss",
-                ", ".join(self.constants),
-            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrive in another process, which has not seen the kinds of objects in the data."""
@@ -232,15 +219,10 @@ class Problem:
 
     @property
     def written_out(self) -> frozenset[str] | None:
-        """Operations that have no right double backward in torch, and are written out; None for all that there may be.
-
-        Found by evaluating a few samples of the first and the last batch, once.
-        """
+        """Operations without a right double backward in torch, which are written out; None for all that there are."""
         if not self._plain:
-            ends = [self.batches[0], self.batches[-1]]
-            few = [take(b, slice(0, n)) if self.separable and is_cuttable(b) else b for b in ends for n in (1, FEW)]
-            with on_copies(self.model):
-                self._plain.append(replaced_in(partial(self.loss_sum, None, detached(batch)) for batch in few))
+            evaluate = partial(self.loss_sum, None)
+            self._plain.append(found_in(self.model, evaluate, self.batches, may_cut=self.separable))
         return self._plain[0]
 
     def place(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> "PlacedProblem":

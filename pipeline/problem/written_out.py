@@ -6,16 +6,20 @@ Each function in `PLAIN` has, in torch, no double backward; or a wrong one (weig
 `plain_forms.py`, `plain_losses.py` and `plain_special.py` in their places. `REMEDIES` is for what has no such form.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, special
+from torch import Tensor, nn, special
 from torch.overrides import TorchFunctionMode
 
 from pipeline.problem import plain_forms, plain_losses, plain_special
+from pipeline.problem.batches import Batch, detached, is_cuttable, take
+from pipeline.problem.contexts import on_copies
 from pipeline.problem.modes import within
+
+FEW = 4  # samples, in which it is looked for what to write out
 
 
 class Plain(NamedTuple):
@@ -114,12 +118,26 @@ class WrittenOut(TorchFunctionMode):
         return within(self, func, args, kwargs)
 
 
-def replaced_in(calls: Iterable[Callable[[], object]]) -> frozenset[str] | None:
-    """Find what is written out in calls; None where one raises, which it does again where that can be explained."""
-    with WrittenOut() as mode:
+def found_in(
+    model: nn.Module, evaluate: Callable[[Batch], object], batches: Sequence[Batch], *, may_cut: bool
+) -> frozenset[str] | None:
+    """Find what is written out in a loss, by evaluating a few samples of the first and the last batch.
+
+    Args:
+        model: that it reads.
+        evaluate: evaluates a batch.
+        batches: all data.
+        may_cut: whether some samples of a batch are one.
+
+    Returns:
+        Names of operations; None where one evaluation raises, which it does again where that can be explained.
+    """
+    ends = [batches[0], batches[-1]]
+    few = [take(b, slice(0, n)) if may_cut and is_cuttable(b) else b for b in ends for n in (1, FEW)]
+    with on_copies(model), WrittenOut() as mode:
         try:
-            for call in calls:
-                call()
+            for batch in few:
+                evaluate(detached(batch))
         except Exception:
             return None
     return frozenset(mode.replaced)

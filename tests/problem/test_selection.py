@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pipeline import ProblemError
-from pipeline.problem.selection import check_finite, parameters_of_loss, require_ready, select
+from pipeline.problem.selection import check_finite, constants_of, require_ready, select
 
 
 def model():
@@ -63,11 +63,12 @@ def test_weights_that_are_not_there_yet():
     require_ready(model())
 
 
-def test_parameters_of_a_loss():
+def test_parameters_of_a_loss(caplog):
     shared = model()
     loss = nn.ModuleDict({"own": nn.Linear(1, 1), "shared": shared})
-    assert parameters_of_loss(loss, shared) == ["own.weight", "own.bias"]
-    assert parameters_of_loss(torch.sum, shared) == []
+    assert constants_of(loss, shared) == ("own.weight", "own.bias")
+    assert "loss: its own parameters (own.weight, own.bias) are constants here" in caplog.text
+    assert constants_of(torch.sum, shared) == ()
 
 
 def test_weights_must_be_finite():
