@@ -19,7 +19,7 @@ LAST_BITS = 64  # of float64, times the sum of the terms' sizes: what summing in
 
 
 def check_vectors(run: str, size: int) -> Vectors:
-    """Give the vectors of a run: of both signs, between 0.5 and 1.5, so that every entry counts with its own weight.
+    """Return the vectors of a run: of both signs, between 0.5 and 1.5, so that every entry counts with its own weight.
 
     Args:
         run: digest of the manifest.
@@ -118,7 +118,7 @@ class StoredProducts(TileProducts):
         of_cols[cols.start - self._cols.start : cols.stop - self._cols.start] += sizes.sum(0)
 
     def fault_of(self, text: str) -> str | None:
-        """Say where stored entries are not those that were computed.
+        """Return where stored entries are not those that were computed.
 
         Args:
             text: products of the tile as its receipt has them.
@@ -137,7 +137,7 @@ class StoredProducts(TileProducts):
             return "its receipt holds no products of its shape"
         rounding = LAST_BITS * FLOAT64.eps * np.concatenate(self._sizes) + FLOAT64.tiny
         gaps = np.abs(found - expected).max(1)
-        if (gaps <= rounding).all():
+        if (np.isfinite(gaps) & (gaps <= rounding)).all():  # what is infinite has rounding of its own size
             return None
         worst = int(np.argmax(np.nan_to_num(gaps - rounding, nan=np.inf)))
         is_row = worst < len(self._rows)

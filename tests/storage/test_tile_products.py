@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.storage.tile_products import COUNT, StoredProducts, TileProducts, check_vectors, from_text
 
@@ -41,6 +42,35 @@ def test_an_entry_that_changed(magnitude, entry):
     changed = entries(magnitude)
     changed[entry] *= -1
     assert "is off" in fault(changed, receipt(entries(magnitude)))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e300])
+def test_an_entry_whose_exponent_changed(value):
+    changed = entries(1.0)
+    changed[3, 17] = value
+    with np.errstate(invalid="ignore"):
+        assert fault(changed, receipt(entries(1.0))).endswith(("row 11 is off", "column 25 is off"))
+
+
+def test_vectors_are_the_same_in_every_process():
+    v = check_vectors("ab" * 16, P)
+    assert ((abs(v) >= 0.5) & (abs(v) < 1.5)).all()
+    assert (v > 0).any()
+    assert (v < 0).any()
+    np.testing.assert_array_equal(v[:5], check_vectors("ab" * 16, 5))
+    assert not np.array_equal(v, check_vectors("ac" * 16, P))
+
+
+def test_torch_gives_what_numpy_gives():
+    products = TileProducts(torch, torch.from_numpy(check_vectors("ab" * 16, P)), ROWS, COLS)
+    products.add(torch.from_numpy(entries(1.0)), ROWS, COLS)
+    np.testing.assert_allclose(from_text(products.to_text()), from_text(receipt(entries(1.0))), rtol=1e-12)
+
+
+def test_entries_left_of_the_diagonal_mean_nothing():
+    changed = entries(1.0)
+    changed[5, 2] = 1e6
+    assert receipt(changed) == receipt(entries(1.0))
 
 
 def test_definition():
