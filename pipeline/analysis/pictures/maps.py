@@ -1,0 +1,92 @@
+"""Maps of a matrix: the sizes of its blocks, or of its entries, in colours."""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.analysis.pictures.canvas import MAP, grouped, layer_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import LogNorm
+
+DECADES = 8  # shown below the largest
+LEVELS = 96  # of colour: more would cost bytes, and nobody sees them
+MOST_LABELS = 48  # on a side
+_LINE = {"color": "white", "alpha": 0.75}
+
+Values = npt.NDArray[np.float64]
+
+
+def draw_map(axes: "Axes", values: Values, names: Sequence[str], starts: Sequence[int], label: str) -> None:
+    """Draw a symmetric matrix of sizes, on a logarithmic scale, with its parameters on both sides.
+
+    Args:
+        axes: to draw into.
+        values: not negative; NaN, where nothing was computed, stays empty.  # shape: (n, n)
+        names: of the parameters.
+        starts: where each begins among the n, and n.  # shape: (parameters + 1,)
+        label: of the scale of colours.
+    """
+    from matplotlib import colormaps
+
+    norm, clipped = scale_of(values)
+    n = len(values)
+    floor = None if norm is None else norm.vmin
+    image = axes.imshow(
+        values if floor is None else np.maximum(values, floor),  # a NaN stays one
+        norm=norm,
+        cmap=colormaps[MAP].resampled(LEVELS),
+        extent=(0, n, n, 0),
+        interpolation="none",
+    )
+    _name_sides(axes, names, np.asarray(starts))
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.figure.colorbar(image, ax=axes, label=label, shrink=0.75, pad=0.02, extend="min" if clipped else "neither")
+
+
+def scale_of(values: Values) -> tuple["LogNorm | None", bool]:
+    """Give the scale of colours, and whether some values lie below it; no scale where all are equal or zero."""
+    from matplotlib.colors import LogNorm
+
+    seen = values[np.isfinite(values) & (values > 0)]
+    if not len(seen) or seen.min() == seen.max():
+        return None, False
+    top, low = float(seen.max()), max(float(seen.min()), float(seen.max()) / 10**DECADES)
+    return LogNorm(low, top), bool((values < low).any())
+
+
+def painted(values: Values) -> bytes:
+    """Give the colours of `draw_map` alone, a pixel for each value, transparent where nothing was computed: a PNG."""
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+    from PIL import Image
+
+    norm: Any = scale_of(values)[0] or Normalize()
+    heights = np.clip(np.nan_to_num(np.asarray(norm(np.maximum(values, norm.vmin or 0)))), 0, 1)
+    indices = np.where(np.isfinite(values), (heights * (LEVELS - 1)).round(), LEVELS).astype(np.uint8)
+    image, data = Image.fromarray(indices, "P"), io.BytesIO()
+    image.putpalette((colormaps[MAP].resampled(LEVELS)(range(LEVELS))[:, :3] * 255).astype(np.uint8).tobytes())
+    image.save(data, "PNG", optimize=True, transparency=LEVELS)
+    return data.getvalue()
+
+
+def _name_sides(axes: "Axes", names: Sequence[str], starts: npt.NDArray[np.int64]) -> None:
+    """Write the parameters' names, as far as there is room, and draw lines between parameters and between modules."""
+    filled = [k for k in range(len(names)) if starts[k + 1] > starts[k]]
+    labels = grouped([names[k] for k in filled])
+    step = -(-len(filled) // MOST_LABELS)
+    places = [(starts[k] + starts[k + 1]) / 2 for k in filled]
+    # A dollar in a name is no formula.
+    axes.set_xticks(places[::step], labels[::step], rotation=90, parse_math=False)
+    axes.set_yticks(places[::step], labels[::step], parse_math=False)
+    if len(filled) > 4 * MOST_LABELS:
+        return
+    for a, b in zip(filled, filled[1:], strict=False):
+        width = 0.35 if layer_of(names[a]) == layer_of(names[b]) else 1.1
+        axes.axhline(starts[b], linewidth=width, **_LINE)
+        axes.axvline(starts[b], linewidth=width, **_LINE)
