@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import SpecError, printable
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Of Okabe and Ito, Color Universal Design: told apart by colour-blind people, and seen on white and on black.
-POSITIVE, NEGATIVE, THIRD = "#0072b2", "#d55e00", "#009e73"
+# After Okabe and Ito, Color Universal Design: told apart by colour-blind people, and seen on white and on black.
+POSITIVE, NEGATIVE, THIRD, NEITHER = "#1f83c6", "#d55e00", "#009e73", "#808080"
 MAP = "viridis"
 DOTS_PER_INCH = 150
 LONGEST_NAME = 30  # characters of a label
 
 _INK, _INK_IN_THE_DARK = "#1b1b1e", "#e6e6ea"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
     "axes.linewidth": 0.6,

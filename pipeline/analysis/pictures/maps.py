@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 DECADES = 8  # shown below the largest
 LEVELS = 96  # of colour: more would cost bytes, and nobody sees them
 MOST_LABELS = 48  # on a side
-_LINE = {"color": "white", "alpha": 0.75}
 
 Values = npt.NDArray[np.float64]
 
@@ -86,7 +86,7 @@ def _name_sides(axes: "Axes", names: Sequence[str], starts: npt.NDArray[np.int64
     axes.set_yticks(places[::step], labels[::step], parse_math=False)
     if len(filled) > 4 * MOST_LABELS:
         return
-    for a, b in zip(filled, filled[1:], strict=False):
+    for a, b in pairwise(filled):
         width = 0.35 if layer_of(names[a]) == layer_of(names[b]) else 1.1
-        axes.axhline(starts[b], linewidth=width, **_LINE)
-        axes.axvline(starts[b], linewidth=width, **_LINE)
+        axes.axhline(starts[b], linewidth=width, color="white", alpha=0.75)
+        axes.axvline(starts[b], linewidth=width, color="white", alpha=0.75)

@@ -29,7 +29,12 @@ def draw_timeline(axes: "Axes", spans: Sequence[Span], workers: Sequence[str]) -
     raster = len(spans) > RASTERIZED_FROM
     kinds = (
         ("computing", POSITIVE, "", [(s.worker, s.start, s.compute_seconds) for s in spans if not s.repeated]),
-        ("computing what was lost", NEGATIVE, "////", [(s.worker, s.start, s.compute_seconds) for s in spans if s.repeated]),
+        (
+            "computing what was lost",
+            NEGATIVE,
+            "////",
+            [(s.worker, s.start, s.compute_seconds) for s in spans if s.repeated],
+        ),
         ("writing", THIRD, "", [(s.worker, s.start + s.compute_seconds, s.write_seconds) for s in spans]),
     )
     for label, ink, hatch, bars in kinds:

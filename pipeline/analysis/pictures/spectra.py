@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.analysis.pictures.canvas import MAP, NEGATIVE, POSITIVE, THIRD, grouped, short
+from pipeline.analysis.pictures.canvas import MAP, NEGATIVE, NEITHER, POSITIVE, THIRD, grouped, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,32 +14,39 @@ if TYPE_CHECKING:
 Vector = npt.NDArray[np.float64]
 INKS = (POSITIVE, NEGATIVE, THIRD, "#cc79a7", "#e69f00", "#56b4e9")
 DECADES = 12  # shown below the largest
+MOST_POINTS = 500  # drawn as outlines
 
 
-def draw_eigenvalues(axes: "Axes", w: Vector) -> None:
-    """Draw absolute values by rank, on a logarithmic scale; signs by colour and by mark.
+def draw_eigenvalues(axes: "Axes", w: Vector, zeros: int) -> None:
+    """Draw absolute values on a logarithmic scale, by rank among those of the same sign.
 
     Args:
         axes: to draw into.
         w: all eigenvalues, in any order.  # shape: (P,)
+        zeros: how many of them are zero within rounding, and are not drawn.
     """
-    w = w[np.argsort(-np.abs(w), kind="stable")]
-    ranks = np.arange(1, len(w) + 1)
-    for chosen, ink, mark, label in ((w > 0, POSITIVE, "o", "positive"), (w < 0, NEGATIVE, "x", "negative")):
-        count = int(chosen.sum())
+    told = beyond(w, zeros)
+    for sign, ink, mark, label in ((1, POSITIVE, "o", "positive"), (-1, NEGATIVE, "x", "negative")):
+        sizes = np.sort(told[np.sign(told) == sign] * sign)[::-1]
         axes.plot(
-            ranks[chosen],
-            np.abs(w[chosen]),
+            np.arange(1, len(sizes) + 1),
+            sizes,
             mark,
             color=ink,
             markersize=3,
             markeredgewidth=0.8,
-            label=f"{label}: {count:,}",
-            rasterized=len(w) > 500,
+            label=f"{len(sizes):,} {label}",
+            rasterized=len(sizes) > MOST_POINTS,
         )
-    _logarithmic(axes, np.abs(w))
-    axes.set(xlabel="rank by absolute value", ylabel="|eigenvalue|")
+    axes.plot([], [], " ", label=f"{zeros:,} zero within rounding")
+    _logarithmic(axes, np.abs(told))
+    axes.set(xlabel="rank among those of its sign", ylabel="|eigenvalue|")
     axes.legend(loc="upper right")
+
+
+def beyond(w: Vector, zeros: int) -> Vector:
+    """Give the eigenvalues that are not zero within rounding, of which there are so many."""
+    return w[np.argsort(np.abs(w), kind="stable")[zeros:]]
 
 
 def draw_over_each_other(axes: "Axes", spectra: Mapping[str, Vector]) -> None:
@@ -47,23 +54,33 @@ def draw_over_each_other(axes: "Axes", spectra: Mapping[str, Vector]) -> None:
     for k, (label, w) in enumerate(spectra.items()):
         ordered = np.sort(np.abs(w))[::-1]
         style = ("-", "--", "-.", ":")[k // len(INKS) % 4]
-        axes.plot(np.arange(1, len(w) + 1), ordered, style, color=INKS[k % len(INKS)], linewidth=1.2, label=short(label))
+        axes.plot(
+            np.arange(1, len(w) + 1), ordered, style, color=INKS[k % len(INKS)], linewidth=1.2, label=short(label)
+        )
     _logarithmic(axes, np.concatenate([np.abs(w) for w in spectra.values()]))
     axes.set(xlabel="rank by absolute value", ylabel="|eigenvalue|")
     for text in axes.legend(loc="upper right").get_texts():
         text.set_parse_math(False)
 
 
-def draw_bins(axes: "Axes", bins: Sequence[Mapping[str, float]]) -> None:
+def draw_bins(axes: "Axes", bins: Sequence[Mapping[str, float]], rounding: float = 0.0) -> None:
     """Draw how many eigenvalues there are in each decade on both sides of zero.
 
     Args:
         axes: to draw into.
         bins: ascending, as `spectrum_of` gives them: `from`, `to`, `count` and its `error`.
+        rounding: bins no further from zero are grey.
     """
     counts = np.array([b["count"] for b in bins])
     errors = np.array([b["error"] for b in bins])
-    inks = [NEGATIVE if b["to"] <= 0 else POSITIVE if b["from"] >= 0 else "#808080" for b in bins]
+    inks = [
+        NEITHER
+        if b["from"] < 0 < b["to"] or max(-b["from"], b["to"]) <= rounding
+        else NEGATIVE
+        if b["to"] <= 0
+        else POSITIVE
+        for b in bins
+    ]
     hatches = ["////" if b["to"] <= 0 else "" for b in bins]  # colour is not all that tells them apart
     places = np.arange(len(bins))
     shown_errors = np.minimum(errors, counts * 0.95)  # a bar on a logarithmic scale has no zero to reach
@@ -75,7 +92,7 @@ def draw_bins(axes: "Axes", bins: Sequence[Mapping[str, float]]) -> None:
         edgecolor="white",
         linewidth=0,
         yerr=np.stack([shown_errors, errors]) if errors.any() else None,
-        ecolor="#808080",
+        ecolor=NEITHER,
     )
     axes.set_yscale("log")
     axes.set_ylim(0.5, max(1.0, float((counts + errors).max(initial=1.0))) * 2)

@@ -18,7 +18,9 @@ def draw_series(axes: "Axes", steps: Sequence[float], series: Mapping[str, Seque
     """Draw numbers over steps, a line for each name; NaN where there is none."""
     for k, (name, values) in enumerate(series.items()):
         ink = INKS[k % len(INKS)] if len(series) > 1 else POSITIVE
-        axes.plot(steps, values, "o-" if k < len(INKS) else "s--", color=ink, markersize=3, linewidth=1.2, label=short(name))
+        axes.plot(
+            steps, values, "o-" if k < len(INKS) else "s--", color=ink, markersize=3, linewidth=1.2, label=short(name)
+        )
     axes.set(ylabel=label)
     if len(series) > 1:
         for text in axes.legend(fontsize=7).get_texts():

@@ -53,7 +53,6 @@ def blocks_part(subject: Subject) -> Part:
 def entries_part(subject: Subject) -> Part:
     """Draw the matrix itself."""
     H, raster = subject.hessian, subject.raster
-    assert raster is not None, "asked for with the subject"
     small, names, fine = raster.merged(STATIC_ROWS), H.parameters.names, raster.values()
     with new_figure(8.2, 7) as figure:
         draw_map(figure.add_subplot(), small.values(), names, small.starts.tolist(), "|entry|, root mean square")

@@ -56,7 +56,11 @@ def verdict(proof: Proof | None) -> tuple[str, bool]:
 def proof_part(subject: Subject) -> Part:
     """Say how right it is."""
     proof, manifest = read_whole_proof(subject.hessian.output), subject.hessian.manifest
-    text = list(_of_proof(proof, manifest)) if proof else ["Nobody has compared this matrix with anything: `verify` was off."]
+    text = (
+        list(_of_proof(proof, manifest))
+        if proof
+        else ["Nobody has compared this matrix with anything: `verify` was off."]
+    )
     again = f"To doubt it again: hessian verify {subject.hessian.url} --job JOB.yaml draws other directions each time."
     parameters = manifest.preflight.parameters.items()
     rows = (
@@ -90,8 +94,8 @@ def _of_proof(proof: Proof, manifest: Manifest) -> Iterator[str]:
     yield (
         f"Right as stored. H was multiplied with random directions that nobody knew while it was computed, and the "
         f"products were compared, row by row, with {how}, {shares}. Over {counted(proof.blocks, 'block')} the largest "
-        f"error is {proof.block_error:.1e} of the size of its row and column; {proof.tolerance or 0:.0e} is let "
-        f"pass, which is what rounding to {manifest.store_dtype} makes{end}."
+        f"error is {proof.block_error:.1e} of the size of its row and column; up to {proof.tolerance or 0:.0e} is "
+        f"let pass{end}."
     )
     if proof.worst_entry is not None:
         row, column, error, a, b = proof.worst_entry
@@ -112,5 +116,5 @@ def _of_preflight(manifest: Manifest) -> str:
         f"Before any tile, on {counted(manifest.preflight.samples, 'sample')}: the gradient agreed with differences "
         f"of the loss to {gradient:.0e}, and double backward with differences of the gradient to {double:.0e}, for "
         "each parameter. So H is the second derivative of the loss as it is evaluated, not only of what autograd "
-        "takes it for. What none of this sees: an error below what is let pass, and a loss that is not the one you meant."
+        "takes it for. None of this sees an error below what is let pass, or a loss that is not the one you meant."
     )

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from pipeline.analysis.pictures.canvas import layer_of, new_figure, take
 from pipeline.analysis.pictures.spectra import (
+    beyond,
     draw_bins,
     draw_eigenvalues,
     draw_homes,
@@ -33,8 +34,9 @@ def spectrum_part(subject: Subject) -> Part:
     with new_figure(10 if is_whole else 6.5, 4.2) as figure:
         if is_whole:
             left, right = figure.subplots(1, 2)
-            draw_eigenvalues(left, np.array(found["eigenvalues"]))
-            draw_bins(right, found["bins"])
+            w, zeros = np.array(found["eigenvalues"]), found["inertia"]["zero"]
+            draw_eigenvalues(left, w, zeros)
+            draw_bins(right, found["bins"], float(np.sort(np.abs(w))[:zeros].max(initial=0.0)))
         else:
             draw_bins(figure.add_subplot(), found["bins"])
         negative = sum(b["count"] for b in found["bins"] if b["to"] <= 0)
@@ -88,7 +90,7 @@ def ends_part(subject: Subject) -> Part:
         "Top and bottom",
         (
             f"The {len(w)} outermost eigenvalues. The vector of the largest, {w[0]:.4g}, has "
-            f"{shares[0].max():.0%} of its square in {home}.",
+            f"{shares[0].max():.0%} of its square in layer {home}.",
         ),
         (picture,),
         Table.of(("eigenvalue", "lives in"), [[float(x), *row] for x, row in zip(w, homes, strict=True)]),
@@ -120,17 +122,21 @@ def layers_part(subject: Subject) -> Part:
     H = subject.hessian
     if not H.has_diagonal:
         return Part("layers", "Layer by layer", ("The run did not compute all blocks on the diagonal.",))
-    spectra, left_out = {}, []
+    spectra: dict[str, npt.NDArray[np.float64]] = {}
+    left_out = []
     for view in H.block_diagonal():
         (name,) = view.parameters.names
         view.report = Reporter()  # they are many and small
         if not view.shape[0]:
             continue
         if may_be_whole(view.shape[0]) and view.is_complete:
-            spectra[name] = view.eigvalsh()
+            spectra[name] = np.sort(beyond(view.eigvalsh(), view.inertia().zero))
         else:
             left_out.append(name)
-    text = "The eigenvalues of each parameter's own block, as if all others were fixed."
+    text = (
+        "The eigenvalues of each parameter's own block, as if all others were fixed; those that are zero within rounding "
+        "are not drawn."
+    )
     if left_out:
         text += f" Left out, as too large: {', '.join(left_out)}."
     if not spectra:
@@ -146,9 +152,17 @@ def layers_part(subject: Subject) -> Part:
         (text,),
         (picture,),
         Table.of(
-            ("parameter", "rows", "least", "largest", "negative", "trace"),
+            ("parameter", "rows", "least", "largest", "positive", "zero", "negative"),
             (
-                (name, len(w), float(w[0]), float(w[-1]), int((w < 0).sum()), float(w.sum()))
+                (
+                    name,
+                    H.parameters[name].size,
+                    float(w.min(initial=0)),
+                    float(w.max(initial=0)),
+                    int((w > 0).sum()),
+                    H.parameters[name].size - len(w),
+                    int((w < 0).sum()),
+                )
                 for name, w in spectra.items()
             ),
         ),

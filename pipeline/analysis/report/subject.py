@@ -20,7 +20,7 @@ class Subject:
 
     Attributes:
         hessian: read once already: its sums are kept.
-        raster: its entries, down-sampled; None where nobody wants them.
+        raster: its entries, down-sampled; empty where nobody wants them.
         receipts: of its tiles, those that can be read.
         forecast: what was planned.
         seconds: that planning, tiles and verifying took in the last call.
@@ -28,7 +28,7 @@ class Subject:
     """
 
     hessian: Hessian
-    raster: Raster | None
+    raster: Raster
     receipts: list[Receipt]
     forecast: Forecast | None
     seconds: dict[str, float]
@@ -49,8 +49,8 @@ class Subject:
         Raises:
             IncompleteError: a chunk is missing or damaged.
         """
-        picture = Raster(hessian.parameters) if raster else None
-        hessian.scan(*([picture.add] if picture else []))
+        picture = Raster(hessian.parameters)
+        hessian.scan(*([picture.add] if raster else []))
         tiles = hessian.manifest.plan.tiles()
         found = ahead(partial(own_receipt, hessian.output, hessian.manifest), tiles, RECEIPT_READERS)
         receipts = [receipt for receipt in found if receipt is not None]
