@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -66,12 +67,37 @@ def export_command(url: str, dest: str | None, kind: Literal["parquet", "npy"], 
 
 @cli.command("report")
 @click.argument("url")
+@click.option("--without", metavar="PART,...", default="", help="Leave parts out: spectrum, ends, layers, entries ...")
 @endpoint_option
-def report_command(url: str, endpoint_url: str | None) -> None:
-    """Draw how large the blocks of the finished Hessian at URL are, into its output."""
-    from pipeline.analysis.report import write_report
+def report_command(url: str, without: str, endpoint_url: str | None) -> None:
+    """Make a page on the finished Hessian at URL, or on the sweep there, into its output, with its pictures."""
+    from pipeline.progress import ConsoleReporter
+    from pipeline.runs.reports import report_on
+    from pipeline.tables import open_console
 
-    click.echo(write_report(url, endpoint_url))
+    left_out = [name.strip() for name in without.split(",") if name.strip()]
+    reporter = ConsoleReporter(open_console(stderr=True))
+    click.echo(report_on(url, endpoint_url, without=left_out, report=reporter))
+
+
+@cli.command("compare")
+@click.argument("urls", nargs=-1, required=True, metavar="A B [C ...]")
+@click.option("--page", metavar="URL", help="Make a page, too, in this folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print an object for scripts.")
+@endpoint_option
+def compare_command(urls: tuple[str, ...], page: str | None, endpoint_url: str | None, *, as_json: bool) -> None:
+    """Say how far finished Hessians are from the first: by block, by spectrum, and which layers moved."""
+    from pipeline.progress import ConsoleReporter
+    from pipeline.runs.reports import compared
+    from pipeline.tables import open_console, show_comparison
+
+    found, made = compared(urls, endpoint_url, page=page, report=ConsoleReporter(open_console(stderr=True)))
+    if as_json:
+        click.echo(json.dumps(found.to_json()))
+    else:
+        show_comparison(found)
+        if made:
+            click.echo(made)
 
 
 @cli.command("spectrum")
@@ -112,25 +138,60 @@ def spectrum_command(
 
 @cli.command("status")
 @click.argument("url")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--watch", is_flag=True, help="Go on saying it until nobody is at work there.")
+@click.option(
+    "--every",
+    type=click.FloatRange(0.1),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --watch: how often.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object; with --watch one a line.")
 @endpoint_option
-def status_command(url: str, endpoint_url: str | None, *, as_json: bool) -> None:
+def status_command(url: str, every: float, endpoint_url: str | None, *, watch: bool, as_json: bool) -> None:
     """Say how far the run at URL is.
 
     Exit status: 0 finished and proven, 1 unproven, 75 running or interrupted, 2 absent.
     """
     from pipeline.runs.status import status
-    from pipeline.tables import show_status
+    from pipeline.tables import show_status, watch_status
 
     found = status(url, endpoint_url)
     if as_json:
         click.echo(json.dumps(found))
+        while watch and found["state"] == "running":
+            time.sleep(every)
+            found = status(url, endpoint_url)
+            click.echo(json.dumps(found))
     elif found["state"] == "absent":
         raise OutputError(f"output {url}: holds no Hessian (no manifest.json)")
+    elif watch:
+        found = watch_status(lambda: status(url, endpoint_url), every)
     else:
         show_status(found)
     if status_code := {"finished": 0, "unproven": FAILED, "absent": BAD_INPUT}.get(found["state"], RESUMABLE):
         sys.exit(status_code)
+
+
+@cli.command("list")
+@click.argument("url")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
+@endpoint_option
+def list_command(url: str, endpoint_url: str | None, *, as_json: bool) -> None:
+    """List the outputs below URL, and how far each is."""
+    from pipeline.runs.listing import list_outputs
+    from pipeline.tables import show_outputs
+
+    found = []
+    for row in list_outputs(url, endpoint_url):
+        found.append(row)
+        if as_json:
+            click.echo(json.dumps(row))
+    if not found:
+        raise OutputError(f"output {url}: there is no Hessian there, nor below")
+    if not as_json:
+        show_outputs(found)
 
 
 def _verify_chunks(url: str, endpoint_url: str | None) -> None:

@@ -229,6 +229,14 @@ class Output:
             )
         return []
 
+    def below(self) -> dict[str, bool]:
+        """Name what lies right below this folder, and say of each whether it is a folder: one request."""
+        with explained(self.url, "cannot be listed"), suppress(FileNotFoundError):
+            found = self._patient(self._fs.ls)(self._root, detail=True)
+            names = ((info["name"].rstrip("/").split("/")[-1], info["type"] == "directory") for info in found)
+            return dict(sorted(names))
+        return {}
+
     def zarr_store(self, name: str = "") -> Store:
         """Open the Zarr store below this folder, or the one that is this folder."""
         if self.is_local:

@@ -2,12 +2,15 @@
 
 import base64
 import hashlib
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from pipeline.analysis.report.parts import Page
-from pipeline.errors import SpecError, shown
+from pipeline.analysis.pictures.canvas import require_matplotlib
+from pipeline.analysis.report.parts import Page, Part
+from pipeline.errors import SpecError, nearest, shown
+from pipeline.progress import Reporter
 from pipeline.storage.output import REPORT, Output
 
 if TYPE_CHECKING:
@@ -15,17 +18,58 @@ if TYPE_CHECKING:
 
 PAGE = "index.html"
 
+Draw = Callable[[Any], Part]
 
-def require_jinja() -> None:
+
+def require_drawing() -> None:
     """Refuse before anything is read.
 
     Raises:
-        SpecError: jinja2 is not installed.
+        SpecError: matplotlib or jinja2 is not installed.
     """
+    require_matplotlib()
     try:
         import jinja2  # noqa: F401
     except ImportError:
         raise SpecError("jinja2 is not installed: python3 -m pip install matplotlib jinja2") from None
+
+
+def chosen_parts(parts: Mapping[str, Draw], without: Collection[str]) -> dict[str, Draw]:
+    """Choose what is drawn, and refuse before anything is read what cannot be.
+
+    Args:
+        parts: all of them.
+        without: names of those to leave out.
+
+    Returns:
+        The others.
+
+    Raises:
+        SpecError: there is no such part, or matplotlib or jinja2 is not installed.
+    """
+    for name in without:
+        if name not in parts:
+            raise SpecError(f"got a part `{name}` to leave out{nearest(name, list(parts))}")
+    require_drawing()
+    return {name: part for name, part in parts.items() if name not in without}
+
+
+def drawn(parts: Mapping[str, Draw], of: Any, report: Reporter) -> list[Part]:
+    """Draw parts, one after the other.
+
+    Args:
+        parts: by name.
+        of: what each is given.
+        report: told about progress.
+
+    Returns:
+        The parts.
+    """
+    found = []
+    for number, (name, part) in enumerate(parts.items(), 1):
+        report.say(f"part {number} of {len(parts)}: {name}")
+        found.append(part(of))
+    return found
 
 
 def put_page(output: Output, page: Page, folder: str = REPORT, name: str = PAGE) -> str:

@@ -134,8 +134,8 @@ def layers_part(subject: Subject) -> Part:
         else:
             left_out.append(name)
     text = (
-        "The eigenvalues of each parameter's own block, as if all others were fixed; those that are zero within rounding "
-        "are not drawn."
+        "The eigenvalues of each parameter's own block, as if all others were fixed; those that are zero "
+        "within rounding are not drawn."
     )
     if left_out:
         text += f" Left out, as too large: {', '.join(left_out)}."

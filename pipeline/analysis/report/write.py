@@ -5,15 +5,14 @@ from collections.abc import Callable, Collection, Mapping
 import numpy as np
 
 from pipeline.analysis.hessian import Hessian
-from pipeline.analysis.pictures.canvas import require_matplotlib
 from pipeline.analysis.report.matrix_parts import blocks_part, diagonal_part, entries_part
-from pipeline.analysis.report.page import put_page, require_jinja
+from pipeline.analysis.report.page import chosen_parts, drawn, put_page
 from pipeline.analysis.report.parts import Page, Part, Table
 from pipeline.analysis.report.proof_part import proof_part, read_whole_proof, verdict
 from pipeline.analysis.report.run_parts import memory_part, time_part
 from pipeline.analysis.report.spectrum_parts import ends_part, layers_part, spectrum_part
 from pipeline.analysis.report.subject import Subject
-from pipeline.errors import SpecError, counted, human_bytes, nearest
+from pipeline.errors import counted, human_bytes, human_seconds
 from pipeline.progress import Reporter
 from pipeline.storage.receipts import object_sizes
 
@@ -53,21 +52,11 @@ def write_report(
         IncompleteError: a chunk is missing or damaged.
         OutputError: it cannot be read or written.
     """
-    for name in without:
-        if name not in PARTS:
-            raise SpecError(f"got a part `{name}` to leave out{nearest(name, list(PARTS))}")
-    require_matplotlib()
-    require_jinja()
-    report = report or Reporter()
-    wanted = [name for name in PARTS if name not in without]
+    wanted = chosen_parts(PARTS, without)
+    hessian.report = report = report or Reporter()
     report.say("reading the matrix")
-    hessian.report = report
     subject = Subject.of(hessian, dict(lost or {}), raster="entries" in wanted)
-    parts = []
-    for number, name in enumerate(wanted, 1):
-        report.say(f"part {number} of {len(wanted)}: {name}")
-        parts.append(PARTS[name](subject))
-    return put_page(hessian.output, _page(subject, parts))
+    return put_page(hessian.output, _page(subject, drawn(wanted, subject, report)))
 
 
 def _page(subject: Subject, parts: list[Part]) -> Page:
@@ -85,8 +74,6 @@ def _page(subject: Subject, parts: list[Part]) -> Page:
     if H.is_complete:
         facts.append(("Frobenius norm", f"{H.norm():.4g}"))
     if subject.seconds:
-        from pipeline.errors import human_seconds
-
         facts.append(("time", human_seconds(sum(subject.seconds.values()))))
     facts.append(("stored", human_bytes(sum(object_sizes(H.output).values()))))
     entries = f"{H.shape[0]:,} x {H.shape[0]:,}"
