@@ -114,7 +114,8 @@ def _live(found: Mapping[str, Any], bytes_per_second: float | None) -> Table:
         if name == "tiles":
             table.add_row(name, ProgressBar(total=max(value, 1), completed=found["done"], width=40))
         elif value is not None:
-            _add(table, name, f"{value:,} of {found['tiles']:,}" if name == "done" else value)
+            text = f"{value:,}" if type(value) is int else value
+            _add(table, name, f"{text} of {found['tiles']:,}" if name == "done" else text)
     return table
 
 
@@ -183,8 +184,7 @@ def show_plan(made: JobPlan, *, timed: bool = True) -> None:
     for p in manifest.layout:
         cost = made.costs.get(p.name)
         seconds = "" if cost is None else f"{1e3 * cost.seconds_per_row * manifest.fingerprint.samples:.2f}"
-        shape = " x ".join(map(str, p.shape)) or "scalar"
-        _add(parameters, p.name, shape, f"{p.offset:,} to {p.span.stop:,}", manifest.engines[p.name], seconds)
+        _add(parameters, p.name, p.shape_text, f"{p.offset:,} to {p.span.stop:,}", manifest.engines[p.name], seconds)
     rows, cols = max(map(tiling.shape, tiling.tiles()))
     console = open_console()
     console.print(parameters)

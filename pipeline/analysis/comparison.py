@@ -1,6 +1,7 @@
 """Two or more Hessians of the same parameters, held against the first: other weights, other types, other losses."""
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from pipeline.analysis.hessian import Hessian
 from pipeline.analysis.one_pass import Totals
 from pipeline.analysis.view import Piece
 from pipeline.errors import IncompleteError, SpecError
+from pipeline.progress import Reporter
 
 SUBSPACE = 10  # eigenvectors, the largest in absolute value
 VECTORS_TOLERANCE = 1e-6
@@ -137,11 +139,13 @@ def _require_comparable(first: Hessian, other: Hessian) -> None:
 
 
 def _difference(first: Hessian, other: Hessian, U: Vector, pair: tuple[Vector, Vector]) -> Difference:
-    totals, product = Totals(first.parameters), 0.0
-    for mine, theirs in _both(first, other):
-        a, b = mine.values.astype(np.float64), theirs.astype(np.float64)
-        product += (1 if mine.is_diagonal else 2) * float(np.vdot(a, b))
-        totals.add(Piece(mine.rows, mine.cols, a - b))
+    totals, product = Totals(first.parameters), first.norm() ** 2
+    if other is not first:
+        product = 0.0
+        for mine, theirs in _both(first, other):
+            a, b = mine.values.astype(np.float64), theirs.astype(np.float64)
+            product += (1 if mine.is_diagonal else 2) * float(np.vdot(a, b))
+            totals.add(Piece(mine.rows, mine.cols, a - b))
     own = _blocks(first)
     blocks = np.sqrt(totals.blocks)
     w, V = pair
@@ -162,6 +166,8 @@ def _difference(first: Hessian, other: Hessian, U: Vector, pair: tuple[Vector, V
 
 def _both(first: Hessian, other: Hessian) -> Iterator[tuple[Piece, npt.NDArray[Any]]]:
     """Read two matrices side by side, whatever chunks the second is stored in."""
+    other = copy(other)
+    other.report = Reporter()  # one bar is enough
     if first.manifest.chunk == other.manifest.chunk:
         for a, b in zip(first.pieces(), other.pieces(), strict=True):
             yield a, b.values

@@ -5,14 +5,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.analysis.hessian import Hessian
 from pipeline.analysis.lanczos import SpectralDensity, Vector
+from pipeline.analysis.solve import Solve
 
 FEW = 3  # eigenvalues that an estimate may be off, however few there are
 DECADES = 8  # below the largest eigenvalue's, on each side of zero
 
 
-def spectrum_of(hessian: Hessian, how: Literal["few", "density", "whole"], k: int = 20) -> dict[str, Any]:
+def spectrum_of(hessian: Solve, how: Literal["few", "density", "whole"], k: int = 20) -> dict[str, Any]:
     """Describe a spectrum in plain values, for a table or JSON.
 
     Args:

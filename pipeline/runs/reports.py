@@ -114,7 +114,7 @@ def _step(row: Row, endpoint_url: str | None) -> Step:
     """Take a row of the table; its Hessian where that is kept."""
     nan = float("nan")
     return Step(
-        PurePosixPath(row.checkpoint).name,
+        PurePosixPath(row.checkpoint).stem,
         row.loss,
         row.gradient_norm,
         nan if row.trace is None else row.trace,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.analysis.pictures.canvas import MAP, grouped, layer_of
+from pipeline.analysis.pictures.canvas import MAP, grouped, layer_of, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,6 +62,7 @@ def scale_of(values: Values) -> tuple["LogNorm | None", bool]:
 
 def painted(values: Values) -> bytes:
     """Give the colours of `draw_map` alone, a pixel for each value, transparent where nothing was computed: a PNG."""
+    require_matplotlib()
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
     from PIL import Image
@@ -78,12 +79,17 @@ def painted(values: Values) -> bytes:
 def _name_sides(axes: "Axes", names: Sequence[str], starts: npt.NDArray[np.int64]) -> None:
     """Write the parameters' names, as far as there is room, and draw lines between parameters and between modules."""
     filled = [k for k in range(len(names)) if starts[k + 1] > starts[k]]
-    labels = grouped([names[k] for k in filled])
-    step = -(-len(filled) // MOST_LABELS)
-    places = [(starts[k] + starts[k + 1]) / 2 for k in filled]
+    places: list[float] = []
+    named: list[str] = []
+    for k in filled:
+        place = float(starts[k] + starts[k + 1]) / 2
+        if not places or place - places[-1] >= starts[-1] / MOST_LABELS:
+            places.append(place)
+            named.append(names[k])
+    labels = grouped(named)
     # A dollar in a name is no formula.
-    axes.set_xticks(places[::step], labels[::step], rotation=90, parse_math=False)
-    axes.set_yticks(places[::step], labels[::step], parse_math=False)
+    axes.set_xticks(places, labels, rotation=90, parse_math=False)
+    axes.set_yticks(places, labels, parse_math=False)
     if len(filled) > 4 * MOST_LABELS:
         return
     for a, b in pairwise(filled):

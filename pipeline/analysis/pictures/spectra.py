@@ -133,7 +133,7 @@ def draw_homes(axes: "Axes", eigenvalues: Sequence[float], layers: Sequence[str]
         layers: their names.
         shares: each row sums up to one.  # shape: (eigenvalues, layers)
     """
-    image = axes.imshow(shares, cmap=MAP, vmin=0, vmax=1, aspect="auto", interpolation="none")
+    image = axes.imshow(shares, cmap=MAP, vmin=0, aspect="auto", interpolation="none")
     axes.set_yticks(range(len(eigenvalues)), [f"{w:.3g}" for w in eigenvalues])
     axes.set_xticks(range(len(layers)), [short(layer) for layer in layers], rotation=90, parse_math=False)
     axes.spines[:].set_visible(False)

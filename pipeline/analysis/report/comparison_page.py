@@ -53,6 +53,7 @@ def _distances(found: Comparison, labels: Mapping[str, str]) -> Part:
             ((labels[d.url], d.loss, d.trace, d.norm, d.distance, d.distance / (first.norm or 1), d.cosine, d.url)
              for d in found.differences),
         ),
+        unfolded=True,
     )  # fmt: skip
 
 

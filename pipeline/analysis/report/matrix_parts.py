@@ -64,7 +64,7 @@ def entries_part(subject: Subject) -> Part:
     scale = "" if exact else " A parameter's side grows with the root of its size, so that small ones are seen."
     below = max(0.0, 1.0 - float(np.mean(fine[np.isfinite(fine)] > 0))) if np.isfinite(fine).any() else 0.0
     rows = (
-        (p.name, " x ".join(map(str, p.shape)) or "scalar", p.offset, p.size, int(b - a))
+        (p.name, p.shape_text, p.offset, p.size, int(b - a))
         for p, a, b in zip(H.parameters, raster.starts, raster.starts[1:], strict=False)
     )
     return Part(

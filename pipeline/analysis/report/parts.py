@@ -57,6 +57,7 @@ class Part:
         pictures: drawn.
         table: of the same numbers.
         zoom: a map to look into.
+        unfolded: whether the table is seen at once.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Part:
     pictures: Sequence[Picture] = ()
     table: Table | None = None
     zoom: Zoom | None = None
+    unfolded: bool = False
 
 
 @dataclass(frozen=True)

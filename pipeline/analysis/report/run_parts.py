@@ -51,7 +51,7 @@ def _said(subject: Subject, span: float) -> list[str]:
         text[0] += f" {human_seconds(subject.forecast.tile_seconds)} were predicted for the tiles."
     if seconds:
         told = ", ".join(f"{human_seconds(value)} {name}" for name, value in seconds.items())
-        text.append(f"The call that finished the run took {told}.")
+        text.append(f"The call that finished the run took {told}; tiles include the start of workers.")
     repeated = [r for r in tiles if r.attempt > 1]
     lost = ", ".join(f"{count} ({loss})" for loss, count in subject.lost.items())
     if repeated or lost:

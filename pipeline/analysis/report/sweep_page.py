@@ -60,8 +60,10 @@ def eigenvalues_part(steps: Sequence[Step]) -> Part:
     if not kept:
         return Part("eigenvalues", "Top and bottom eigenvalues", ("No Hessian is kept, or none is complete.",))
     found = [_ends(step.hessian) for step in kept if step.hessian is not None]
-    series = {f"number {k + 1}": [float(w[k]) for w in found] for k in range(len(found[0]))}
-    half = -(-len(series) // 2)
+    count = len(found[0])
+    half = -(-count // 2)
+    labels = [f"top {k + 1}" if k < half else f"bottom {count - k}" for k in range(count)]
+    series = {label: [w[k] for w in found] for k, label in enumerate(labels)}
     named = list(series.items())
     with new_figure(10, 3.8) as figure:
         left, right = figure.subplots(1, 2)
@@ -71,7 +73,7 @@ def eigenvalues_part(steps: Sequence[Step]) -> Part:
         picture = take(figure, "eigenvalues", f"The outermost eigenvalues at {len(kept)} checkpoints.")
     rows = ([step.name, *map(float, w)] for step, w in zip(kept, found, strict=True))
     table = Table.of(("checkpoint", *series), rows)
-    text = "The largest and the smallest eigenvalues, descending, of the Hessians that are kept."
+    text = "The largest and the smallest eigenvalues of the Hessians that are kept."
     return Part("eigenvalues", "Top and bottom eigenvalues", (text,), (picture,), table)
 
 
