@@ -249,6 +249,9 @@ def show_spectrum(found: Mapping[str, Any]) -> None:
         about += [*found["inertia"].items(), ("rank", found["rank"])]
         condition = found["condition_number"]
         about.append(("condition number", "infinite" if condition is None else f"{condition:.3g}"))
+    if "negative" in found:
+        count, error = found["negative"]["count"], found["negative"]["error"]
+        about.append(("below zero", f"{count:,.1f}, give or take {error:,.1f}"))
     show_values(about)
     if "bins" in found:
         table = Table("from", "to", "eigenvalues", "error")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -127,11 +128,9 @@ def _require_comparable(first: Hessian, other: Hessian) -> None:
     """Refuse what cannot be subtracted."""
     if not other.is_complete:
         raise IncompleteError(f"{other.url} does not hold all of H: the run selected blocks={other.manifest.blocks!r}")
-    if (mine := first.parameters.to_json()) != (theirs := other.parameters.to_json()):
-        differing = next(
-            (row for pair in zip(mine, theirs, strict=False) if pair[0] != pair[1] for row in pair),
-            (mine + theirs)[min(len(mine), len(theirs))],
-        )
+    mine, theirs = first.parameters.to_json(), other.parameters.to_json()
+    if mine != theirs:
+        differing = next(b or a for a, b in zip_longest(mine, theirs) if a != b)
         raise SpecError(
             f"compare: {other.url} is of other parameters than {first.url} (`{differing['name']}`, "
             f"{differing['shape']}), expected the same names and shapes"

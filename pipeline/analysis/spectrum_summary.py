@@ -22,7 +22,7 @@ def spectrum_of(hessian: Solve, how: Literal["few", "density", "whole"], k: int 
 
     Returns:
         What it is of; with `few` and `whole` the eigenvalues, ascending; with `density` and `whole` the bins, a count
-        and its error for each; with `whole` signs, rank and condition number, None where that is infinite.
+        and its error for each; with `density` the number below zero and its error; with `whole` signs, rank and condition number, None where that is infinite.
     """
     found: dict[str, Any] = {
         "url": hessian.url,
@@ -35,7 +35,8 @@ def spectrum_of(hessian: Solve, how: Literal["few", "density", "whole"], k: int 
         return found | {"eigenvalues": w.tolist()}
     if how == "density":
         density = hessian.spectral_density()
-        return found | {"bins": _bins(*_resolved(density))}
+        count, error = density.count_below(0.0)
+        return found | {"negative": {"count": count, "error": error}, "bins": _bins(*_resolved(density))}
     w = hessian.eigvalsh()
     edges, condition = decades(w), hessian.condition_number()
     counts = np.histogram(w, edges)[0].astype(float)

@@ -71,7 +71,8 @@ def painted(values: Values) -> bytes:
     heights = np.clip(np.nan_to_num(np.asarray(norm(np.maximum(values, norm.vmin or 0)))), 0, 1)
     indices = np.where(np.isfinite(values), (heights * (LEVELS - 1)).round(), LEVELS).astype(np.uint8)
     image, data = Image.fromarray(indices, "P"), io.BytesIO()
-    image.putpalette((colormaps[MAP].resampled(LEVELS)(range(LEVELS))[:, :3] * 255).astype(np.uint8).tobytes())
+    colours = np.append(colormaps[MAP].resampled(LEVELS)(range(LEVELS))[:, :3], np.zeros((1, 3)), axis=0)
+    image.putpalette((colours * 255).astype(np.uint8).tobytes())
     image.save(data, "PNG", optimize=True, transparency=LEVELS)
     return data.getvalue()
 

@@ -39,7 +39,7 @@ def spectrum_part(subject: Subject) -> Part:
             draw_bins(right, found["bins"], float(np.sort(np.abs(w))[:zeros].max(initial=0.0)))
         else:
             draw_bins(figure.add_subplot(), found["bins"])
-        negative = sum(b["count"] for b in found["bins"] if b["to"] <= 0)
+        negative = found["inertia"]["negative"] if is_whole else found["negative"]["count"]
         picture = take(
             figure,
             "spectrum",
@@ -53,8 +53,7 @@ def spectrum_part(subject: Subject) -> Part:
 def _in_words(found: dict[str, Any]) -> str:
     """Say what the spectrum is like."""
     if "inertia" not in found:
-        below = [b for b in found["bins"] if b["to"] <= 0]
-        count, error = (sum(b[key] for b in below) for key in ("count", "error"))
+        count, error = found["negative"]["count"], found["negative"]["error"]
         return (
             f"Too large to find all eigenvalues: an estimate by stochastic Lanczos quadrature, with its standard "
             f"errors. About {count:,.0f} of {found['P']:,} eigenvalues are below zero, give or take {error:,.0f}; the "
