@@ -22,7 +22,8 @@ def spectrum_of(hessian: Solve, how: Literal["few", "density", "whole"], k: int 
 
     Returns:
         What it is of; with `few` and `whole` the eigenvalues, ascending; with `density` and `whole` the bins, a count
-        and its error for each; with `density` the number below zero and its error; with `whole` signs, rank and condition number, None where that is infinite.
+        and its error for each; with `density` the number below zero, too; with `whole` signs, rank and condition
+        number, None where that is infinite.
     """
     found: dict[str, Any] = {
         "url": hessian.url,
