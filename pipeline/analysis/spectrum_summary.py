@@ -12,13 +12,16 @@ FEW = 3  # eigenvalues that an estimate may be off, however few there are
 DECADES = 8  # below the largest eigenvalue's, on each side of zero
 
 
-def spectrum_of(hessian: Solve, how: Literal["few", "density", "whole"], k: int = 20) -> dict[str, Any]:
+def spectrum_of(
+    hessian: Solve, how: Literal["few", "density", "whole"], k: int = 20, *, steps: int = 64
+) -> dict[str, Any]:
     """Describe a spectrum in plain values, for a table or JSON.
 
     Args:
         hessian: a finished one, or a view.
         how: the k eigenvalues largest in absolute value; an estimate of how many are in each decade; or all of them.
         k: how many.
+        steps: of the estimate: reads of what does not fit into memory.
 
     Returns:
         What it is of; with `few` and `whole` the eigenvalues, ascending; with `density` and `whole` the bins, a count
@@ -35,7 +38,7 @@ def spectrum_of(hessian: Solve, how: Literal["few", "density", "whole"], k: int 
         w = hessian.eigsh(min(k, hessian.shape[0]), "LM", return_eigenvectors=False)
         return found | {"eigenvalues": w.tolist()}
     if how == "density":
-        density = hessian.spectral_density()
+        density = hessian.spectral_density(steps=steps)
         count, error = density.count_below(0.0)
         return found | {"negative": {"count": count, "error": error}, "bins": _bins(*_resolved(density))}
     w = hessian.eigvalsh()

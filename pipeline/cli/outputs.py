@@ -67,10 +67,14 @@ def export_command(url: str, dest: str | None, kind: Literal["parquet", "npy"], 
 
 @cli.command("report")
 @click.argument("url")
-@click.option("--without", metavar="PART,...", default="", help="Leave parts out: spectrum, ends, layers, entries ...")
+@click.option("--without", metavar="PARTS", default="", help="Leave out parts, as spectrum,entries.")
 @endpoint_option
 def report_command(url: str, without: str, endpoint_url: str | None) -> None:
-    """Make a page on the finished Hessian at URL, or on the sweep there, into its output, with its pictures."""
+    """Make a page on the finished Hessian at URL, or on the sweep there, into its output, with its pictures.
+
+    Of a Hessian its parts are proof, blocks, entries, spectrum, ends (of the spectrum), layers, diagonal, time and
+    memory; of a sweep loss, curvature, eigenvalues and blocks.
+    """
     from pipeline.progress import ConsoleReporter
     from pipeline.runs.reports import report_on
     from pipeline.tables import open_console

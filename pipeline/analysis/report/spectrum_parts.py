@@ -22,6 +22,7 @@ from pipeline.planning.parameters import ParameterLayout
 from pipeline.progress import Reporter
 
 ENDS = 10  # eigenvalues: half of them from each end
+TOLERANCE = 1e-3  # of their vectors' residuals; of the eigenvalues themselves about its square, in units of |H|
 NOT_ALL = "The run did not compute all of H."
 
 
@@ -29,7 +30,7 @@ def spectrum_part(subject: Subject) -> Part:
     """Draw the eigenvalues: all, or an estimate of how they are spread."""
     if not subject.hessian.is_complete:
         return Part("spectrum", "Spectrum", (NOT_ALL,))
-    found = spectrum_of(subject.hessian, "whole" if subject.is_small else "density")
+    found = spectrum_of(subject.hessian, "whole" if subject.is_small else "density", steps=subject.steps)
     is_whole = "eigenvalues" in found
     with new_figure(10 if is_whole else 6.5, 4.2) as figure:
         if is_whole:
@@ -74,7 +75,7 @@ def ends_part(subject: Subject) -> Part:
     H = subject.hessian
     if not H.is_complete:
         return Part("ends", "Top and bottom", (NOT_ALL,))
-    w, U = H.eigsh(min(ENDS, H.shape[0]), "BE", tol=1e-4)
+    w, U = H.eigsh(min(ENDS, H.shape[0]), "BE", tol=TOLERANCE)
     w, U = w[::-1], U[:, ::-1]
     layers, shares = shares_by_layer(H.parameters, U)
     with new_figure(max(5.0, min(3.0 + 0.3 * len(layers), 12.0)), 4.2) as figure:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from pipeline.analysis.hessian import Hessian
+from pipeline.analysis.products import SHARE_HELD
 from pipeline.analysis.raster import Raster
 from pipeline.planning.memory import available_bytes
 from pipeline.storage.read_ahead import ahead
@@ -11,6 +12,7 @@ from pipeline.storage.receipts import RECEIPT_READERS, Receipt, own_receipt
 from pipeline.storage.run_files import Forecast, read_forecast, read_seconds
 
 WHOLE_UP_TO = 8_192  # rows: all eigenvalues take LAPACK under two minutes on two cores
+STEPS, STREAMED_STEPS = 64, 24  # of Lanczos
 SHARE_OF_FREE = 0.4  # of memory, for a matrix of which all eigenvalues are found
 
 
@@ -61,6 +63,11 @@ class Subject:
     def is_small(self) -> bool:
         """Whether all eigenvalues are found."""
         return may_be_whole(self.hessian.shape[0])
+
+    @property
+    def steps(self) -> int:
+        """How many steps an estimate of the spectrum takes: fewer where each reads the store."""
+        return STEPS if 8 * self.hessian.shape[0] ** 2 <= SHARE_HELD * available_bytes() else STREAMED_STEPS
 
 
 def may_be_whole(rows: int) -> bool:
