@@ -51,15 +51,8 @@ from pipeline.storage.run_files import (
 from pipeline.storage.zarr_store import MatrixStore
 
 RECEIPTS_READ = 8  # of tiles that are there, to know what one takes
-_OURS = (
-    LEASE,
-    WEIGHTS,
-    GROUP,
-    MATRIX,
-    GRADIENT,
-    RECEIPTS,
-    FORECAST,
-)  # what a run leaves that was cut off before its manifest
+# What a run leaves that was cut off before its manifest.
+_OURS = (LEASE, WEIGHTS, GROUP, MATRIX, GRADIENT, RECEIPTS, FORECAST)
 # What else there may be, in the order in which it goes: whatever is left of it by a cut is known at the next try.
 _FINISHED = (SUCCESS, VERIFY, PARQUET, REPORT, MANIFEST)
 

@@ -30,9 +30,8 @@ def list_outputs(url: str, endpoint_url: str | None = None) -> Iterator[dict[str
 
 def _below(output: Output, endpoint_url: str | None, depth: int) -> Iterator[dict[str, Any]]:
     there = output.below()
-    if MANIFEST in there or (
-        LEASE in there and TABLE not in there
-    ):  # one that is being planned; a sweep has a lease, too
+    is_planned = LEASE in there and TABLE not in there  # a sweep has a lease, too
+    if MANIFEST in there or is_planned:
         yield {"url": output.url} | status(output.url, endpoint_url)
         return
     for name, is_folder in there.items() if depth else ():

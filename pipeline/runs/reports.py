@@ -72,16 +72,15 @@ def compared(
     """
     if page is not None:
         require_drawing()
-    hessians = [open_hessian(url, endpoint_url, unproven=True) for url in urls]
+    hessians = [open_hessian(url, endpoint_url) for url in urls]
     for hessian in hessians:
         hessian.report = report or Reporter()
     found = compare(hessians)
     if page is None:
         return found, None
     labels = short_names([hessian.url for hessian in hessians])
-    spectra = {
-        labels[h.url]: _spectrum(h, d.eigenvalues) for h, d in zip(hessians, found.differences, strict=True)
-    }  # fmt: skip
+    pairs = zip(hessians, found.differences, strict=True)
+    spectra = {labels[hessian.url]: _spectrum(hessian, difference.eigenvalues) for hessian, difference in pairs}
     made = comparison_page(found, labels, spectra)
     return found, put_page(Output(page, endpoint_url), made, "compare", COMPARISON)
 

@@ -24,6 +24,7 @@ from pipeline.storage.output import Output
 from pipeline.storage.receipts import receipt_name
 
 SETTINGS = {"executor": "serial", "dtype": "float64", "chunk": 16}
+FAILED = "✗ the proof FAILED: do not use this matrix"
 HOSTILE = {"<script>alert(1)</script>": (4, 5), "\x1b[31mred.weight": (6,), "a.{{ 7 * 7 }}": (3,), "b.$x^2$": (2,)}
 
 
@@ -117,12 +118,11 @@ def test_proof_in_words(tmp_path):
 @pytest.mark.parametrize(
     ("proof", "banner"),
     [
-        (None, "✗ not verified: the proof was switched off"),
-        (b"\xff{", "✗ not verified: the proof was switched off"),
-        (
-            b'{"ok": false, "chunks": 3, "faults": ["c/0/0 is \\u001b[31m<b>"]}',
-            "✗ the proof FAILED: do not use this matrix",
-        ),
+        (None, "✗ not verified: there is no proof"),
+        (b"\xff{", "✗ not verified: there is no proof"),
+        (b'{"ok": "yes", "chunks": 3}', "✗ not verified: there is no proof"),
+        (b'{"ok": false, "chunks": 3, "method": "double backward", "block_error": Infinity}', FAILED),
+        (b'{"ok": false, "chunks": 3, "faults": ["c/0/0 is \\u001b[31m<b>"]}', FAILED),
     ],
 )
 def test_what_is_not_proven_is_said_so(proof, banner):

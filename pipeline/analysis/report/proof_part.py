@@ -13,7 +13,6 @@ from pipeline.planning.manifest import Manifest
 from pipeline.storage.output import MOST_BYTES, VERIFY, Output
 from pipeline.storage.records import read_or_none
 
-_Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0)]
 
 
@@ -21,22 +20,23 @@ _Count = Annotated[int, Field(ge=0)]
 class Proof:
     """What is said of a proof; see `results.verify.Verification`, which wrote it."""
 
-    __pydantic_config__ = ConfigDict(extra="ignore")
+    __pydantic_config__ = ConfigDict(strict=True)
 
     ok: bool
     chunks: _Count
     faults: tuple[str, ...] = ()
     method: str | None = None
     blocks: _Count = 0
-    block_error: _Amount = 0.0
+    block_error: float = 0.0
     sampled_rows: _Count = 0
-    worst_entry: tuple[int, int, _Amount, str, str] | None = None
-    tolerance: _Amount | None = None
+    worst_entry: tuple[int, int, float, str, str] | None = None
+    tolerance: float | None = None
     inconclusive: tuple[str, ...] = ()
     files: _Count = 0
 
 
 _PROOF = TypeAdapter(Proof)
+UNPROVEN = "No proof lies beside this matrix, or none that can be read: `verify` was off, as it seems."
 
 
 def read_whole_proof(output: Output) -> Proof | None:
@@ -47,7 +47,7 @@ def read_whole_proof(output: Output) -> Proof | None:
 def verdict(proof: Proof | None) -> tuple[str, bool]:
     """Say in a few words whether a Hessian is proven."""
     if proof is None:
-        return "not verified: the proof was switched off", False
+        return "not verified: there is no proof", False
     if not proof.ok:
         return "the proof FAILED: do not use this matrix", False
     return f"verified against {proof.method or 'its checksums'}", True
@@ -56,11 +56,7 @@ def verdict(proof: Proof | None) -> tuple[str, bool]:
 def proof_part(subject: Subject) -> Part:
     """Say how right it is."""
     proof, manifest = read_whole_proof(subject.hessian.output), subject.hessian.manifest
-    text = (
-        list(_of_proof(proof, manifest))
-        if proof
-        else ["Nobody has compared this matrix with anything: `verify` was off."]
-    )
+    text = list(_of_proof(proof, manifest)) if proof else [UNPROVEN]
     again = f"To doubt it again: hessian verify {subject.hessian.url} --job JOB.yaml draws other directions each time."
     parameters = manifest.preflight.parameters.items()
     rows = (
