@@ -125,26 +125,40 @@ def test_a_sweep_and_a_comparison(tmp_path):
         assert page.stat().st_size < MOST_BYTES
 
 
-def test_print_shows_all_tables_and_dark_ink_on_white(tmp_path):
-    """A picture follows the reader: its ink is light in the dark."""
-    H = stored(symmetric(np.linspace(-1, 2, 40)), url=tmp_path)
-    page = write_report(H, without=["entries"])
-    ink = """
-    (async () => {
-      const image = document.querySelector("img[alt]");
-      await image.decode();
-      const c = document.createElement("canvas"), p = c.getContext("2d");
-      c.width = image.naturalWidth; c.height = image.naturalHeight;
-      p.drawImage(image, 0, 0);
-      const d = p.getImageData(0, 0, c.width, c.height).data;
-      let sum = 0, count = 0; // of the strip at the left, where there is nothing but names
-      for (let y = 0; y < c.height; y++) for (let x = 0; x < 40; x++) {
-        const k = 4 * (y * c.width + x);
-        if (d[k + 3] > 200) { sum += d[k]; count += 1; }
-      }
-      return [sum / count, count];
-    })()
-    """
-    (light, n), (dark, m) = (browser.look(page, dark=dark, scripts=(ink,)).results[0] for dark in (False, True))
-    assert min(n, m) > 0
+INK = """
+(async () => {
+  const image = document.querySelector("img[alt]");
+  await image.decode();
+  const c = document.createElement("canvas"), p = c.getContext("2d");
+  c.width = image.naturalWidth; c.height = image.naturalHeight;
+  p.drawImage(image, 0, 0);
+  const d = p.getImageData(0, 0, c.width, c.height).data;
+  let sum = 0, count = 0; // of the strip at the left, where there is nothing but names
+  for (let y = 0; y < c.height; y++) for (let x = 0; x < 40; x++) {
+    const k = 4 * (y * c.width + x);
+    if (d[k + 3] > 200) { sum += d[k]; count += 1; }
+  }
+  return sum / count;
+})()
+"""
+SEEN = """
+[...document.querySelectorAll("table")].every(t => t.checkVisibility({contentVisibilityAuto: true})) &&
+  !document.querySelector("nav").checkVisibility()
+"""
+
+
+@pytest.fixture
+def small(tmp_path):
+    return write_report(stored(symmetric(np.linspace(-1, 2, 40)), url=tmp_path))
+
+
+def test_ink_is_the_readers(small):
+    light, dark = (browser.look(small, dark=dark, scripts=(INK,)).results[0] for dark in (False, True))
     assert light < 100 < 180 < dark
+
+
+def test_on_paper_all_is_dark_on_white_and_tables_are_there(small):
+    paper, tables = browser.look(small, dark=True, media="print", scripts=(LIGHTNESS, SEEN)).results
+    assert paper == "rgb(255, 255, 255)"
+    assert tables
+    assert not browser.look(small, scripts=(SEEN,)).results[0]  # on a screen they are folded

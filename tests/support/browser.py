@@ -50,25 +50,25 @@ class Seen:
     results: list = field(default_factory=list)  # of the scripts asked for
 
 
-def look(page, width=1400, dark=False, scripts=()):
-    """Open a page of the disk at a width, light or dark; run scripts in it; photograph all of it."""
+def look(page, width=1400, dark=False, scripts=(), media="screen"):
+    """Open a page of the disk at a width, light or dark, as on paper; run scripts in it; photograph all of it."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # its children end after it
         words = [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
         with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as browser:
             try:
-                return asyncio.run(_look(Path(folder), Path(page).resolve().as_uri(), width, dark, scripts))
+                return asyncio.run(_look(Path(folder), Path(page).resolve().as_uri(), width, dark, scripts, media))
             finally:
                 browser.terminate()
                 browser.wait()
 
 
-async def _look(folder, url, width, dark, scripts):
+async def _look(folder, url, *how):
     port = _port(folder / "DevToolsActivePort")
     async with aiohttp.ClientSession() as session:
         async with session.get(f"http://127.0.0.1:{port}/json") as answer:
             (tab,) = [t for t in await answer.json() if t["type"] == "page"]
         async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-            return await asyncio.wait_for(_visit(_Tab(socket), url, width, dark, scripts), LOADING_SECONDS)
+            return await asyncio.wait_for(_visit(_Tab(socket), url, *how), LOADING_SECONDS)
 
 
 def _port(path):
@@ -79,11 +79,11 @@ def _port(path):
     return int(path.read_text().split()[0])
 
 
-async def _visit(tab, url, width, dark, scripts):
+async def _visit(tab, url, width, dark, scripts, media):
     for domain in ("Page", "Runtime", "Log", "Network"):
         await tab.call(f"{domain}.enable")
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    await tab.call("Emulation.setEmulatedMedia", features=[scheme])
+    await tab.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
     screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     await tab.call("Emulation.setDeviceMetricsOverride", **screen)
     await tab.call("Page.navigate", url=url)

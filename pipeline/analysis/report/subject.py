@@ -12,7 +12,7 @@ from pipeline.storage.receipts import RECEIPT_READERS, Receipt, own_receipt
 from pipeline.storage.run_files import Forecast, read_forecast, read_seconds
 
 WHOLE_UP_TO = 8_192  # rows: all eigenvalues take LAPACK under two minutes on two cores
-STEPS, STREAMED_STEPS = 64, 24  # of Lanczos
+STEPS, STREAMED_STEPS = 64, 16  # of Lanczos
 SHARE_OF_FREE = 0.4  # of memory, for a matrix of which all eigenvalues are found
 
 
