@@ -8,7 +8,7 @@ from pipeline.analysis.pictures.spectra import draw_bins, draw_eigenvalues
 from pipeline.analysis.raster import Raster
 from pipeline.analysis.solve import Solve
 from pipeline.analysis.spectrum_summary import spectrum_of
-from pipeline.errors import SpecError, counted, human_bytes
+from pipeline.errors import HessianError, counted, human_bytes
 from pipeline.planning.notebook import card
 
 if TYPE_CHECKING:
@@ -89,5 +89,5 @@ class Plots(Solve):
             return None
         try:
             return painted(self.block_sizes())
-        except SpecError:
+        except HessianError:  # a cell shows what there is
             return None
