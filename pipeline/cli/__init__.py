@@ -9,14 +9,14 @@ import click
 from pipeline.cli import commands, outputs  # noqa: F401 (they add themselves to the group)
 from pipeline.cli.group import cli
 from pipeline.errors import RESUMABLE, HessianError, Terminated
-from pipeline.planning.pages import ask_for_large_pages
+from pipeline.planning.torch_environment import prepare_environment
 
 __all__ = ["cli", "main"]
 
 
 def main() -> None:
     """Run the command; errors of ours become one line and an exit status."""
-    ask_for_large_pages()
+    prepare_environment()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

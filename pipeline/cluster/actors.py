@@ -22,9 +22,9 @@ from pipeline.execution.driver import Answer, Loss
 from pipeline.execution.executors import Work
 from pipeline.execution.worker import Worker
 from pipeline.planning.manifest import Manifest
-from pipeline.planning.pages import ask_for_large_pages
 from pipeline.planning.placement import NODE, Node, workers_on_gpu
 from pipeline.planning.tiling import Tile
+from pipeline.planning.torch_environment import prepare_environment
 from pipeline.preflight.devices import (
     require_device,
 )
@@ -188,7 +188,7 @@ def set_up(settings: Settings) -> str:
     Returns:
         The device of the engines.
     """
-    ask_for_large_pages()
+    prepare_environment()
     torch.set_num_threads(settings.cpus_per_worker)
     device = device_of(settings)
     require_device(device)

@@ -26,7 +26,7 @@ from torch import nn
 from torch.func import jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipeline.planning.pages import ask_for_large_pages
+from pipeline.planning.torch_environment import prepare_environment
 
 CHUNKS = (64, 16, 256)  # columns at a time, of peers that take such
 ROWS = 64  # of the row loop, timed
@@ -91,25 +91,11 @@ def curvlinops_identity(problem, chunk):
 
 
 def jax_hessian(problem, chunk):
-    """jax.hessian, jitted, by chunks of forward directions; for tanh networks."""
+    """jax.hessian, jitted, by chunks of forward directions."""
     import jax
-    import jax.numpy as jnp
+    from jax_models import flat_loss
 
-    layers = [m for m in problem.model if isinstance(m, nn.Linear)]
-    if len(layers) * 2 - 1 != len(problem.model):
-        raise NotImplementedError("written for tanh networks")
-    x, y = (jnp.asarray(t.numpy()) for t in problem.batches[0])
-    shapes = [p.shape for p in problem.layout]
-    ends = [p.span.stop for p in problem.layout]
-    theta = jnp.concatenate([jnp.asarray(p.detach().numpy()).reshape(-1) for p in problem.model.parameters()])
-
-    def loss(flat):
-        parts = [part.reshape(shape) for part, shape in zip(jnp.split(flat, ends[:-1]), shapes, strict=True)]
-        h = x
-        for k in range(0, len(parts), 2):
-            h = h @ parts[k].T + parts[k + 1]
-            h = jnp.tanh(h) if k + 2 < len(parts) else h
-        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(h), y[:, None], 1))
+    loss, theta = flat_loss(problem)
 
     @jax.jit
     def columns(directions):
@@ -236,7 +222,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "peers.json")
     options = parser.parse_args()
-    ask_for_large_pages()  # as the command does; the peers shall have them too
+    prepare_environment()  # as the command does; the peers shall have them too
     environment = {
         "torch": torch.__version__,
         "machine": platform.machine(),

@@ -114,7 +114,8 @@ def compare(found, made: Made, dtype: str) -> str:
     if not np.isfinite(found).all():
         return "it is not finite"
     truth, gap = by_differences(Twin(made))
-    noise = ROUNDING * rounding(made, getattr(torch, dtype)) + GAPS * np.maximum(gap, gap.T)
+    # Columns are taken apart: where two steps agree by chance in one of them, the other shows it.
+    noise = ROUNDING * rounding(made, getattr(torch, dtype)) + GAPS * np.maximum(gap, gap.T) + np.abs(truth - truth.T)
     d = scales(truth)
     allowed = TOLERANCE[dtype] * np.multiply.outer(d, d) + noise + LEAST * np.abs(truth).max(initial=0)
     over = np.abs(found - truth) / np.where(allowed > 0, allowed, 1e-300)
