@@ -22,7 +22,6 @@ from pipeline.planning.parameters import ParameterLayout
 from pipeline.progress import Reporter
 
 ENDS = 10  # eigenvalues: half of them from each end
-TOLERANCE = 1e-3  # of their vectors' residuals; of the eigenvalues themselves about its square, in units of |H|
 NOT_ALL = "The run did not compute all of H."
 
 
@@ -75,7 +74,7 @@ def ends_part(subject: Subject) -> Part:
     H = subject.hessian
     if not H.is_complete:
         return Part("ends", "Top and bottom", (NOT_ALL,))
-    w, U = H.eigsh(min(ENDS, H.shape[0]), "BE", tol=TOLERANCE)
+    w, U = H.eigsh(min(ENDS, H.shape[0]), "BE", tol=subject.tolerance)
     w, U = w[::-1], U[:, ::-1]
     layers, shares = shares_by_layer(H.parameters, U)
     with new_figure(max(5.0, min(3.0 + 0.3 * len(layers), 12.0)), 4.2) as figure:
@@ -89,8 +88,8 @@ def ends_part(subject: Subject) -> Part:
         "ends",
         "Top and bottom",
         (
-            f"The {len(w)} outermost eigenvalues. The vector of the largest, {w[0]:.4g}, has "
-            f"{shares[0].max():.0%} of its square in layer {home}.",
+            f"The {len(w)} outermost eigenvalues, right to {subject.tolerance:.0e} of the largest or better. The "
+            f"vector of the largest, {w[0]:.4g}, has {shares[0].max():.0%} of its square in layer {home}.",
         ),
         (picture,),
         Table.of(("eigenvalue", "lives in"), [[float(x), *row] for x, row in zip(w, homes, strict=True)]),

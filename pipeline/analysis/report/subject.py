@@ -12,7 +12,9 @@ from pipeline.storage.receipts import RECEIPT_READERS, Receipt, own_receipt
 from pipeline.storage.run_files import Forecast, read_forecast, read_seconds
 
 WHOLE_UP_TO = 8_192  # rows: all eigenvalues take LAPACK under two minutes on two cores
-STEPS, STREAMED_STEPS = 64, 16  # of Lanczos
+# Of Lanczos; and of vectors' residuals, in units of |H|. In memory a product costs little, else it reads the store.
+STEPS, STREAMED_STEPS = 64, 16
+TOLERANCE, STREAMED_TOLERANCE = 1e-6, 1e-3
 SHARE_OF_FREE = 0.4  # of memory, for a matrix of which all eigenvalues are found
 
 
@@ -66,8 +68,18 @@ class Subject:
 
     @property
     def steps(self) -> int:
-        """How many steps an estimate of the spectrum takes: fewer where each reads the store."""
-        return STEPS if 8 * self.hessian.shape[0] ** 2 <= SHARE_HELD * available_bytes() else STREAMED_STEPS
+        """How many steps an estimate of the spectrum takes."""
+        return STEPS if self._is_held else STREAMED_STEPS
+
+    @property
+    def tolerance(self) -> float:
+        """How large the residuals of eigenvectors may be, in units of |H|."""
+        return TOLERANCE if self._is_held else STREAMED_TOLERANCE
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether iterations hold the matrix in memory."""
+        return 8 * self.hessian.shape[0] ** 2 <= SHARE_HELD * available_bytes()
 
 
 def may_be_whole(rows: int) -> bool:
