@@ -54,10 +54,12 @@ def _in_words(found: dict[str, Any]) -> str:
     """Say what the spectrum is like."""
     if "inertia" not in found:
         count, error = found["negative"]["count"], found["negative"]["error"]
+        told = f"About {count:,.0f} of {found['P']:,} eigenvalues are below zero, give or take {error:,.0f}"
+        if error > found["P"] / 4:
+            told = "How many are below zero it cannot tell: most are too near to it"
         return (
-            f"Too large to find all eigenvalues: an estimate by stochastic Lanczos quadrature, with its standard "
-            f"errors. About {count:,.0f} of {found['P']:,} eigenvalues are below zero, give or take {error:,.0f}; the "
-            "decades about zero that it does not tell apart are one bin."
+            "Too large to find all eigenvalues: an estimate by stochastic Lanczos quadrature, with its standard errors. "
+            f"{told}; the decades about zero that it does not tell apart are one bin."
         )
     signs, condition = found["inertia"], found["condition_number"]
     w = found["eigenvalues"]
