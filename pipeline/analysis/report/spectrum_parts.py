@@ -58,7 +58,7 @@ def _in_words(found: dict[str, Any]) -> str:
         if error > found["P"] / 4:
             told = "How many are below zero it cannot tell: most are too near to it"
         return (
-            "Too large to find all eigenvalues: an estimate by stochastic Lanczos quadrature, with its standard errors. "
+            "Too large to find all eigenvalues: an estimate by stochastic Lanczos quadrature, with standard errors. "
             f"{told}; the decades about zero that it does not tell apart are one bin."
         )
     signs, condition = found["inertia"], found["condition_number"]
