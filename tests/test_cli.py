@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from commands import command, refused, write_job
@@ -21,6 +22,14 @@ def good(width=4, *between):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, width), nn.Tanh(), *between, nn.Linear(width, 3))
     return Problem(model, nn.CrossEntropyLoss(), (torch.randn(6, 5), torch.tensor([0, 1, 2, 0, 1, 2])))
+
+def hostile():
+    torch.manual_seed(0)
+    model = nn.Module()
+    for name in ("<script>alert(1)</script>", "\x1b[31mred", "[bold]b[/bold]"):
+        model.register_parameter(name, nn.Parameter(torch.randn(3)))
+    model.forward = lambda x: sum(torch.tanh(x @ p) for p in model.parameters())
+    return Problem(model, nn.MSELoss(), (torch.randn(9, 3), torch.randn(9)), params=["*"])
 
 def dropout():
     return good(4, nn.Dropout())
@@ -139,7 +148,7 @@ def test_an_interruption_says_what_is_kept(job, monkeypatch, after, kept):
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_values_are_a_table_on_a_terminal_alone(monkeypatch, capsys, terminal):
-    from pipeline import tables
+    from pipeline.console import tables
 
     monkeypatch.setattr("rich.console.Console.is_terminal", terminal)
     tables.show_values([("tiles", 3081), ("none", None), ("finished", True), ("at", "x")])
@@ -147,3 +156,15 @@ def test_values_are_a_table_on_a_terminal_alone(monkeypatch, capsys, terminal):
     assert "none" not in shown
     assert ("│" in shown) == terminal
     assert terminal or shown == "tiles: 3,081\nfinished: True\nat: x\n"
+
+
+def test_hostile_names_are_text(job):
+    """In what is printed while a job is planned and run, and of what is there."""
+    made = ("--set", "problem=made.py:hostile")
+    runs = [command("plan", "job.yaml", "--preflight", *made), command("run", "job.yaml", *made)]
+    runs += [command("spectrum", "out", "--params", "[*"), command("compare", "out", "out"), command("report", "out")]
+    assert [status for status, _, _ in runs] == [0] * len(runs), runs
+    said = "".join(out + told for _, out, told in runs)
+    assert "\x1b" not in said
+    assert all(name in said for name in ("<script>alert(1)</script>", "\\x1b[31mred", "[bold]b[/bold]"))
+    assert b"\x1b" not in (Path("out") / "report" / "index.html").read_bytes()

@@ -1,5 +1,6 @@
 """What one read of the upper triangle tells: diagonal, norms, bounds, the largest entries."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -78,6 +79,37 @@ class OnePass(MatrixView):
     sums, O(P), so that all others cost nothing.
     """
 
+    def scan(self, *others: Callable[[Piece], None]) -> None:
+        """Read what there is once, for others beside the sums that are kept.
+
+        Args:
+            others: each is called with every piece of the upper triangle.
+
+        Raises:
+            IncompleteError: a chunk is missing or damaged.
+        """
+        totals = Totals(self.parameters)
+        for piece in self.pieces(partial=True):
+            totals.add(piece)
+            for add in others:
+                add(piece)
+        self._totals = totals
+
+    def block_sizes(self) -> Vector:
+        """Give the root mean square of the entries of each block.
+
+        Returns:
+            By row and column parameter; NaN where a block was not computed.  # shape: (parameters, parameters)
+        """
+        parameters, norms = tuple(self.parameters), self.block_norms()
+        sizes = np.full((len(parameters), len(parameters)), np.nan)
+        for i, a in enumerate(parameters):
+            for j, b in enumerate(parameters):
+                norm = norms.get((a.name, b.name))
+                if norm is not None and a.size and b.size:
+                    sizes[i, j] = norm / np.sqrt(a.size * b.size)
+        return sizes
+
     def diagonal(self) -> Vector:
         """Give the second derivatives along each parameter: one read of the chunks on the diagonal, or none.
 
@@ -87,7 +119,7 @@ class OnePass(MatrixView):
         Raises:
             IncompleteError: they were not all computed.
         """
-        if "_totals" in self.__dict__ and self._has_diagonal:
+        if "_totals" in self.__dict__ and self.has_diagonal:
             return self._totals.diagonal.copy()
         values = np.empty(self.shape[0])
         for piece in self.pieces(diagonal=True):
@@ -186,15 +218,14 @@ class OnePass(MatrixView):
         return Entries(rows, cols, values)
 
     @property
-    def _has_diagonal(self) -> bool:
+    def has_diagonal(self) -> bool:
+        """Whether all of the diagonal was computed."""
         return bool(self.manifest.plan.selected.diagonal()[[band.chunk for band in self._bands]].all())
 
     @cached_property
     def _totals(self) -> Totals:
-        totals = Totals(self.parameters)
-        for piece in self.pieces(partial=True):
-            totals.add(piece)
-        return totals
+        self.scan()
+        return self._totals  # which `scan` has set
 
     def _complete_totals(self) -> Totals:
         if not self.is_complete:

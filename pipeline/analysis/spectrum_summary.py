@@ -5,24 +5,28 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.analysis.hessian import Hessian
 from pipeline.analysis.lanczos import SpectralDensity, Vector
+from pipeline.analysis.solve import Solve
 
 FEW = 3  # eigenvalues that an estimate may be off, however few there are
 DECADES = 8  # below the largest eigenvalue's, on each side of zero
 
 
-def spectrum_of(hessian: Hessian, how: Literal["few", "density", "whole"], k: int = 20) -> dict[str, Any]:
+def spectrum_of(
+    hessian: Solve, how: Literal["few", "density", "whole"], k: int = 20, *, steps: int = 64
+) -> dict[str, Any]:
     """Describe a spectrum in plain values, for a table or JSON.
 
     Args:
         hessian: a finished one, or a view.
         how: the k eigenvalues largest in absolute value; an estimate of how many are in each decade; or all of them.
         k: how many.
+        steps: of the estimate: reads of what does not fit into memory.
 
     Returns:
         What it is of; with `few` and `whole` the eigenvalues, ascending; with `density` and `whole` the bins, a count
-        and its error for each; with `whole` signs, rank and condition number, None where that is infinite.
+        and its error for each; with `density` the number below zero, too; with `whole` signs, rank and condition
+        number, None where that is infinite.
     """
     found: dict[str, Any] = {
         "url": hessian.url,
@@ -34,8 +38,9 @@ def spectrum_of(hessian: Hessian, how: Literal["few", "density", "whole"], k: in
         w = hessian.eigsh(min(k, hessian.shape[0]), "LM", return_eigenvectors=False)
         return found | {"eigenvalues": w.tolist()}
     if how == "density":
-        density = hessian.spectral_density()
-        return found | {"bins": _bins(*_resolved(density))}
+        density = hessian.spectral_density(steps=steps)
+        count, error = density.count_below(0.0)
+        return found | {"negative": {"count": count, "error": error}, "bins": _bins(*_resolved(density))}
     w = hessian.eigvalsh()
     edges, condition = decades(w), hessian.condition_number()
     counts = np.histogram(w, edges)[0].astype(float)

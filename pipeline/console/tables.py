@@ -1,12 +1,16 @@
 """What the `hessian` command prints: tables of plans, of preflight, and of what a run did."""
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.analysis.comparison import Comparison
 from pipeline.errors import counted, human_bytes, human_seconds, printable, shown
 from pipeline.execution.simulator import forecast, measured_in
 from pipeline.planning.job_plan import JobPlan
@@ -19,6 +23,7 @@ from pipeline.storage.output import Output
 from pipeline.storage.run_files import read_proof
 
 PIPE_WIDTH = 10_000  # characters
+MOST_MOVED = 12  # parameters
 
 
 def open_console(*, stderr: bool = False) -> Console:
@@ -46,12 +51,104 @@ def show_values(rows: Iterable[tuple[str, Any]]) -> None:
 
 def show_status(found: Mapping[str, Any]) -> None:
     """Print what `status` found."""
+    show_values(_told(found).items())
+
+
+def _told(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what `status` found, for people."""
     told = {name: value for name, value in found.items() if name not in {"finished", "verified"}}  # the state says so
     if "bytes" in told:
         told["bytes"] = human_bytes(told["bytes"])
     if (left := told.pop("seconds left", None)) is not None:
         told["time left"] = human_seconds(left)
-    show_values(told.items())
+    return told
+
+
+def watch_status(read: Callable[[], dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """Show how far a run is, again and again until nobody is at work on it: a live table, or lines through a pipe.
+
+    Args:
+        read: gives what `status` finds.
+        seconds: between two questions.
+
+    Returns:
+        The last answer.
+    """
+    console, found = open_console(), read()
+    if not console.is_terminal:
+        while found["state"] == "running":
+            console.print(Text(shown(_in_a_line(found))), soft_wrap=True)
+            time.sleep(seconds)
+            found = read()
+        show_status(found)
+        return found
+    with Live(_live(found, None), console=console, refresh_per_second=2) as live:
+        before = time.monotonic(), found
+        while found["state"] == "running":
+            time.sleep(seconds)
+            found, now = read(), time.monotonic()
+            new = found.get("bytes", 0) - before[1].get("bytes", 0)
+            live.update(_live(found, new / (now - before[0])), refresh=True)
+            before = now, found
+    return found
+
+
+def _in_a_line(found: Mapping[str, Any]) -> str:
+    """Say how far a run is."""
+    if "tiles" not in found:
+        return f"{found['state']}: being planned"
+    left = found.get("seconds left")
+    return (
+        f"{found['state']}: {found['done']:,} of {counted(found['tiles'], 'tile')}, {human_bytes(found['bytes'])}, "
+        f"{counted(found.get('workers', 0), 'worker')}" + (f", {human_seconds(left)} left" if left is not None else "")
+    )
+
+
+def _live(found: Mapping[str, Any], bytes_per_second: float | None) -> Table:
+    """Lay out how far a run is, as it is now."""
+    told = _told(found)
+    if bytes_per_second is not None and "bytes" in told:
+        told["bytes"] += f", {human_bytes(max(bytes_per_second, 0))}/s"
+    table = Table(show_header=False)
+    for name, value in told.items():
+        if name == "tiles":
+            table.add_row(name, ProgressBar(total=max(value, 1), completed=found["done"], width=40))
+        elif value is not None:
+            text = f"{value:,}" if type(value) is int else value
+            _add(table, name, f"{text} of {found['tiles']:,}" if name == "done" else text)
+    return table
+
+
+def show_outputs(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print outputs, a row for each."""
+    table = Table("output", "state", "P", "tiles", "bytes", "time left")
+    for row in found:
+        tiles = f"{row['done']:,} of {row['tiles']:,}" if "tiles" in row else ""
+        left = row.get("seconds left")
+        _add(
+            table,
+            row["url"],
+            row["state"],
+            f"{row['P']:,}" if "P" in row else "",
+            tiles,
+            human_bytes(row["bytes"]) if "bytes" in row else "",
+            "" if left is None else human_seconds(left),
+        )
+    open_console().print(table)
+
+
+def show_comparison(found: Comparison) -> None:
+    """Print how far Hessians are from the first, and which layers moved most."""
+    console, first = open_console(), found.differences[0]
+    table = Table("Hessian", "loss", "trace", "norm", "relative distance", "cosine", "shared top space")
+    for d in found.differences:
+        numbers = (f"{d.loss:.6g}", f"{d.trace:.6g}", f"{d.norm:.6g}", f"{d.distance / (first.norm or 1):.3g}")
+        _add(table, d.url, *numbers, f"{d.cosine:.6f}", f"{d.overlap:.1%}")
+    console.print(table)
+    moved = Table("parameter", *(f"moved, {k}" for k in range(1, len(found.differences))), title="furthest blocks")
+    for name, distances in found.moved()[:MOST_MOVED]:
+        _add(moved, name, *(f"{x:.3g}" for x in distances))
+    console.print(moved)
 
 
 def _add(table: Table, *cells: object) -> None:
@@ -87,8 +184,7 @@ def show_plan(made: JobPlan, *, timed: bool = True) -> None:
     for p in manifest.layout:
         cost = made.costs.get(p.name)
         seconds = "" if cost is None else f"{1e3 * cost.seconds_per_row * manifest.fingerprint.samples:.2f}"
-        shape = " x ".join(map(str, p.shape)) or "scalar"
-        _add(parameters, p.name, shape, f"{p.offset:,} to {p.span.stop:,}", manifest.engines[p.name], seconds)
+        _add(parameters, p.name, p.shape_text, f"{p.offset:,} to {p.span.stop:,}", manifest.engines[p.name], seconds)
     rows, cols = max(map(tiling.shape, tiling.tiles()))
     console = open_console()
     console.print(parameters)
@@ -153,6 +249,9 @@ def show_spectrum(found: Mapping[str, Any]) -> None:
         about += [*found["inertia"].items(), ("rank", found["rank"])]
         condition = found["condition_number"]
         about.append(("condition number", "infinite" if condition is None else f"{condition:.3g}"))
+    if "negative" in found:
+        count, error = found["negative"]["count"], found["negative"]["error"]
+        about.append(("below zero", f"{count:,.1f}, give or take {error:,.1f}"))
     show_values(about)
     if "bins" in found:
         table = Table("from", "to", "eigenvalues", "error")

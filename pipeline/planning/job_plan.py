@@ -8,12 +8,13 @@ from functools import cached_property
 
 import numpy as np
 
-from pipeline.errors import ProblemError
+from pipeline.errors import ProblemError, counted, human_bytes, human_seconds
 from pipeline.planning.costs import Finishing, Measured, Timing, work
 from pipeline.planning.evaluation import LossAndGradient
 from pipeline.planning.machine_profiles import TileCost
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.memory import WorkerMemory
+from pipeline.planning.notebook import card
 from pipeline.planning.tiling import Tile, TilingPlan
 
 
@@ -112,6 +113,19 @@ class JobPlan:
     def _chunk_bytes(self) -> int:
         entries, formats = self.tiling.chunk**2, len(self.manifest.formats)
         return entries * np.dtype(self.manifest.store_dtype).itemsize * formats
+
+    def _repr_html_(self) -> str:
+        manifest, memory = self.manifest, self.memory
+        values = [
+            ("P", f"{self.tiling.size:,}"),
+            ("tiles", f"{len(self.tiling.tiles()):,}, in chunks of side {manifest.chunk}"),
+            ("predicted", f"{human_seconds(self.makespan_seconds())} on {counted(self.workers, 'worker')}"),
+            ("memory of each", f"{human_bytes(memory.total_bytes)}, {human_bytes(self.allowed_bytes)} allowed"),
+            ("stored", f"{human_bytes(self.stored_bytes)} before compression"),
+        ]
+        rows = [(p.name, p.shape_text, f"{p.size:,}", manifest.engines[p.name]) for p in manifest.layout]
+        columns = ("name", "shape", "rows", "engine")
+        return card(f"Plan of {manifest.problem or 'a Hessian'}", values, "parameters", columns, rows)
 
     def flops(self) -> float:
         """Predict the FLOPs of all tiles."""

@@ -24,6 +24,11 @@ class Parameter:
         return math.prod(self.shape)
 
     @property
+    def shape_text(self) -> str:
+        """The shape for people: "3 x 4"."""
+        return " x ".join(map(str, self.shape)) or "scalar"
+
+    @property
     def span(self) -> range:
         """Flat indices of the parameter."""
         return range(self.offset, self.offset + self.size)

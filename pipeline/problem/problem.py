@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import HessianError, ProblemError
+from pipeline.errors import HessianError, ProblemError, human_bytes
+from pipeline.planning.notebook import card
 from pipeline.planning.parameters import ParameterLayout
 from pipeline.problem.batches import (
     Batch,
@@ -111,6 +112,18 @@ class Problem:
         """Arrive in another process, which has not seen the kinds of objects in the data."""
         self.__dict__.update(state)
         recognise(self.batches)
+
+    def _repr_html_(self) -> str:
+        values = [
+            ("P", f"{self.layout.size:,}"),
+            ("samples", f"{self.sample_count:,}"),
+            ("loss is a", self.reduction),
+            ("L2 term added", f"{self.l2:g}" if self.l2 else ""),
+            ("type", str(self.dtype)),
+            ("weights and data", human_bytes(self.byte_count)),
+        ]
+        rows = [(p.name, p.shape_text, f"{p.size:,}") for p in self.layout]
+        return card(f"Problem of {type(self.model).__name__}", values, "parameters", ("name", "shape", "rows"), rows)
 
     def select(self, params: Sequence[str] | None) -> "Problem":
         """Return the same problem with respect to other parameters (globs as in `params`; None leaves it as it is)."""

@@ -27,7 +27,7 @@ from pipeline.runs.lease import Lease
 from pipeline.spec import Settings, device_of
 from pipeline.storage.filesystems import explained
 from pipeline.storage.output import (
-    BLOCK_NORMS,
+    FORECAST,
     GRADIENT,
     GROUP,
     LEASE,
@@ -35,19 +35,28 @@ from pipeline.storage.output import (
     MATRIX,
     PARQUET,
     RECEIPTS,
+    REPORT,
     SUCCESS,
     VERIFY,
     WEIGHTS,
     Output,
 )
 from pipeline.storage.receipts import begun_tiles, missing_tiles, own_receipt, receipt_name
-from pipeline.storage.run_files import is_finished, read_manifest, read_proof, write_manifest
+from pipeline.storage.run_files import (
+    Forecast,
+    is_finished,
+    read_manifest,
+    read_proof,
+    write_forecast,
+    write_manifest,
+)
 from pipeline.storage.zarr_store import MatrixStore
 
 RECEIPTS_READ = 8  # of tiles that are there, to know what one takes
-_OURS = (LEASE, WEIGHTS, GROUP, MATRIX, GRADIENT, RECEIPTS)  # what a run leaves that was cut off before its manifest
+# What a run leaves that was cut off before its manifest.
+_OURS = (LEASE, WEIGHTS, GROUP, MATRIX, GRADIENT, RECEIPTS, FORECAST)
 # What else there may be, in the order in which it goes: whatever is left of it by a cut is known at the next try.
-_FINISHED = (SUCCESS, VERIFY, PARQUET, BLOCK_NORMS.split("/")[0], MANIFEST)
+_FINISHED = (SUCCESS, VERIFY, PARQUET, REPORT, MANIFEST)
 
 
 @dataclass(frozen=True)
@@ -133,17 +142,10 @@ class Attempt:
             hessian = Hessian(self.output, manifest)
             verification = self._verify(hessian) if self.settings.verify else None
             verified = time.monotonic()
-            self._finish({"tiles": total, "verified": verification is not None})
-        return Outcome(
-            hessian,
-            len(tiles),
-            total,
-            verification,
-            planned - start,
-            computed - planned,
-            verified - computed,
-            dict(self.tally.lost),
-        )
+            seconds = (planned - start, computed - planned, verified - computed)
+            named = dict(zip(("planning", "tiles", "verifying"), seconds, strict=True))
+            self._finish({"tiles": total, "verified": verification is not None, "seconds": named})
+        return Outcome(hessian, len(tiles), total, verification, *seconds, dict(self.tally.lost))
 
     def _finish(self, word: Mapping[str, Any]) -> None:
         """Mark the output as finished, once all of it would survive a power cut where that is asked for."""
@@ -180,6 +182,7 @@ class Attempt:
         save_weights(self.problem, self.output)
         with explained(self.output.url, "cannot be set up"):
             MatrixStore.create(self.output, made.manifest, made.at.gradient)
+        write_forecast(self.output, Forecast(made.memory.total_bytes, made.allowed_bytes, made.makespan_seconds()))
         write_manifest(self.output, made.manifest)
         return made.dearest_first()
 

@@ -117,17 +117,10 @@ class Sweep:
             OutputError: it is damaged.
             SpecError: it is of another job.
         """
-        data = output.get(TABLE, MOST_BYTES)
-        if data is None:
+        stored = cls.stored(output)
+        if stored is None:
             return cls(job)
-        try:
-            rows, notes = _read(data)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise OutputError(
-                f"output {output.url}: {TABLE} cannot be read ({in_words(error)}); without it, it is made anew from "
-                "the outputs that are kept"
-            ) from None
-        before = redacted_values(notes.job)  # tables from before secrets were hidden
+        before = redacted_values(stored.job)  # tables from before secrets were hidden
         others = [key for key in {**before, **job} if before.get(key) != job.get(key)]
         if others:
             key = others[0]
@@ -135,7 +128,32 @@ class Sweep:
                 f"output {output.url}: its {TABLE} is of another job: `{key}` was {before.get(key)!r}, got "
                 f"{job.get(key)!r}; take another output"
             )
-        return cls(job, {row.sha256: row for row in rows}, dict(notes.seen))
+        return cls(job, stored.rows, stored.seen)
+
+    @classmethod
+    def stored(cls, output: Output) -> "Sweep | None":
+        """Take the table from a folder, whatever job it is of.
+
+        Args:
+            output: the folder.
+
+        Returns:
+            The table; None where there is none.
+
+        Raises:
+            OutputError: it is damaged.
+        """
+        data = output.get(TABLE, MOST_BYTES)
+        if data is None:
+            return None
+        try:
+            rows, notes = _read(data)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise OutputError(
+                f"output {output.url}: {TABLE} cannot be read ({in_words(error)}); without it, it is made anew from "
+                "the outputs that are kept"
+            ) from None
+        return cls(notes.job, {row.sha256: row for row in rows}, dict(notes.seen))
 
     def write(self, output: Output) -> None:
         """Put the table into a folder."""

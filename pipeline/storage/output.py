@@ -35,7 +35,8 @@ VERIFY = "verify.json"
 METADATA_BYTES = 32 * 2**20  # at most, of a manifest or of an array's metadata: 1e5 parameters
 NOTE_BYTES = 2**20  # likewise, of a driver's word on how it goes
 MOST_BYTES = 64 * 2**20  # likewise, of an object whose size nothing else tells
-BLOCK_NORMS = "report/block_norms.png"
+FORECAST = "forecast.json"
+REPORT = "report"
 SUCCESS = "_SUCCESS"
 SETTLERS = 8  # files at a time that are waited for
 PRECONDITION_FAILED = 412
@@ -227,6 +228,14 @@ class Output:
                 path.rstrip("/").split("/")[-1] for path in self._patient(self._fs.ls)(self._root, detail=False)
             )
         return []
+
+    def below(self) -> dict[str, bool]:
+        """Name what lies right below this folder, and say of each whether it is a folder: one request."""
+        with explained(self.url, "cannot be listed"), suppress(FileNotFoundError):
+            found = self._patient(self._fs.ls)(self._root, detail=True)
+            names = ((info["name"].rstrip("/").split("/")[-1], info["type"] == "directory") for info in found)
+            return dict(sorted(names))
+        return {}
 
     def zarr_store(self, name: str = "") -> Store:
         """Open the Zarr store below this folder, or the one that is this folder."""

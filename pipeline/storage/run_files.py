@@ -1,10 +1,23 @@
 """The manifest of a run as an object in its output, and the words that say how the run ended."""
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+import json
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from pipeline.errors import OutputError, human_bytes
 from pipeline.planning.manifest import FORMAT, Manifest
-from pipeline.storage.output import MANIFEST, METADATA_BYTES, MOST_BYTES, NOTE_BYTES, SUCCESS, VERIFY, Output
+from pipeline.storage.output import (
+    FORECAST,
+    MANIFEST,
+    METADATA_BYTES,
+    MOST_BYTES,
+    NOTE_BYTES,
+    SUCCESS,
+    VERIFY,
+    Output,
+)
 from pipeline.storage.records import parsed, read_or_none
 
 
@@ -16,7 +29,52 @@ class _Proof(BaseModel):
     ok: bool
 
 
+_Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What was planned, kept to be compared with what it came to.
+
+    Attributes:
+        memory_bytes: of a worker at its peak.
+        allowed_bytes: for one.
+        tile_seconds: of all tiles, on the workers that were there.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True)
+
+    memory_bytes: Annotated[int, Field(ge=0, lt=2**63)]
+    allowed_bytes: Annotated[int, Field(ge=0, lt=2**63)]
+    tile_seconds: _Amount
+
+
+class _Success(BaseModel):
+    """What the mark of a finished run says of the call that finished it; nothing, in older ones."""
+
+    model_config = ConfigDict(strict=True)
+
+    seconds: dict[str, _Amount] = {}
+
+
 _MANIFEST, _PROOF = TypeAdapter(Manifest), TypeAdapter(_Proof)
+_FORECAST, _SUCCESS = TypeAdapter(Forecast), TypeAdapter(_Success)
+
+
+def write_forecast(output: Output, forecast: Forecast) -> None:
+    """Put what was planned into the output."""
+    output.put(FORECAST, json.dumps(asdict(forecast)).encode())
+
+
+def read_forecast(output: Output) -> Forecast | None:
+    """Read what was planned; None where nobody wrote it down, or it cannot be understood."""
+    return read_or_none(output, FORECAST, _FORECAST, NOTE_BYTES)
+
+
+def read_seconds(output: Output) -> dict[str, float]:
+    """Read how long planning, tiles and verifying took in the call that finished the run; empty if that is not told."""
+    told = read_or_none(output, SUCCESS, _SUCCESS, NOTE_BYTES)
+    return told.seconds if told else {}
 
 
 def write_manifest(output: Output, manifest: Manifest) -> None:
