@@ -33,27 +33,63 @@ class Totals:
         self._layout = layout
         self._number = {name: k for k, name in enumerate(layout.names)}
 
-    def add(self, piece: Piece) -> None:
-        """Count a piece, and its mirror image."""
+    def sums_of(self, piece: Piece) -> "PieceSums":
+        """Sum up a piece: the larger part of the work, in any thread."""
         values = piece.values.astype(np.float64)
-        if piece.is_diagonal:
-            self.diagonal[piece.rows] = values.diagonal()
+        diagonal = values.diagonal().copy() if piece.is_diagonal else None
         absolute = np.abs(values)
         squares = np.square(values, out=values)
-        self.absolute[piece.rows] += absolute.sum(1)
-        self.squares[piece.rows] += squares.sum(1)
-        (rows, row_starts), (cols, col_starts) = self._segments(piece.rows), self._segments(piece.cols)
-        blocks = np.add.reduceat(np.add.reduceat(squares, col_starts, axis=1), row_starts, axis=0)
-        self.blocks[np.ix_(rows, cols)] += blocks
-        if not piece.is_diagonal:
-            self.absolute[piece.cols] += absolute.sum(0)
-            self.squares[piece.cols] += squares.sum(0)
-            self.blocks[np.ix_(cols, rows)] += blocks.T
+        (row_names, row_starts), (col_names, col_starts) = self._segments(piece.rows), self._segments(piece.cols)
+        return PieceSums(
+            piece.rows,
+            piece.cols,
+            diagonal,
+            (absolute.sum(1), absolute.sum(0)),
+            (squares.sum(1), squares.sum(0)),
+            (row_names, col_names),
+            np.add.reduceat(np.add.reduceat(squares, col_starts, axis=1), row_starts, axis=0),
+        )
+
+    def add(self, of: "PieceSums") -> None:
+        """Count a piece, and its mirror image."""
+        rows, cols = of.parameters
+        self.absolute[of.rows] += of.absolute[0]
+        self.squares[of.rows] += of.squares[0]
+        self.blocks[np.ix_(rows, cols)] += of.blocks
+        if of.diagonal is not None:
+            self.diagonal[of.rows] = of.diagonal
+        else:
+            self.absolute[of.cols] += of.absolute[1]
+            self.squares[of.cols] += of.squares[1]
+            self.blocks[np.ix_(cols, rows)] += of.blocks.T
 
     def _segments(self, place: slice) -> tuple[list[int], list[int]]:
         """Give the numbers of the parameters met, and where they begin in the piece."""
         met = list(self._layout.segments(range(place.start, place.stop)))
         return [self._number[p.name] for p, _ in met], [span.start - place.start for _, span in met]
+
+
+@dataclass(frozen=True)
+class PieceSums:
+    """Of a piece: sums of absolute values and squares, by row and by column; its diagonal, if it lies there.
+
+    Attributes:
+        rows: see `Piece`.
+        cols: likewise.
+        diagonal: None off the diagonal.
+        absolute: of rows, and of columns.
+        squares: likewise.
+        parameters: numbers of those that rows meet, and columns.
+        blocks: sums of squares of what lies in each of their blocks.
+    """
+
+    rows: slice
+    cols: slice
+    diagonal: Vector | None
+    absolute: tuple[Vector, Vector]
+    squares: tuple[Vector, Vector]
+    parameters: tuple[list[int], list[int]]
+    blocks: Vector
 
 
 @dataclass(frozen=True)
@@ -90,8 +126,8 @@ class OnePass(MatrixView):
         if "_totals" in self.__dict__ and self._has_diagonal:
             return self._totals.diagonal.copy()
         values = np.empty(self.shape[0])
-        for piece in self.pieces(diagonal=True):
-            values[piece.rows] = piece.values.diagonal()
+        for rows, found in self.of_pieces(lambda p: (p.rows, p.values.diagonal().copy()), diagonal=True):
+            values[rows] = found
         return values
 
     def trace(self) -> float:
@@ -192,8 +228,8 @@ class OnePass(MatrixView):
     @cached_property
     def _totals(self) -> Totals:
         totals = Totals(self.parameters)
-        for piece in self.pieces(partial=True):
-            totals.add(piece)
+        for sums in self.of_pieces(totals.sums_of, partial=True):
+            totals.add(sums)
         return totals
 
     def _complete_totals(self) -> Totals:

@@ -1,8 +1,9 @@
 """The rows and columns of chosen parameters, read chunk by chunk: what every method of a `Hessian` stands on."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,11 @@ from pipeline.planning.parameters import ParameterLayout, choose
 from pipeline.progress import Reporter
 from pipeline.results.hessian import StoredHessian
 from pipeline.storage.output import Output
+from pipeline.storage.read_ahead import ahead
 
 Matrix = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
+Result = TypeVar("Result")
 Multiply = Callable[[Matrix], Matrix]  # X -> H X
 
 
@@ -108,11 +111,29 @@ class MatrixView(StoredHessian):
             diagonal: reads the chunks on the diagonal alone.
             partial: leaves out what was not computed.
 
-        Yields:
+        Returns:
             Pieces, row by row.
 
         Raises:
             IncompleteError: a chunk was not computed, is missing or damaged.
+        """
+        return self.of_pieces(_kept, diagonal=diagonal, partial=partial)
+
+    def of_pieces(
+        self, function: Callable[[Piece], Result], *, diagonal: bool = False, partial: bool = False
+    ) -> Iterator[Result]:
+        """Read the upper triangle once, and call a function with each piece in the thread that has read it.
+
+        Args:
+            function: of a piece, whose values lie there only until it returns; called by several threads at a time.
+            diagonal: see `pieces`.
+            partial: likewise.
+
+        Yields:
+            What it returns, row by row.
+
+        Raises:
+            IncompleteError: see `pieces`.
         """
         pairs = [
             (a, b)
@@ -122,13 +143,23 @@ class MatrixView(StoredHessian):
         ]
         if not partial:
             self._require_computed(pairs)
-        chunks = self.store.read_chunks((a.chunk, b.chunk) for a, b in pairs)
+
+        mine = threading.local()  # room for a chunk, used again: fresh pages cost more than decoding
+
+        def read(pair: tuple[Band, Band]) -> tuple[int, Result]:
+            a, b = pair
+            if not hasattr(mine, "room"):
+                mine.room = np.empty((self.store.chunk, self.store.chunk), self.dtype)
+            try:
+                chunk = self.store.read_chunk(a.chunk, b.chunk, out=mine.room)
+            except IncompleteError as fault:
+                raise IncompleteError(f"{self.url}: {fault}") from None
+            return chunk.nbytes, function(Piece(a.place, b.place, _within(chunk, a.inside, b.inside)))
+
         with self.report.tiles(len(pairs), 0, "chunks"):
-            for (a, b), chunk in zip(pairs, chunks, strict=True):
-                if isinstance(chunk, IncompleteError):
-                    raise IncompleteError(f"{self.url}: {chunk}")
-                yield Piece(a.place, b.place, _within(chunk, a.inside, b.inside))
-                self.report.advance(chunk.nbytes)
+            for read_bytes, result in ahead(read, pairs):
+                yield result
+                self.report.advance(read_bytes)
 
     @property
     def is_complete(self) -> bool:
@@ -153,10 +184,14 @@ class MatrixView(StoredHessian):
         kind = self.dtype if dtype is None else np.dtype(dtype)
         self.require_memory(self.shape[0] ** 2 * kind.itemsize, "H", "read blocks, or use H @ v, which streams")
         full = np.empty(self.shape, kind)
-        for piece in self.pieces():
+
+        def place(piece: Piece) -> None:
             full[piece.rows, piece.cols] = piece.values
             if not piece.is_diagonal:
                 full[piece.cols, piece.rows] = piece.values.T
+
+        for _ in self.of_pieces(place):
+            pass
         return full
 
     def require_memory(self, needed_bytes: int, what: str, remedy: str) -> None:
@@ -233,6 +268,11 @@ def _bands(flat: Indices, chunk: int) -> list[Band]:
         Band(int(i), slice(int(start), int(stop)), _compact(flat[start:stop] - i * chunk))
         for i, start, stop in zip(numbers, starts, stops, strict=True)
     ]
+
+
+def _kept(piece: Piece) -> Piece:
+    """Copy what another chunk will lie in."""
+    return Piece(piece.rows, piece.cols, piece.values.copy())
 
 
 def _within(chunk: Matrix, rows: slice | Indices, cols: slice | Indices) -> Matrix:

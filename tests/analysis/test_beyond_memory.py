@@ -4,10 +4,13 @@ import json
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.linalg
 from finished import store
 
 ROWS, RANK = 4096, 5
@@ -20,18 +23,31 @@ def parts():
     return A, np.linspace(1, 2, ROWS)
 
 
+def take_buffers(threads):
+    """Have BLAS take its buffers, which it keeps: one for each thread that multiplies."""
+    together, some = threading.Barrier(threads), np.eye(400)
+
+    def multiply(_):
+        together.wait()
+        for _ in range(50):
+            some @ some
+
+    scipy.linalg.eigh(some)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(multiply, range(threads)))
+
+
 def limited(url, allowed):
     """What the process with the limit does; run by the test as a process of its own."""
     import resource
-    import threading
 
     import psutil
-    import scipy.linalg
 
     from pipeline import MemoryRefusedError, open_hessian
+    from pipeline.storage.read_ahead import READERS
 
     H, (A, d) = open_hessian(url), parts()
-    scipy.linalg.eigh(np.eye(300) @ np.eye(300))  # BLAS takes its buffers once
+    take_buffers(READERS)
     V = np.random.default_rng(1).standard_normal((ROWS, 4))
     threading.stack_size(2**20)  # of readers: 8 MiB each are reserved, and counted, where nothing is said
     process = psutil.Process()

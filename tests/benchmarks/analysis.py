@@ -84,20 +84,20 @@ def ends(folder, repeats, P=4096):
     H = stored(full, url=f"{folder}/ends", chunk=CHUNK)
     known = scipy.sparse.linalg.eigsh(full, K, which="LA", tol=1e-8, return_eigenvectors=False)
     reads = []
-    pieces = type(H).pieces
+    of_pieces = type(H).of_pieces
 
-    def counted(self, **options):
+    def counted(self, *arguments, **options):
         reads.append(1)
-        return pieces(self, **options)
+        return of_pieces(self, *arguments, **options)
 
     def streamed():
         held, products.SHARE_HELD = products.SHARE_HELD, 0
-        type(H).pieces = counted
+        type(H).of_pieces = counted
         reads.clear()
         try:
             return H.eigsh(K, "LA", return_eigenvectors=False)
         finally:
-            products.SHARE_HELD, type(H).pieces = held, pieces
+            products.SHARE_HELD, type(H).of_pieces = held, of_pieces
 
     products_of_scipy = []
     operator = scipy.sparse.linalg.LinearOperator((P, P), lambda v: products_of_scipy.append(1) or full @ v)
