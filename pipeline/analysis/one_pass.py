@@ -111,7 +111,8 @@ class OnePass(MatrixView):
     """Of a Hessian: sums over its entries, exact up to rounding, in float64.
 
     What needs every entry comes from one read of the upper triangle, whichever is asked for first; the handle keeps the
-    sums, O(P), so that all others cost nothing.
+    sums, O(P), so that all others cost nothing. Nothing is taken from receipts: they hold the norm of a tile as it was
+    computed, without its diagonal or blocks, and say nothing of views.
     """
 
     def diagonal(self) -> Vector:

@@ -16,6 +16,7 @@ from pipeline.progress import Reporter
 from pipeline.results.hessian import StoredHessian
 from pipeline.storage.output import Output
 from pipeline.storage.read_ahead import ahead
+from pipeline.storage.zarr_store import compact
 
 Matrix = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
@@ -231,9 +232,9 @@ class MatrixView(StoredHessian):
         for i in np.unique(chunk_rows):
             here, above = chunk_rows == i, chunk_cols >= i
             if above.any():
-                values[np.ix_(here, above)] = self.store.read(_compact(rows[here]), _compact(cols[above]))
+                values[np.ix_(here, above)] = self.store.read(compact(rows[here]), compact(cols[above]))
             if not above.all():
-                values[np.ix_(here, ~above)] = self.store.read(_compact(cols[~above]), _compact(rows[here])).T
+                values[np.ix_(here, ~above)] = self.store.read(compact(cols[~above]), compact(rows[here])).T
         if missing := int(np.isnan(values).sum()):  # what was computed is never NaN
             raise IncompleteError(
                 f"{missing:,} of {values.size:,} entries asked for are not in {self.url}: the run "
@@ -265,7 +266,7 @@ def _bands(flat: Indices, chunk: int) -> list[Band]:
     numbers, starts = np.unique(flat // chunk, return_index=True)
     stops = np.append(starts, len(flat))[1:]
     return [
-        Band(int(i), slice(int(start), int(stop)), _compact(flat[start:stop] - i * chunk))
+        Band(int(i), slice(int(start), int(stop)), compact(flat[start:stop] - i * chunk))
         for i, start, stop in zip(numbers, starts, stops, strict=True)
     ]
 
@@ -278,10 +279,3 @@ def _kept(piece: Piece) -> Piece:
 def _within(chunk: Matrix, rows: slice | Indices, cols: slice | Indices) -> Matrix:
     """Take rows x columns, copied only where they do not lie together."""
     return chunk[rows][:, cols]
-
-
-def _compact(index: Indices) -> slice | Indices:
-    """Give a slice where indices are consecutive: it is read without an index array."""
-    if len(index) and (np.diff(index) == 1).all():
-        return slice(int(index[0]), int(index[-1]) + 1)
-    return index
