@@ -1,10 +1,9 @@
 """The handle that users hold: a finished Hessian, an array as far as it can be one, and what it is used for."""
 
-from pipeline.analysis.bridges import Bridges
-from pipeline.analysis.solve import Solve
+from pipeline.analysis.posterior import Posterior
 
 
-class Hessian(Bridges, Solve):
+class Hessian(Posterior):
     """The Hessian in an output, or its rows and columns of some parameters; see `pipeline.analysis`."""
 
 
