@@ -32,10 +32,9 @@ for width in (1, 2, 4, 8, 16):
     optimizer.step(lambda m=model, o=optimizer: (o.zero_grad(), value := total(m), value.backward())[1])
     H = compute_hessian(Problem(model, loss, (x, y), l2=PRIOR / S), executor="serial", dtype="float64")
     constants = len(H) / 2 * np.log(PRIOR / S) - N / 2 * np.log(2 * np.pi * NOISE**2)
-    evidences[width] = round(constants - S * H.loss - H.logdet() / 2, 6)
+    evidences[width] = float(constants - S * H.loss - H.logdet() / 2)
     slopes = [torch.autograd.grad(model(at)[0], list(model.parameters())) for at in grid]
     J = np.stack([nn.utils.parameters_to_vector(of).numpy() for of in slopes])
     variances[width] = np.einsum("np,pn->n", J, H.solve(J.T)) / S
 best = max(evidences, key=evidences.get)
-print("log evidence by width:", evidences)
-print(f"width {best}: standard deviations at -4, -2, 0, 2, 4:", np.sqrt(variances[best][::8]).round(3))
+print("log evidence by width", evidences, "deviations at -4, -2, 0, 2, 4", np.sqrt(variances[best][::8]).round(3))

@@ -75,6 +75,6 @@ def test_evidence_is_laplace_torchs():
         prior_precision=found["PRIOR"],
         sigma_noise=noise,
     )
-    assert float(posterior.log_marginal_likelihood()) == pytest.approx(found["evidences"][width], abs=1e-5)
+    assert float(posterior.log_marginal_likelihood()) == pytest.approx(found["evidences"][width], rel=1e-9)
     _, variances = posterior(found["grid"])
     np.testing.assert_allclose(variances[:, 0, 0], found["variances"][width], rtol=1e-6)
