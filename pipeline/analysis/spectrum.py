@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import scipy.linalg
 
+from pipeline.analysis.devices import chosen, placed
 from pipeline.analysis.lanczos import SpectralDensity, Vector, Which, extreme_eigenpairs, lanczos_density, ranked
 from pipeline.analysis.products import Products
 from pipeline.errors import BlockError
@@ -35,20 +36,28 @@ class Spectrum(Products):
     rounding what is stored costs 4e-9 (P = 1,500).
     """
 
-    def eigvalsh(self) -> Vector:
+    def eigvalsh(self, device: str | None = None) -> Vector:
         """Give all eigenvalues: one read, 4/3 P^3 operations, 8 P^2 bytes; kept, O(P), for the next call.
 
+        Args:
+            device: of torch, to compute on; a GPU where there is one, and three such matrices fit, when None.
+
         Returns:
-            Ascending, right to rounding of the largest (LAPACK's dsyevd).  # shape: (P,)
+            Ascending, right to rounding of the largest (LAPACK's or cuSOLVER's dsyevd).  # shape: (P,)
 
         Raises:
             MemoryRefusedError: the matrix does not fit into memory.
             IncompleteError: not all of H was computed.
         """
+        if device is not None:
+            self.__dict__["_eigenvalues"] = self._all(device)
         return self._eigenvalues.copy()
 
-    def eigh(self) -> tuple[Vector, Vector]:
+    def eigh(self, device: str | None = None) -> tuple[Vector, Vector]:
         """Give all eigenvalues and eigenvectors: one read, some 4 P^3 operations, 16 P^2 bytes (LAPACK's dsyevr).
+
+        Args:
+            device: see `eigvalsh`; four matrices there.
 
         Returns:
             Eigenvalues, ascending, and vectors in columns.  # shape: (P,), (P, P)
@@ -57,7 +66,13 @@ class Spectrum(Products):
             MemoryRefusedError: they do not fit into memory.
             IncompleteError: not all of H was computed.
         """
-        self.require_memory(2 * _F8 * self.shape[0] ** 2, "eigh", REMEDY)
+        square = _F8 * self.shape[0] ** 2
+        self.require_memory(2 * square, "eigh", REMEDY)
+        if (on := chosen(device, 4 * square)) is not None:
+            import torch
+
+            found = torch.linalg.eigh(placed(self.to_numpy(np.float64), np.dtype(np.float64), on))
+            return found.eigenvalues.cpu().numpy(), found.eigenvectors.cpu().numpy()
         w, U = scipy.linalg.eigh(self.to_numpy(np.float64).T, driver="evr", overwrite_a=True, check_finite=False)
         return w, U
 
@@ -163,9 +178,19 @@ class Spectrum(Products):
 
     @cached_property
     def _eigenvalues(self) -> Vector:
-        self.require_memory(_F8 * self.shape[0] ** 2, "eigvalsh", REMEDY)
-        full = self.to_numpy(np.float64).T  # in LAPACK's order: not copied
-        w: Vector = scipy.linalg.eigvalsh(full, driver="evd", overwrite_a=True, check_finite=False)
+        return self._all(None)
+
+    def _all(self, device: str | None) -> Vector:
+        square = _F8 * self.shape[0] ** 2
+        self.require_memory(square, "eigvalsh", REMEDY)
+        full = self.to_numpy(np.float64)
+        w: Vector
+        if (on := chosen(device, 3 * square)) is not None:
+            import torch
+
+            w = torch.linalg.eigvalsh(placed(full, full.dtype, on)).cpu().numpy()
+        else:  # in LAPACK's order: not copied
+            w = scipy.linalg.eigvalsh(full.T, driver="evd", overwrite_a=True, check_finite=False)
         return w
 
     def _zero(self, tol: float | None) -> float:
