@@ -108,7 +108,7 @@ class Posterior(Bridges, Solve):
         if not torch.linalg.cholesky_ex(posterior.posterior_precision)[1]:
             return
         smallest = float(self.eigsh(1, "SA", return_eigenvectors=False, tol=1e-6)[0]) - self.manifest.fingerprint.l2
-        enough = MARGIN * max(-smallest, 0.0) * factor * float(posterior._H_factor)
+        enough = MARGIN * max(-smallest, 0.0) * factor / float(posterior.sigma_noise.square() * posterior.temperature)
         raise IndefiniteError(
             f"to_laplace: the posterior's precision is not positive definite: the smallest eigenvalue of H found is "
             f"{smallest:.6g}; prior_precision={enough:.3g} would do, or a minimum, where H is definite",

@@ -68,7 +68,7 @@ class Products(MatrixView):
         on = chosen(device, DEVICE_CHUNKS * self.manifest.chunk**2 * kind.itemsize + 2 * v.size * kind.itemsize)
         product: Matrix = np.zeros(v.shape, kind)
         if on is None:
-            self._add(v, product, lambda values: values)
+            self._add(v.astype(kind, copy=False), product, lambda values: values.astype(kind, copy=False))
             return product
         operand = placed(v, kind, on)
         there = operand.new_zeros(operand.shape)
