@@ -15,7 +15,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from pipeline.analysis.devices import chosen, placed
-from pipeline.analysis.view import Matrix, MatrixView, Multiply, Piece
+from pipeline.analysis.view import Matrix, MatrixView, Multiply, Piece, Room
 from pipeline.errors import BlockError
 from pipeline.planning.memory import available_bytes
 
@@ -68,13 +68,26 @@ class Products(MatrixView):
         on = chosen(device, DEVICE_CHUNKS * self.manifest.chunk**2 * kind.itemsize + 2 * v.size * kind.itemsize)
         product: Matrix = np.zeros(v.shape, kind)
         if on is None:
-            self._add(v.astype(kind, copy=False), product, lambda values: values.astype(kind, copy=False))
+            self._add(v.astype(kind, copy=False), product, self._caster(kind))
             return product
         operand = placed(v, kind, on)
         there = operand.new_zeros(operand.shape)
         self._add(operand, there, lambda values: placed(values, kind, on))
         product[...] = there.cpu().numpy()
         return product
+
+    def _caster(self, kind: np.dtype[Any]) -> Callable[[Matrix], Matrix]:
+        """Give what puts entries into a type."""
+        if kind == self.dtype:
+            return lambda values: values
+        room = Room(self.manifest.chunk, kind)
+
+        def cast(values: Matrix) -> Matrix:
+            there = room.values.reshape(-1)[: values.size].reshape(values.shape)
+            there[...] = values
+            return there
+
+        return cast
 
     def _add(self, v: Any, product: Any, ready: Callable[[Matrix], Any]) -> None:
         """Add H v: arrays of NumPy or tensors of torch, whichever `ready` makes of a chunk's entries."""

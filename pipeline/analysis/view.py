@@ -53,6 +53,18 @@ class Piece:
         return self.rows == self.cols
 
 
+class Room(threading.local):
+    """Room for a chunk in each thread, used again and again: fresh pages cost more than decoding or casting into it.
+
+    Args:
+        side: of a chunk.
+        dtype: of its entries.
+    """
+
+    def __init__(self, side: int, dtype: np.dtype[Any]) -> None:
+        self.values: Matrix = np.empty((side, side), dtype)
+
+
 class MatrixView(StoredHessian):
     """A stored Hessian, or what it has of some parameters; both symmetries read the same.
 
@@ -145,14 +157,12 @@ class MatrixView(StoredHessian):
         if not partial:
             self._require_computed(pairs)
 
-        mine = threading.local()  # room for a chunk, used again: fresh pages cost more than decoding
+        room = Room(self.store.chunk, self.dtype)
 
         def read(pair: tuple[Band, Band]) -> tuple[int, Result]:
             a, b = pair
-            if not hasattr(mine, "room"):
-                mine.room = np.empty((self.store.chunk, self.store.chunk), self.dtype)
             try:
-                chunk = self.store.read_chunk(a.chunk, b.chunk, out=mine.room)
+                chunk = self.store.read_chunk(a.chunk, b.chunk, out=room.values)
             except IncompleteError as fault:
                 raise IncompleteError(f"{self.url}: {fault}") from None
             return chunk.nbytes, function(Piece(a.place, b.place, _within(chunk, a.inside, b.inside)))
