@@ -10,14 +10,14 @@ from torch import nn
 
 from pipeline import Problem, compute_hessian
 
-RATE, EVERY = 0.1, 800
+RATE, EVERY = 0.1, 1600
 torch.manual_seed(0)
 x = torch.linspace(-1, 1, 20, dtype=torch.float64)[:, None]
 y = torch.special.legendre_polynomial_p(x, 4)
 model, loss = nn.Sequential(nn.Linear(1, 24), nn.Tanh(), nn.Linear(24, 1)).double(), nn.MSELoss()
 optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
 losses, sharpness = [], []
-for step in range(10 * EVERY + 1):
+for step in range(5 * EVERY + 1):
     if step % EVERY == 0:
         H = compute_hessian(Problem(model, loss, (x, y)), executor="serial", verify=False)
         losses.append(H.loss)
