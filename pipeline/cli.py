@@ -10,7 +10,7 @@ from typing import Literal
 import click
 
 from pipeline.errors import BAD_INPUT, FAILED, RESUMABLE, HessianError, OutputError, Terminated, counted, shown
-from pipeline.planning.pages import ask_for_large_pages
+from pipeline.planning.torch_environment import prepare_environment
 
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a key of the job spec; may be repeated."
@@ -47,8 +47,8 @@ def cli() -> None:
 @click.argument("name", required=False)
 def init_command(name: str | None) -> None:
     """Copy the job NAME that comes with this package into this folder; without a NAME, list them."""
+    from pipeline.console.tables import show_values
     from pipeline.runs.examples import copy_example, list_examples
-    from pipeline.tables import show_values
 
     if name is None:
         show_values(list_examples().items())
@@ -81,9 +81,9 @@ def plan_command(
     from pipeline.spec import load_job
 
     profile, spec = find_profile(device) if device else None, load_job(job, overrides)
+    from pipeline.console.tables import show_forecast, show_plan, show_preflight
     from pipeline.runs.api import plan  # takes seconds to import, by torch: a fault in the spec is said before
     from pipeline.storage.output import Output, open_readable
-    from pipeline.tables import show_forecast, show_plan, show_preflight
 
     measured = open_readable(receipts, spec.output or receipts, spec.endpoint_url) if receipts else None
     made = plan(spec, job.parent, workers, profile)
@@ -121,10 +121,10 @@ def run_command(
     from pipeline.spec import load_job
 
     spec = load_job(job, overrides, output, endpoint_url)
-    from pipeline.logs import log_to
-    from pipeline.progress import ConsoleReporter
+    from pipeline.console.logs import log_to
+    from pipeline.console.reporter import ConsoleReporter
+    from pipeline.console.tables import open_console, show_outcome
     from pipeline.runs.api import run_job  # takes seconds to import, by torch: a fault in the spec is said before
-    from pipeline.tables import open_console, show_outcome
 
     console = open_console(stderr=True)
     with log_to(console, log):
@@ -176,9 +176,9 @@ def export_command(url: str, dest: str | None, kind: Literal["parquet", "npy"], 
 
     Parquet goes into the output itself where no DEST is given; a .npy file needs a local one.
     """
-    from pipeline.progress import ConsoleReporter
+    from pipeline.console.reporter import ConsoleReporter
+    from pipeline.console.tables import open_console
     from pipeline.results.export import export_hessian
-    from pipeline.tables import open_console
 
     reporter = ConsoleReporter(open_console(stderr=True))
     click.echo(export_hessian(url, kind, dest, endpoint_url=endpoint_url, report=reporter))
@@ -217,8 +217,8 @@ def spectrum_command(
         raise click.UsageError("--k, --density and --whole exclude each other: give one of them")
     from pipeline.analysis.hessian import open_hessian
     from pipeline.analysis.spectrum_summary import spectrum_of
-    from pipeline.progress import ConsoleReporter
-    from pipeline.tables import open_console, show_spectrum
+    from pipeline.console.reporter import ConsoleReporter
+    from pipeline.console.tables import open_console, show_spectrum
 
     hessian = open_hessian(url, endpoint_url)
     hessian.report = ConsoleReporter(open_console(stderr=True))
@@ -239,8 +239,8 @@ def status_command(url: str, endpoint_url: str | None, *, as_json: bool) -> None
 
     Exit status: 0 finished and proven, 1 unproven, 75 running or interrupted, 2 absent.
     """
+    from pipeline.console.tables import show_status
     from pipeline.runs.status import status
-    from pipeline.tables import show_status
 
     found = status(url, endpoint_url)
     if as_json:
@@ -270,8 +270,8 @@ def drain_command(
 ) -> None:
     """Wait for the notice that the cloud takes this machine away; then have Ray drain its node."""
     from pipeline.cluster.preemption import drain_on_notice
-    from pipeline.logs import log_to
-    from pipeline.tables import open_console
+    from pipeline.console.logs import log_to
+    from pipeline.console.tables import open_console
 
     with log_to(open_console(stderr=True), None):
         left = drain_on_notice(cloud, metadata_url, address, node_id, interval)
@@ -311,13 +311,13 @@ def run_due_command(schedule: Path, log: Path | None) -> None:
 
     Run it as often as you like, by cron or a Kubernetes CronJob: what is done is skipped, what was cut off goes on.
     """
-    from pipeline.schedule import load_schedule
+    from pipeline.runs.schedule import load_schedule
 
     load_schedule(schedule)  # a fault in it is said before torch is imported, which takes seconds
-    from pipeline.logs import log_to
-    from pipeline.progress import ConsoleReporter
+    from pipeline.console.logs import log_to
+    from pipeline.console.reporter import ConsoleReporter
+    from pipeline.console.tables import open_console, show_values
     from pipeline.runs.sweep import run_due
-    from pipeline.tables import open_console, show_values
 
     console = open_console(stderr=True)
     with log_to(console, log):
@@ -336,7 +336,7 @@ def cancel_command(job_id: str, address: str | None) -> None:
 
 def main() -> None:
     """Run the command; errors of ours become one line and an exit status."""
-    ask_for_large_pages()
+    prepare_environment()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -17,9 +17,15 @@ RESUMABLE = 75  # EX_TEMPFAIL: run the same command again
 
 
 class HessianError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose.
+
+    Attributes:
+        exit_code: of the `hessian` command.
+        retryable: whether another worker's attempt at the same tile may end otherwise.
+    """
 
     exit_code = FAILED
+    retryable = True
 
     def __str__(self) -> str:
         """Return the message in one line; KeyError, of which some are, would quote it."""
@@ -30,24 +36,28 @@ class SpecError(HessianError, ValueError):
     """A job spec or a setting is not valid."""
 
     exit_code = BAD_INPUT
+    retryable = False
 
 
 class ProblemError(HessianError, ValueError):
     """A model, a loss, data or a selection of parameters has no Hessian, or none that can be computed exactly."""
 
     exit_code = BAD_INPUT
+    retryable = False
 
 
 class MemoryRefusedError(HessianError, MemoryError):
     """More memory would be needed than is allowed; nothing was computed."""
 
     exit_code = BAD_INPUT
+    retryable = False
 
 
 class OutputError(HessianError, OSError):
     """An output cannot be read or written, has no room, or holds something else."""
 
     exit_code = BAD_INPUT
+    retryable = False
 
 
 class UnfitError(OutputError):
@@ -57,31 +67,35 @@ class UnfitError(OutputError):
 class UnreachableError(OutputError):
     """An output does not answer, though it was asked for minutes; finished tiles are kept."""
 
-    exit_code = RESUMABLE
+    exit_code = RESUMABLE  # by the same command, later; another worker would wait as long for nothing
 
 
 class StoppedError(OutputError):
     """An output refused in the middle of a run: rights lost, bucket gone, disk full; finished tiles are kept."""
 
     exit_code = RESUMABLE
+    retryable = True
 
 
 class FingerprintError(HessianError, ValueError):
     """An output belongs to a different problem than the one at hand."""
 
     exit_code = BAD_INPUT
+    retryable = False
 
 
 class CheckpointError(HessianError, ValueError):
     """A checkpoint cannot be read, or does not fit the model."""
 
     exit_code = BAD_INPUT
+    retryable = False
 
 
 class BlockError(HessianError, KeyError):
     """A block, row or column that the Hessian does not have."""
 
     exit_code = BAD_INPUT
+    retryable = False
 
 
 class IncompleteError(HessianError, LookupError):
@@ -141,12 +155,14 @@ class ClusterError(HessianError, ConnectionError):
     """A Ray cluster's dashboard does not answer, or refuses."""
 
     exit_code = BAD_INPUT
+    retryable = False
 
 
 class FollowError(ClusterError):
     """A job on a cluster is no longer followed; it goes on."""
 
     exit_code = RESUMABLE
+    retryable = True
 
 
 class SweepError(HessianError, RuntimeError):
@@ -206,7 +222,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def in_words(error: BaseException) -> str:
-    """Say a foreign exception in one line: its type and the beginning of its message."""
+    """Return a foreign exception in one line: its type and the beginning of its message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 

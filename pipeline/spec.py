@@ -20,8 +20,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import SpecError, nearest
+from pipeline.files.yaml_data import load_yaml, read_yaml
 from pipeline.urls import Url
-from pipeline.yaml_files import load_yaml, read_yaml
 
 SHOWN = 100  # characters of a value in a message
 _PRIVATE = frozenset({"problem_args", "checkpoint", "checkpoints", "output", "endpoint_url", "address"})  # or may be
@@ -175,7 +175,7 @@ class Settings(BaseModel):
 
 
 def device_of(settings: Settings) -> str:
-    """Give the device that engines run on.
+    """Return the device that engines run on.
 
     Args:
         settings: how to compute.
@@ -292,7 +292,7 @@ def read_mapping(path: str | Path, what: str, example: str) -> dict[str, Any]:
 
 
 def one_fault(error: ValidationError) -> str:
-    """Say the first fault that pydantic finds in data, in a clause.
+    """Return the first fault that pydantic finds in data, in a clause.
 
     Args:
         error: what it raised.
@@ -324,7 +324,7 @@ def _override(values: dict[str, Any], text: str) -> None:
 
 
 def _fault(model: type[BaseModel], error: Mapping[str, Any]) -> str:
-    """Say one fault found by pydantic in our words."""
+    """Return one fault found by pydantic in our words."""
     place = error["loc"]
     key = str(place[0]) if place else ""
     if error["type"] == "extra_forbidden" and len(place) == 1:

@@ -65,7 +65,7 @@ class Url(str):
         return without(text, self.secrets())
 
     def secrets(self) -> set[str]:
-        """Give what is hidden, as it stands and decoded, whole and in parts."""
+        """Return what is hidden, as it stands and decoded, whole and in parts."""
         if not self.is_secret:
             return set()
         user = self._plain.partition("://")[2].rpartition("@")[0] or self._plain.rpartition("@")[0].partition(":")[2]

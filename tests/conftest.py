@@ -23,6 +23,20 @@ def pytest_addoption(parser):
     parser.addoption("--fault-table", type=Path, metavar="FILE", help="write what the tests of faults found, as JSON")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keep together what shares a fixture of its module; other tests go one by one to whichever process is free."""
+    for item in items:
+        if shares_a_fixture(item):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def shares_a_fixture(item):
+    """Whether a test uses a fixture of these files that outlives it."""
+    fixtures = (definitions[-1] for definitions in item._fixtureinfo.name2fixturedefs.values())
+    return any(f.scope != "function" and f.baseid for f in fixtures)
+
+
 def pytest_configure(config):
     path = config.getoption("--fault-table")
     if path is not None and not hasattr(config, "workerinput"):  # xdist's workers report to this process

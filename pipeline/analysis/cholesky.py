@@ -111,7 +111,7 @@ class DiskFactor:
         return x
 
     def _panel(self, start: int) -> tuple[slice, slice, Vector, Any]:
-        """Give a panel's rows and those below, its square, and what is below as a dask array."""
+        """Return a panel's rows and those below, its square, and what is below as a dask array."""
         stop = min(start + self._width, self._size)
         here, below = slice(start, stop), slice(stop, self._size)
         lazy = self._dask.from_array(self._factor, (self._side, self._width))
@@ -147,7 +147,7 @@ class DiskFactor:
             self._dask.store(panel, self._factor, regions=region, lock=False, scheduler="threads")
 
     def _remaining(self, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64], before: Vector) -> Vector:
-        """Give A + damping I less the products of the panels before.  # shape: (rows, cols)."""
+        """Return A + damping I less the products of the panels before.  # shape: (rows, cols)."""
         left = self._entries(rows, cols).astype(np.float64)
         left[rows[:, None] == cols] += self._damping
         for start in range(0, cols[0], self._side):
@@ -157,7 +157,7 @@ class DiskFactor:
 
 
 def _sizes(size: int, most: int) -> tuple[int, int]:
-    """Give rows of a block, and columns of a panel: as many blocks as memory allows.
+    """Return rows of a block, and columns of a panel: as many blocks as memory allows.
 
     Args:
         size: P.

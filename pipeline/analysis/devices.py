@@ -38,7 +38,7 @@ def placed(values: npt.NDArray[Any], kind: np.dtype[Any], device: str) -> "torch
 
 
 def _free_bytes() -> int:
-    """Give what is free on the GPU, 0 where there is none; torch is not imported to find none."""
+    """Return what is free on the GPU, 0 where there is none; torch is not imported to find none."""
     if "torch" not in sys.modules and not DRIVER.exists():
         return 0
     import torch

@@ -64,7 +64,7 @@ class Totals:
             self.blocks[np.ix_(cols, rows)] += of.blocks.T
 
     def _segments(self, place: slice) -> tuple[list[int], list[int]]:
-        """Give the numbers of the parameters met, and where they begin in the piece."""
+        """Return the numbers of the parameters met, and where they begin in the piece."""
         met = list(self._layout.segments(range(place.start, place.stop)))
         return [self._number[p.name] for p, _ in met], [span.start - place.start for _, span in met]
 
@@ -116,7 +116,7 @@ class OnePass(MatrixView):
     """
 
     def diagonal(self) -> Vector:
-        """Give the second derivatives along each parameter: one read of the chunks on the diagonal, or none.
+        """Return the second derivatives along each parameter: one read of the chunks on the diagonal, or none.
 
         Returns:
             # shape: (P,)
@@ -132,11 +132,11 @@ class OnePass(MatrixView):
         return values
 
     def trace(self) -> float:
-        """Give the sum of the diagonal, and of the eigenvalues; see `diagonal`."""
+        """Return the sum of the diagonal, and of the eigenvalues; see `diagonal`."""
         return float(self.diagonal().sum())
 
     def norm(self, ord: Literal["fro", 1, -1] | float | None = None) -> float:  # noqa: A002 (NumPy's name)
-        """Give a norm of H, named as `numpy.linalg.norm` names it.
+        """Return a norm of H, named as `numpy.linalg.norm` names it.
 
         Args:
             ord: `"fro"` or None: root of the sum of squares. 1 or inf: largest sum of absolute values of a row; -1 or
@@ -158,7 +158,7 @@ class OnePass(MatrixView):
         raise BlockError(f"norm: got ord={ord!r}, expected 'fro', 1, -1, inf or -inf; for 2 and 'nuc' see H.eigvalsh()")
 
     def row_norms(self, ord: Literal[1, 2] = 2) -> Vector:  # noqa: A002
-        """Give the norm of each row, which is that of each column.
+        """Return the norm of each row, which is that of each column.
 
         Args:
             ord: 2, Euclidean, or 1, the sum of absolute values.
@@ -176,7 +176,7 @@ class OnePass(MatrixView):
         return np.sqrt(totals.squares) if ord == 2 else totals.absolute.copy()
 
     def block_norms(self) -> dict[tuple[str, str], float]:
-        """Give the Frobenius norm of each block that was computed, by row and column parameter."""
+        """Return the Frobenius norm of each block that was computed, by row and column parameter."""
         plan, totals, whole = self.manifest.plan, self._totals, self.manifest.layout
         return {
             (a.name, b.name): float(np.sqrt(totals.blocks[i, j]))
@@ -186,7 +186,7 @@ class OnePass(MatrixView):
         }
 
     def gershgorin_bounds(self) -> tuple[float, float]:
-        """Give an interval that holds all eigenvalues: those of H_ii -+ sum_(j != i) |H_ij|.
+        """Return an interval that holds all eigenvalues: those of H_ii -+ sum_(j != i) |H_ij|.
 
         Returns:
             Its ends.

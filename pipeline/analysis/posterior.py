@@ -25,7 +25,7 @@ class Posterior(Bridges, Solve):
         factor: float | None = None,
         **options: Any,
     ) -> "FullLaplace":
-        """Give laplace-torch's posterior N(theta, (factor H / sigma^2 + prior precision)^-1), fitted by this H.
+        """Return laplace-torch's posterior N(theta, (factor H / sigma^2 + prior precision)^-1), fitted by this H.
 
         That of `FullLaplace(model, likelihood, backend=CurvlinopsHessian)` after `fit`; theta is to be a minimum. One
         read, four arrays of P x P in the model's type, P^3 / 3 operations to see that it is definite. An L2 term of the
@@ -86,7 +86,7 @@ class Posterior(Bridges, Solve):
         self.require_memory(ARRAYS * item * self.shape[0] ** 2, "a full Laplace posterior", "take H.select(...)")
 
     def _fitted(self, model: "torch.nn.Module", example: "torch.Tensor", factor: float) -> dict[str, Any]:
-        """Give what `fit` would set, of sums over all data."""
+        """Return what `fit` would set, of sums over all data."""
         import torch
 
         trainable = [p for p in model.parameters() if p.requires_grad]

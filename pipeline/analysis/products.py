@@ -77,7 +77,7 @@ class Products(MatrixView):
         return product
 
     def _caster(self, kind: np.dtype[Any]) -> Callable[[Matrix], Matrix]:
-        """Give what puts entries into a type."""
+        """Return what puts entries into a type."""
         if kind == self.dtype:
             return lambda values: values
         room = Room(self.manifest.chunk, kind)
@@ -124,7 +124,7 @@ class Products(MatrixView):
     rmatvec = matmat = rmatmat = matvec
 
     def as_linear_operator(self) -> "LinearOperator":
-        """Give H to SciPy: each product reads the store once, block vectors too; its adjoint is itself.
+        """Return H to SciPy: each product reads the store once, block vectors too; its adjoint is itself.
 
         Returns:
             A `scipy.sparse.linalg.LinearOperator`.
@@ -136,7 +136,7 @@ class Products(MatrixView):
         )
 
     def quadratic_form(self, vectors: npt.ArrayLike) -> Any:
-        """Give v' H v, the curvature of L along v, or V' H V of several; one read of the store.
+        """Return v' H v, the curvature of L along v, or V' H V of several; one read of the store.
 
         Args:
             vectors: # shape: (P,) or (P, k)
@@ -148,7 +148,7 @@ class Products(MatrixView):
         return v.T @ (self @ v)
 
     def multiplier(self, device: str | None = None) -> Multiply:
-        """Give X -> H X for an iteration, in float64: of the matrix in memory where it fits well, else of the store.
+        """Return X -> H X for an iteration, in float64: of the matrix in memory where it fits well, else of the store.
 
         Args:
             device: of torch, to hold it; a GPU where there is one, and it fits there, when None.

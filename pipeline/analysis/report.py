@@ -43,7 +43,7 @@ def write_report(url: str, endpoint_url: str | None = None) -> str:
 
 
 def entry_sizes(hessian: Hessian) -> npt.NDArray[np.float64]:
-    """Give the root mean square of the entries of each block.
+    """Return the root mean square of the entries of each block.
 
     Args:
         hessian: a finished one.

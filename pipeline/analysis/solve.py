@@ -87,7 +87,7 @@ class Solve(Spectrum, OnePass):
         method: Literal["direct", "cholesky"] = "direct",
         scratch: str | Path | None = None,
     ) -> float:
-        """Give log det (H + damping I), by Cholesky: one read, 8 P^2 bytes, P^3 / 3 operations.
+        """Return log det (H + damping I), by Cholesky: one read, 8 P^2 bytes, P^3 / 3 operations.
 
         Beyond memory by a factor on a local disk; or estimated, by `H.spectral_density(...).trace_of(...)`.
 
@@ -140,7 +140,7 @@ class Solve(Spectrum, OnePass):
             raise self._indefinite(damping) from None
 
     def inverse_diagonal(self, damping: float = 0.0) -> Vector:
-        """Give the diagonal of (H + damping I)^-1: of a posterior of that precision, the marginal variances.
+        """Return the diagonal of (H + damping I)^-1: of a posterior of that precision, the marginal variances.
 
         One read, 8 P^2 bytes, P^3 operations (LAPACK's dpotrf, dpotri).
 
@@ -159,7 +159,7 @@ class Solve(Spectrum, OnePass):
         return np.array(inverse.diagonal())
 
     def inverse_block(self, a: str, b: str, damping: float = 0.0) -> Vector:
-        """Give a block of (H + damping I)^-1, the inverse of the whole, by solving for the columns of b.
+        """Return a block of (H + damping I)^-1, the inverse of the whole, by solving for the columns of b.
 
         Args:
             a: a parameter.
@@ -227,7 +227,7 @@ class Solve(Spectrum, OnePass):
         )
 
     def _preconditioner(self, damping: float) -> Multiply:
-        """Give X -> M X, M being |D|^-1 of blocks D on the diagonal of H + damping I: chunks, cut where large."""
+        """Return X -> M X, M being |D|^-1 of blocks D on the diagonal of H + damping I: chunks, cut where large."""
         P = self.shape[0]
         side = int(min(BLOCK, max(SHARE_OF_BLOCKS * available_bytes() // (_F8 * P), 1)))
         inverses: list[tuple[slice, Vector]] = []

@@ -37,7 +37,7 @@ class Spectrum(Products):
     """
 
     def eigvalsh(self, device: str | None = None) -> Vector:
-        """Give all eigenvalues: one read, 4/3 P^3 operations, 8 P^2 bytes; kept, O(P), for the next call.
+        """Return all eigenvalues: one read, 4/3 P^3 operations, 8 P^2 bytes; kept, O(P), for the next call.
 
         Args:
             device: of torch, to compute on; a GPU where there is one, and three such matrices fit, when None.
@@ -54,7 +54,7 @@ class Spectrum(Products):
         return self._eigenvalues.copy()
 
     def eigh(self, device: str | None = None) -> tuple[Vector, Vector]:
-        """Give all eigenvalues and eigenvectors: one read, some 4 P^3 operations, 16 P^2 bytes (LAPACK's dsyevr).
+        """Return all eigenvalues and eigenvectors: one read, some 4 P^3 operations, 16 P^2 bytes (LAPACK's dsyevr).
 
         Args:
             device: see `eigvalsh`; four matrices there.
@@ -94,12 +94,12 @@ class Spectrum(Products):
         return int((np.abs(self._eigenvalues) > self._zero(tol)).sum())
 
     def condition_number(self) -> float:
-        """Give max|w| / min|w|, infinite where an eigenvalue is zero; see `eigvalsh` for cost and errors."""
+        """Return max|w| / min|w|, infinite where an eigenvalue is zero; see `eigvalsh` for cost and errors."""
         sizes = np.abs(self._eigenvalues)
         return float(sizes.max() / sizes.min()) if sizes.min() > 0 else float("inf")
 
     def layer_spectra(self) -> dict[str, Vector]:
-        """Give the eigenvalues of each parameter's own block, by name; see `eigvalsh`. Only these blocks are read."""
+        """Return the eigenvalues of each parameter's own block, by name; see `eigvalsh`. Only these blocks are read."""
         return {view.parameters.names[0]: view.eigvalsh() for view in self.block_diagonal()}
 
     def eigsh(

@@ -96,7 +96,7 @@ class MatrixView(StoredHessian):
         return np.take(super().gradient, self._flat)
 
     def select(self, *globs: str) -> Self:
-        """Give the Hessian with respect to some of the parameters, by globs of their names: a view, nothing is read.
+        """Return the Hessian with respect to some of the parameters, by globs of their names: a view, nothing is read.
 
         Args:
             globs: of names; `!glob` takes out.
@@ -113,7 +113,7 @@ class MatrixView(StoredHessian):
         return self._view(names)
 
     def block_diagonal(self) -> Iterator[Self]:
-        """Give the view of each parameter by itself, in order; nothing is read."""
+        """Return the view of each parameter by itself, in order; nothing is read."""
         for name in self.parameters.names:
             yield self._view([name])
 

@@ -22,9 +22,9 @@ from pipeline.execution.driver import Answer, Loss
 from pipeline.execution.executors import Work
 from pipeline.execution.worker import Worker
 from pipeline.planning.manifest import Manifest
-from pipeline.planning.pages import ask_for_large_pages
 from pipeline.planning.placement import NODE, Node, workers_on_gpu
 from pipeline.planning.tiling import Tile
+from pipeline.planning.torch_environment import prepare_environment
 from pipeline.preflight.devices import (
     require_device,
 )
@@ -85,7 +85,7 @@ class Pool:
         self._draining: set[str] = set()
 
     def now(self) -> float:
-        """Give the seconds since some moment."""
+        """Return the seconds since some moment."""
         return time.monotonic()
 
     def start(self) -> int:
@@ -139,7 +139,7 @@ class Pool:
         return Answer(worker, found)
 
     def _loss(self, worker: int, error: RayError) -> Loss:
-        """Say why an actor is gone."""
+        """Return why an actor is gone."""
         # Ray knows of an actor that its memory monitor killed only by words.
         if isinstance(error, OutOfMemoryError) or "low on memory" in str(error):
             return Loss.MEMORY
@@ -180,7 +180,7 @@ class Metrics:
 
 
 def set_up(settings: Settings) -> str:
-    """Give this process its threads and its share of a GPU.
+    """Hand this process its threads and its share of a GPU.
 
     Args:
         settings: how to compute.
@@ -188,7 +188,7 @@ def set_up(settings: Settings) -> str:
     Returns:
         The device of the engines.
     """
-    ask_for_large_pages()
+    prepare_environment()
     torch.set_num_threads(settings.cpus_per_worker)
     device = device_of(settings)
     require_device(device)
@@ -208,7 +208,7 @@ def _require_same_place(output: Output, manifest: Manifest) -> None:
 
 
 def options_of(settings: Settings, node: Node | None = None) -> dict[str, Any]:
-    """Give what Ray is to place a worker by, anywhere or on a given node."""
+    """Return what Ray is to place a worker by, anywhere or on a given node."""
     labels = {**(settings.label_selector or {}), **({NODE: node.id} if node else {})}
     return {
         "num_cpus": settings.cpus_per_worker,
@@ -238,7 +238,7 @@ def pickled(problem: Problem) -> bytes:
 
 
 def _is_user_code(module: ModuleType) -> bool:
-    """Say whether a module comes from a file that lies neither in an installation nor in this package."""
+    """Whether a module comes from a file that lies neither in an installation nor in this package."""
     file = getattr(module, "__file__", None)
     if not isinstance(file, str) or module.__name__ == "__main__":  # __main__ is pickled by value anyway
         return False
@@ -249,7 +249,7 @@ def _is_user_code(module: ModuleType) -> bool:
 
 
 def in_short(error: RayError) -> WorkerError:
-    """Say in one line what Ray says in many."""
+    """Return in one line what Ray says in many."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = (lines[-1] if isinstance(error, RayActorError) else " ".join(lines)) if lines else ""
     return WorkerError(f"{type(error).__name__}: {text[:500]}")

@@ -4,7 +4,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -27,7 +27,6 @@ from pipeline.preflight.devices import (
 from pipeline.preflight.planner import make_plan
 from pipeline.problem.problem import Problem
 from pipeline.spec import Settings, device_of
-from pipeline.storage.receipts import Receipt
 
 
 class _Planner:
@@ -121,9 +120,7 @@ class Cluster:
             for actor in actors:
                 ray.kill(actor)
 
-    def execute(
-        self, work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]
-    ) -> Generator[Receipt, None, None]:
+    def execute(self, work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]) -> None:
         """Compute tiles on Ray workers.
 
         Args:
@@ -131,9 +128,6 @@ class Cluster:
             tiles: what to compute, dearest first.
             tally: told about all that happens.
             check: called every few seconds; raises what stops the run.
-
-        Yields:
-            A receipt for each tile, once it is written, in the order they finish.
 
         Raises:
             SpecError: no node can have a worker, or the output is another place on one.
@@ -145,7 +139,7 @@ class Cluster:
         pool = Pool(self._send(work.problem), work, self._settings)
         tally.listeners.append(Metrics())
         try:
-            yield from Driver(pool, tiles, workers, tally, self._settings.tile_deadline, check).receipts()
+            Driver(pool, tiles, workers, tally, self._settings.tile_deadline, check).run()
         finally:
             pool.stop()
 
@@ -200,7 +194,7 @@ def _ended(
 
 
 def _outcome(call: Any) -> JobPlan:
-    """Give what a planner returned, or raise what it raised, as if it had been here."""
+    """Return what a planner returned, or raise what it raised, as if it had been here."""
     try:
         plan: JobPlan = ray.get(call)
     except RayTaskError as error:
@@ -209,17 +203,17 @@ def _outcome(call: Any) -> JobPlan:
 
 
 def _starts_here() -> bool:
-    """Say whether this process has no Ray yet; one that it has is joined as it is, and never ended."""
+    """Whether this process has no Ray yet; one that it has is joined as it is, and never ended."""
     return not ray.is_initialized()
 
 
 def _is_plain(settings: Settings) -> bool:
-    """Say whether workers may be anywhere on this machine."""
+    """Whether workers may be anywhere on this machine."""
     return not (names_cluster(settings) or settings.gpus_per_worker or settings.resources or settings.label_selector)
 
 
 def _is_fixed() -> bool:
-    """Say whether a cluster is known to get no more nodes by itself."""
+    """Whether a cluster is known to get no more nodes by itself."""
     # Ray's monitor makes up a type for each node, of its ID or address, where it has no configuration to add nodes by.
     status = json.loads(_internal_kv_get("__autoscaling_status") or "{}")
     types = status.get("autoscaler_report", {}).get("node_type_mapping") or {}

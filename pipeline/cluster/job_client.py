@@ -154,7 +154,7 @@ class Cluster:
         return f"job {job} is {self._details(job).status.lower()}; finished tiles are kept, submit it again to go on"
 
     def left(self, submitted: Submitted) -> FollowError:
-        """Give the error that says a job is no longer followed, and what can be done."""
+        """Return the error that says a job is no longer followed, and what can be done."""
         return FollowError(
             f"no longer following job {submitted.id}; {self._again(submitted.id)}, `hessian status {submitted.output}` "
             "tells how far it is"
@@ -230,7 +230,7 @@ class Cluster:
         return f"the job goes on: submit it again to follow it, `hessian cancel {job} --address {self.address}` ends it"
 
     def _states(self) -> dict[str, JobStatus]:
-        """Give the states of all jobs that were ever sent."""
+        """Return the states of all jobs that were ever sent."""
         with self._asking():
             return {job: details.status for job, details in self._jobs().items()}
 
@@ -238,7 +238,7 @@ class Cluster:
         return {details.submission_id: details for details in self._client.list_jobs() if details.submission_id}
 
     def _is_here(self) -> bool:
-        """Say whether this machine is the whole cluster; an address cannot tell, which may be a tunnel's."""
+        """Whether this machine is the whole cluster; an address cannot tell, which may be a tunnel's."""
         end = time.monotonic() + ANSWER_SECONDS
         with self._asking():
             while not (names := self._client.hostnames()) and time.monotonic() < end:  # a head that has just begun
@@ -287,7 +287,7 @@ class _Log:
 
 
 def _address(given: str | None) -> str:
-    """Give the dashboard's address."""
+    """Return the dashboard's address."""
     said = {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
     for name, value in said.items():
         if given is not None and value.rstrip("/") != given.rstrip("/"):
@@ -299,7 +299,7 @@ def _address(given: str | None) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Say in one line why there is no answer, or what the answer is."""
+    """Return in one line why there is no answer, or what the answer is."""
     if isinstance(error, AuthenticationError):
         return (
             "refuses without the right token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, as "

@@ -105,7 +105,7 @@ def _require_no_secret(spec: JobSpec) -> None:
 
 
 def _variables_left_out(value: Any) -> Any:
-    """Give plain data without the places that name environment variables."""
+    """Return plain data without the places that name environment variables."""
     if isinstance(value, dict):
         return {key: _variables_left_out(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -114,7 +114,7 @@ def _variables_left_out(value: Any) -> Any:
 
 
 def _reachable(key: str, url: str, here: Callable[[], bool]) -> str:
-    """Give a URL as the cluster is to see it."""
+    """Return a URL as the cluster is to see it."""
     if url.startswith("memory://"):
         raise SpecError(f"`{key}` got {url}, which no other process can reach: give the URL of a bucket")
     if "://" in url:
@@ -158,7 +158,7 @@ def _imported(path: Path, root: Path) -> Iterator[tuple[str, ...]]:
 
 
 def _files(root: Path, module: tuple[str, ...]) -> Iterator[Path]:
-    """Give the files of a module and of the packages it is in, as far as they are there."""
+    """Yield the files of a module and of the packages it is in, as far as they are there."""
     if module[:1] == (_INSTALLED,):
         return
     for depth in range(1, len(module) + 1):

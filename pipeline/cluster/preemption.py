@@ -63,7 +63,7 @@ class MetadataService:
 
 
 def aws_notice(service: MetadataService) -> float | None:
-    """Give the time at which AWS takes a spot machine, in seconds since 1970; None for none (two minutes' notice)."""
+    """Return the time at which AWS takes a spot machine, in seconds since 1970; None for none (two minutes' notice)."""
     token = service.ask("/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}, "PUT")
     notice = service.ask("/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token or ""})
     return None if notice is None else datetime.fromisoformat(json.loads(notice)["time"]).timestamp()

@@ -13,6 +13,7 @@ from pipeline.engines.registry import add_batch
 from pipeline.engines.stages import Application
 from pipeline.errors import HessianError, ProblemError, in_words
 from pipeline.planning.costs import Measured, work
+from pipeline.planning.engine_traits import TRAITS
 from pipeline.planning.parameters import Parameter
 from pipeline.problem.batches import Batch, sample_count
 from pipeline.problem.contexts import exact_kernels
@@ -23,30 +24,6 @@ PROBE_BYTES = 2**30  # of the rows that are computed
 
 
 @dataclass(frozen=True)
-class Habit:
-    """What sizes an engine runs best with, as measured.
-
-    Attributes:
-        first_rows: of the first measurement, and
-        first_samples: of it; with more its memory grows in proportion.
-        most_rows: in a group; beyond, no gain.
-        enough_samples: in a micro-batch; groups are made smaller before micro-batches are.
-        bytes: held on a CPU and on a GPU; beyond, `jacrev` spends its time in page faults.
-    """
-
-    first_rows: int
-    first_samples: int
-    most_rows: int
-    enough_samples: int
-    bytes: dict[str, int]
-
-
-_GENERAL = Habit(8, 8, 256, 128, {"cpu": 64 * 2**20, "cuda": 2**30})
-HABITS = {"factored": Habit(1, 512, 32, 4096, {"cpu": 2**30, "cuda": 2**32}), "jacrev": _GENERAL}
-HABITS |= {"rows": _GENERAL, "differences": _GENERAL}
-
-
-@dataclass(frozen=True)
 class Segment:
     """Rows of one parameter and the columns they are computed against, as the plan will ask for them.
 
@@ -54,7 +31,7 @@ class Segment:
         parameter: that rows belong to.
         cols: flat indices.
         engine: that computes them.
-        units: that the engine counts in its groups: single rows, or outputs of a layer for the factored engine.
+        units: that the engine counts in its groups: single rows, or outputs of a layer where it goes by units.
         unit_rows: of each; where units share rows, all.
         is_symmetric: whether half of the parameter's entries with itself are computed, the rest being mirror images.
         leader: the parameter that a bias is computed with.
@@ -81,13 +58,13 @@ class Segment:
         Returns:
             The segment.
         """
-        if engine == "factored":
+        if TRAITS[engine].by_units:
             found = known[parameter.name]
             return cls(parameter, cols, engine, found.units, found.unit_rows, found.positions == 1, found.weight)
         return cls(parameter, cols, engine, parameter.size, 1)
 
     def rows(self, row_group: int) -> int:
-        """Give the rows that are treated at a time."""
+        """Return the rows that are treated at a time."""
         return min(row_group * self.unit_rows, self.parameter.size)
 
     def work(self, rows: range) -> float:
@@ -120,13 +97,13 @@ def measure(
 
 
 def batch_of(placed: PlacedProblem, samples: int | None) -> Batch:
-    """Give so many samples of the largest batch."""
+    """Return so many samples of the largest batch."""
     largest = max(placed.problem.batches, key=sample_count)
     return placed.cast(next(placed.problem.on((largest,), l2=0.0).microbatches(samples)))
 
 
 def rows_of(placed: PlacedProblem, segment: Segment, row_group: int) -> range:
-    """Give the rows of a group, as many as memory for a probe has room for, in whole units."""
+    """Return the rows of a group, as many as memory for a probe has room for, in whole units."""
     most = max(1, PROBE_BYTES // (len(segment.cols) * placed.dtype.itemsize))
     most -= most % segment.unit_rows if most > segment.unit_rows else 0
     return segment.parameter.span[: min(segment.rows(row_group), most)]

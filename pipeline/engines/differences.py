@@ -62,7 +62,7 @@ class Differences:
                     out[row - rows.start] += torch.from_numpy(values).to(out)
 
     def _in_double(self) -> PlacedProblem:
-        """Give the problem at the same values in float64."""
+        """Return the problem at the same values in float64."""
         if self.problem.dtype == torch.float64:
             return self.problem
         exact = self.problem.problem.place(torch.float64, self.problem.device)

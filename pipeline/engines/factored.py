@@ -111,7 +111,7 @@ class Factored:
 
 
 def _worthwhile(stages: Stages, parameter: Parameter, span: range, rows: list[Stage]) -> list[Stage]:
-    """Give columns at their places; none where directions to be pulled back from there outnumber the rows."""
+    """Return columns at their places; none where directions to be pulled back from there outnumber the rows."""
     if not stages.is_factored(parameter.name):
         return []
     found = stages.stages(parameter, span)
@@ -130,12 +130,12 @@ class _Matrix:
     space: Workspace = field(default_factory=Workspace)
 
     def part(self, rows: range, cols: range) -> Tensor:
-        """Give the entries at some rows and columns."""
+        """Return the entries at some rows and columns."""
         r, c = self.rows.start, self.cols.start
         return self.values[rows.start - r : rows.stop - r, cols.start - c : cols.stop - c]
 
     def mirrored(self) -> "_Matrix":
-        """Give the transpose."""
+        """Return the transpose."""
         return _Matrix(self.cols, self.rows, self.values.T, self.space)
 
 
@@ -154,7 +154,7 @@ class _Derivatives:
         self._active: ByPlace = {}
 
     def active(self, place: int) -> Tensor:
-        """Say whether an input at a place depends on a unit at all.  # shape: (units, inputs')."""
+        """Return whether an input at a place depends on a unit at all.  # shape: (units, inputs')."""
         if place not in self._active:
             values = self.da[place].flatten(1, 3)
             self._active[place] = (values.amax(1) != 0) | (values.amin(1) != 0)
@@ -297,7 +297,7 @@ def _by_place(stages: list[Stage]) -> dict[int, list[Stage]]:
 
 
 def _units(pieces: list[Piece]) -> range:
-    """Give the units of all pieces, and what is between them."""
+    """Return the units of all pieces, and what is between them."""
     return range(min(piece.units.start for piece in pieces), max(piece.units.stop for piece in pieces))
 
 

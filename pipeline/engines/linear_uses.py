@@ -143,7 +143,7 @@ def _convolution(given: dict[str, Any]) -> _Described:
 
 
 def _pair(option: Any, dimensions: int, fill: int) -> tuple[int, int]:
-    """Give an option of a convolution for height and width; in one dimension the height is one."""
+    """Return an option of a convolution for height and width; in one dimension the height is one."""
     values = tuple(option) if isinstance(option, (tuple, list)) else (option,)
     values = values * dimensions if len(values) == 1 else values
     return (fill, values[0]) if dimensions == 1 else (values[0], values[1])
@@ -158,5 +158,5 @@ _KNOWN: dict[Any, tuple[tuple[str, ...], Callable[[dict[str, Any]], _Described]]
 
 
 def _one_dimension(tensor: Tensor, dim: int) -> Tensor:
-    """Give the dimensions from `dim` to the last but one as one, of positions; one position where there are none."""
+    """Return the dimensions from `dim` to the last but one as one, of positions; one position where there are none."""
     return tensor.unsqueeze(dim) if tensor.ndim == dim + 1 else tensor.flatten(dim, -2)

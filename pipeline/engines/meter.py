@@ -115,7 +115,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _timed(call: Callable[[], object], device: torch.device) -> tuple[float, int | None]:
-    """Give the seconds of a call, and on a GPU its peak.
+    """Return the seconds of a call, and on a GPU its peak.
 
     Args:
         call: to be timed.
@@ -138,7 +138,7 @@ def _timed(call: Callable[[], object], device: torch.device) -> tuple[float, int
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Give an error and those that it came of."""
+    """Yield an error and those that it came of."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -163,7 +163,7 @@ def _resident() -> Iterator[list[int]]:
 
 
 def _status(field: str) -> int:
-    """Give a field of this process's status, in bytes."""
+    """Return a field of this process's status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 2**10 for line in lines if line.startswith(field))
 
@@ -200,7 +200,7 @@ def _read(events: Sequence[Any], itemsize: int) -> tuple[int, list[tuple[Any, in
 
 
 def _peak(threads: Sequence[list[tuple[Any, int]]]) -> int:
-    """Give the most bytes that were alive at once, of what threads allocated and freed."""
+    """Return the most bytes that were alive at once, of what threads allocated and freed."""
     origin = next((event for changes in threads for event, _ in changes), None)
     changes = merge(*threads, key=lambda change: 0.0 if origin is None else origin.cpu_elapsed_us(change[0]))
     alive = list(accumulate(chain([0], (size for _, size in changes))))

@@ -26,7 +26,7 @@ class Workspace:
         self._kept: dict[str, Tensor] = {}
 
     def take(self, name: str, like: Tensor, *shape: int) -> Tensor:
-        """Give a tensor of any content; what was taken under that name before is given up.
+        """Return a tensor of any content; what was taken under that name before is given up.
 
         Args:
             name: of the use.
@@ -188,7 +188,7 @@ class _Strips:
 
 
 def _computed(unit: int, square: range, cols: range) -> list[range]:
-    """Give the columns' units that a row's unit is computed with; the others are mirror images."""
+    """Return the columns' units that a row's unit is computed with; the others are mirror images."""
     if unit not in square:
         return [cols]
     return [span for span in (range(cols.start, square.start), range(unit, cols.stop)) if span]

@@ -170,11 +170,11 @@ class Stages:
             raise NotFactoredError(f"`{name}` has {inputs} inputs at {positions} positions: jacrev does less")
 
     def is_factored(self, name: str) -> bool:
-        """Say whether a parameter is only applied as a linear map, at all positions of each sample."""
+        """Whether a parameter is only applied as a linear map, at all positions of each sample."""
         return self._fault(name) is None
 
     def stages(self, parameter: Parameter, span: range) -> list[Stage]:
-        """Give rows or columns of a parameter at each of its places.
+        """Return rows or columns of a parameter at each of its places.
 
         Args:
             parameter: which.
@@ -209,7 +209,7 @@ class Stages:
         return [k for k, use in enumerate(self._uses) if name in {use.weight, use.bias}]
 
     def _fault(self, name: str) -> str | None:
-        """Say what keeps a parameter from being factored."""
+        """Return what keeps a parameter from being factored."""
         if name in self._otherwise:
             return "by other operations than dense layers, convolutions in one group and plain embeddings"
         places = self._places(name)
@@ -226,7 +226,7 @@ class Stages:
         return None
 
     def deltas(self, places: Sequence[int]) -> ByPlace:
-        """Give delta = dL / dz at some places.  # shape of each: (samples, positions, outputs)."""
+        """Return delta = dL / dz at some places.  # shape of each: (samples, positions, outputs)."""
         if not self._deltas.keys() >= set(places):
             deltas: ByPlace = grad(lambda shifts: self._evaluate(shifts)[1])(self._zeros(places))
             self._deltas = {place: self._uses[place].by_position(delta) for place, delta in deltas.items()}

@@ -4,13 +4,13 @@ It owns the queue, the attempts and the budgets, and knows no Ray; a pool owns t
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import median
 from typing import Protocol
 
-from pipeline.errors import BAD_INPUT, HessianError, NotFiniteError, TileError, UnreachableError, WorkerError, counted
+from pipeline.errors import HessianError, NotFiniteError, TileError, WorkerError, counted
 from pipeline.execution.events import Tally
 from pipeline.planning.tiling import Tile
 from pipeline.storage.receipts import Receipt
@@ -70,7 +70,7 @@ class Pool(Protocol):
     """Where the workers are, and the clock they live by."""
 
     def now(self) -> float:
-        """Give the seconds since some moment."""
+        """Return the seconds since some moment."""
 
     def start(self) -> int:
         """Begin to start a worker, whose first answer says that it is up; gives its number."""
@@ -101,7 +101,7 @@ class _Member:
     owed: dict[str, Tile] = field(default_factory=dict)  # given to it, without a receipt yet
 
     def may_be_beside(self, other: "_Member") -> bool:
-        """Say whether another that is up is on this one's node, which is not known before it is up itself."""
+        """Whether another that is up is on this one's node, which is not known before it is up itself."""
         return other.started and self.node in {None, other.node}
 
 
@@ -137,11 +137,8 @@ class Driver:
         self._staff_changed = True
         self._looked = self._staffed = self._paused_until = pool.now()
 
-    def receipts(self) -> Iterator[Receipt]:
-        """Keep workers up and fed until no tile is left.
-
-        Yields:
-            A receipt for each tile, once it is stored, in the order they finish.
+    def run(self) -> None:
+        """Keep workers up and fed until no tile is left; the tally is told of each that is stored.
 
         Raises:
             TileError: tiles failed too often; all others are done.
@@ -152,7 +149,7 @@ class Driver:
         self._staff()
         while self._queue or any(member.owed for member in self._members.values()):
             for answer in self._pool.answers(TICK_SECONDS):
-                yield from self._take(answer)
+                self._take(answer)
             if self._pool.now() - self._looked >= LOOK_SECONDS:
                 self._look()
             if self._staff_changed:  # looking at all workers after each answer takes longer than all else
@@ -161,7 +158,7 @@ class Driver:
             self._tally.staffed(self._up, len(self._queue))
         self._report_failures()
 
-    def _take(self, answer: Answer) -> Iterator[Receipt]:
+    def _take(self, answer: Answer) -> None:
         """Note an answer, and give its worker more to do."""
         member = self._members.get(answer.worker)
         if member is None:  # ended meanwhile
@@ -178,12 +175,11 @@ class Driver:
         for receipt in answer.receipts:
             del member.owed[receipt.tile]
             self._seconds.append(receipt.compute_seconds + receipt.write_seconds)
-            self._tally.finished(receipt)
-            yield receipt
+        self._tally.finished(answer.receipts)
         self._feed(member)
 
     def _feed(self, member: _Member) -> None:
-        """Give a worker its next tiles; when there are none, have it finish what it is writing, then let it go."""
+        """Hand a worker its next tiles; when there are none, have it finish what it is writing, then let it go."""
         while self._queue and not member.leaving and len(member.calls) < self._most_calls():
             tile = self._queue.popleft()
             self._attempts[tile.id] += 1
@@ -195,7 +191,7 @@ class Driver:
             self._release(member)
 
     def _most_calls(self) -> int:
-        """Give the calls that a worker may have."""
+        """Return the calls that a worker may have."""
         return IN_FLIGHT if len(self._queue) > TAIL * len(self._members) else 1
 
     def _call(self, member: _Member, tile: Tile | None) -> None:
@@ -224,7 +220,7 @@ class Driver:
             self._members[number] = _Member(number, self._pool.now(), calls=deque([None]))
 
     def _require_workers(self) -> None:
-        """Give up where no worker comes up."""
+        """Return up where no worker comes up."""
         if self._up or not self._members:
             self._staffed = self._pool.now()
         elif self._pool.now() - self._staffed > START_SECONDS:
@@ -251,7 +247,7 @@ class Driver:
                 self._lose(member, Loss.HUNG, TimeoutError(f"no answer for {limit:.0f} s"))
 
     def _limit(self) -> float | None:
-        """Give the seconds that a call may take; None where nothing is known yet."""
+        """Return the seconds that a call may take; None where nothing is known yet."""
         if self._deadline is not None or not self._seconds:
             return self._deadline
         return HUNG_FACTOR * median(self._seconds) + HUNG_SECONDS
@@ -307,11 +303,11 @@ class Driver:
 
 
 def _is_final(error: BaseException) -> bool:
-    """Say whether another attempt would fail as well, wherever it is made."""
-    return isinstance(error, UnreachableError) or (isinstance(error, HessianError) and error.exit_code == BAD_INPUT)
+    """Whether another attempt would fail as well, wherever it is made."""
+    return isinstance(error, HessianError) and not error.retryable
 
 
 def _blamed(member: _Member, error: BaseException) -> Tile | None:
-    """Give the tile that a worker was at when it was lost: the error says, its oldest call, or what it writes."""
+    """Return the tile that a worker was at when it was lost: the error says, its oldest call, or what it writes."""
     named = member.owed.get(getattr(error, "tile", ""))
     return named or next((tile for tile in (*member.calls, *member.owed.values()) if tile is not None), None)

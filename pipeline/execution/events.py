@@ -1,9 +1,9 @@
-"""What a driver has seen so far: counted for status and outcome, logged, and handed on to whoever listens."""
+"""The one stream of events of a run: what a driver sees is counted here, logged, and handed on to whoever listens."""
 
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from pipeline.errors import counted
 from pipeline.storage.receipts import Receipt
 
 LAST_ERRORS = 5
+TILE_DONE = "tile done"
 
 Listener = Callable[[str, dict[str, Any]], None]
 _log = logging.getLogger(__name__)
@@ -52,22 +53,16 @@ class Tally:
         """Begin to compute what is left of so many tiles."""
         self.began, self.tiles, self.before = time.monotonic(), tiles, before
 
-    def finished(self, receipt: Receipt) -> None:
-        """Count a tile that is stored."""
-        seconds = receipt.compute_seconds + receipt.write_seconds
-        self.done += 1
-        self.bytes += receipt.bytes
-        self.tile_seconds += seconds
-        said = {"attempt": receipt.attempt, "host": receipt.host, "pid": receipt.pid}
-        self._tell(
-            "tile done",
-            logging.INFO,
-            f"tile {receipt.tile} is done",
-            tile=receipt.tile,
-            seconds=seconds,
-            bytes=receipt.bytes,
-            **said,
-        )
+    def finished(self, receipts: Iterable[Receipt]) -> None:
+        """Count tiles that are stored."""
+        for receipt in receipts:
+            seconds = receipt.compute_seconds + receipt.write_seconds
+            self.done += 1
+            self.bytes += receipt.bytes
+            self.tile_seconds += seconds
+            said = {"attempt": receipt.attempt, "host": receipt.host, "pid": receipt.pid}
+            text = f"tile {receipt.tile} is done"
+            self._tell(TILE_DONE, logging.INFO, text, tile=receipt.tile, seconds=seconds, bytes=receipt.bytes, **said)
 
     def staffed(self, workers: int, queued: int) -> None:
         """Note how many workers are up, and how many tiles wait."""
@@ -90,7 +85,7 @@ class Tally:
         self._tell("tile set aside", logging.ERROR, f"tile {tile} is set aside: {error}", tile=tile, error=error)
 
     def to_json(self) -> dict[str, Any]:
-        """Give all but the listeners as a plain mapping; called by another thread than the driver's."""
+        """Return all but the listeners as a plain mapping; called by another thread than the driver's."""
         counts = {key: value for key, value in vars(self).items() if key not in {"began", "listeners"}}
         lists = {"lost": dict(self.lost), "set_aside": dict(self.set_aside), "errors": list(self.errors)}
         return counts | lists | {"seconds": time.monotonic() - self.began}

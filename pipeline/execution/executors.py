@@ -1,6 +1,6 @@
 """Executors: where runs are planned and computed. The serial one is the specification; Ray is one file beside it."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,6 @@ from pipeline.preflight.planner import make_plan
 from pipeline.problem.problem import Problem
 from pipeline.spec import Settings
 from pipeline.storage.output import Output
-from pipeline.storage.receipts import Receipt
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,8 @@ class Executor(Protocol):
     ) -> JobPlan:
         """Plan a run where it will be computed; see `make_plan`. `check` raises what stops the run."""
 
-    def execute(
-        self, work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]
-    ) -> Generator[Receipt, None, None]:
-        """Compute tiles, dearest first; gives a receipt for each once it is written, in the order they finish."""
+    def execute(self, work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]) -> None:
+        """Compute tiles, dearest first; the tally is told of each once it is written, in the order they finish."""
 
 
 class Serial:
@@ -69,39 +66,26 @@ class Serial:
         """See `make_plan`."""
         return make_plan(problem, self._settings, name, before=before)
 
-    def execute(
-        self, work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]
-    ) -> Generator[Receipt, None, None]:
+    def execute(self, work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]) -> None:
         """See `serial`."""
-        return serial(work, tiles, tally, check)
+        serial(work, tiles, tally, check)
 
 
-def serial(
-    work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]
-) -> Generator[Receipt, None, None]:
+def serial(work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]) -> None:
     """Compute tiles one after the other in this process.
 
     Args:
         work: the run.
         tiles: what to compute, in this order.
-        tally: told about each.
+        tally: told about each, once it is written.
         check: called before each; raises what stops the run.
-
-    Yields:
-        A receipt for each tile, once it is written.
     """
     worker = Worker(work.problem, work.manifest, work.output, work.device, work.concurrent_puts)
     try:
         for k, tile in enumerate(tiles):
             check()
             tally.staffed(1, len(tiles) - k - 1)
-            yield from _noted(worker.compute(tile), tally)
-        yield from _noted(worker.flush(), tally)
+            tally.finished(worker.compute(tile))
+        tally.finished(worker.flush())
     finally:
         worker.close()
-
-
-def _noted(receipts: Sequence[Receipt], tally: Tally) -> Sequence[Receipt]:
-    for receipt in receipts:
-        tally.finished(receipt)
-    return receipts

@@ -76,13 +76,13 @@ def simulate(costs: Mapping[Tile, TileSeconds], workers: int, around: Circumstan
     pool, tally = VirtualPool(costs, around), _Quiet()
     timed = _Timed(pool)
     begun = time.process_time()
-    tiles = sum(1 for _ in Driver(cast(Pool, timed), list(costs), workers, tally).receipts())
+    Driver(cast(Pool, timed), list(costs), workers, tally).run()
     driver_seconds = time.process_time() - begun - timed.seconds
     computing, writing = sum(c.compute for c in costs.values()), sum(c.write for c in costs.values())
     all_seconds = max(computing, writing) if around.overlaps else computing + writing
     return Simulation(
         workers,
-        tiles,
+        tally.done,
         tally.bytes,
         all_seconds / workers,
         pool.now(),
@@ -111,7 +111,7 @@ def forecast(made: JobPlan, profile: Profile, workers: int) -> Simulation:
 
 
 def tile_seconds(made: JobPlan, profile: Profile) -> dict[Tile, TileSeconds]:
-    """Give what each tile of a plan takes of a worker, dearest first."""
+    """Return what each tile of a plan takes of a worker, dearest first."""
     costs = {tile: made.tile_cost(tile) for tile in made.tiling.tiles()}
     found = {tile: TileSeconds(*profile.seconds(c, made.manifest.dtype), c.bytes) for tile, c in costs.items()}
     return dict(sorted(found.items(), key=lambda item: -(item[1].compute + item[1].write)))
@@ -134,7 +134,7 @@ def measured_in(made: JobPlan, output: Output) -> Profile:
     same = other and all(getattr(other, key) == getattr(made.manifest, key) for key in ("parameters", "dtype"))
     if other is None or not same or other.engines != made.manifest.engines:
         raise SpecError(f"output {output.url}: is no run of the same parameters, type and engines: plan those first")
-    then = replace(made, manifest=other, tiling=other.plan)
+    then = replace(made, manifest=other)
     done = [(tile, receipt) for tile in begun_tiles(output, other) if (receipt := own_receipt(output, other, tile))]
     if not done:
         raise SpecError(f"output {output.url}: has no finished tile to calibrate by")

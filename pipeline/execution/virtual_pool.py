@@ -97,7 +97,7 @@ class VirtualPool:
         self.first_idle = float("inf")
 
     def now(self) -> float:
-        """Give the virtual seconds since the beginning."""
+        """Return the virtual seconds since the beginning."""
         return self._clock
 
     def start(self) -> int:
@@ -145,7 +145,7 @@ class VirtualPool:
         return self._draining, set(self._nodes)
 
     def balance(self) -> float:
-        """Give the mean over the most seconds that workers were busy, of those that were there to the end."""
+        """Return the mean over the most seconds that workers were busy, of those that were there to the end."""
         return sum(self._busy) / len(self._busy) / max(self._busy) if self._busy else 1.0
 
     def _at(self, moment: float, worker: int | None, event: Event) -> None:
@@ -158,7 +158,7 @@ class VirtualPool:
         return self._random.expovariate(an_hour / HOUR_SECONDS)
 
     def _place(self) -> _Node:
-        """Give a node with room; one in the place of a node that is gone takes its time to come."""
+        """Return a node with room; one in the place of a node that is gone takes its time to come."""
         for node in self._nodes.values():
             if len(node.workers) < self._around.workers_per_node and node.name not in self._draining:
                 return node

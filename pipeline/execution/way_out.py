@@ -47,10 +47,10 @@ class Leaving(Protocol):
         """Wait until it is on the host; on the writer's thread, before all else."""
 
     def products(self) -> str:
-        """Give its products with the run's vectors, as text."""
+        """Return its products with the run's vectors, as text."""
 
     def chunk(self, i: int, j: int) -> Chunk:
-        """Give a chunk; on any thread."""
+        """Return a chunk; on any thread."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class WayOut:
 
 
 def at_least(buffer: Tensor, size: int) -> Tensor:
-    """Give a buffer of at least so many entries."""
+    """Return a buffer of at least so many entries."""
     if len(buffer) >= size:
         return buffer
     if buffer.device.type != "cpu":
@@ -249,12 +249,12 @@ def at_least(buffer: Tensor, size: int) -> Tensor:
 
 
 def _pinned(buffer: Tensor, size: int) -> Tensor:
-    """Give a buffer of at least so many entries, in memory that a device copies into while others compute."""
+    """Return a buffer of at least so many entries, in memory that a device copies into while others compute."""
     return buffer if len(buffer) >= size else torch.empty(size, dtype=buffer.dtype, pin_memory=True)
 
 
 def part_of(out: Any, rows: range, cols: range, some_rows: range, some_cols: range) -> Any:
-    """Give the part of a tile's values at some of its rows and columns (flat indices)."""
+    """Return the part of a tile's values at some of its rows and columns (flat indices)."""
     return out[
         some_rows.start - rows.start : some_rows.stop - rows.start,
         some_cols.start - cols.start : some_cols.stop - cols.start,

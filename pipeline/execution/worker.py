@@ -18,17 +18,18 @@ from torch.func import grad
 from pipeline.engines.registry import add_batch
 from pipeline.errors import FingerprintError, HessianError, NotFiniteError, ProblemError, TileError
 from pipeline.execution.way_out import Chunk, Leaving, OnHost, WayOut, at_least, part_of
+from pipeline.planning.engine_traits import TRAITS
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.memory import BUFFERED_TILES
 from pipeline.planning.tiling import Tile
 from pipeline.problem.contexts import exact_kernels, is_deterministic, ordered_sums
 from pipeline.problem.problem import Problem
 from pipeline.problem.read_once import ReadOnce
+from pipeline.storage.chunk_formats import formats_of, store_chunk
 from pipeline.storage.output import Output
-from pipeline.storage.parquet_store import ParquetFiles
 from pipeline.storage.receipts import Receipt, receipt_name
 from pipeline.storage.tile_products import TileProducts, check_vectors
-from pipeline.storage.zarr_store import MatrixStore, StoredObject
+from pipeline.storage.zarr_store import StoredObject
 
 BAND = {"cpu": 64, "cuda": 1024}  # rows, which stay in a CPU's cache from one operation to the next
 NOTHING = np.zeros((0, 0))
@@ -69,8 +70,7 @@ class Worker:
             self._placed = replace(self._placed, counts=ReadOnce())
             whole = manifest.symmetry == "mirrored"
             self._way_out = WayOut(self.plan, self.layout, self._stored, self._placed.device, is_mirrored=whole)
-        self._output, self._store = output, MatrixStore(output, manifest)
-        self._files = ParquetFiles(output, manifest) if "parquet" in manifest.formats else None
+        self._output, self._formats = output, formats_of(output, manifest)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hessian-writer")
         self._putters = ThreadPoolExecutor(concurrent_puts, thread_name_prefix="hessian-putter")
         self._pending: tuple[str, Future[Receipt]] | None = None
@@ -192,11 +192,12 @@ class Worker:
                     self._add(engine, segment, right, part_of(out, rows, cols, segment, right))
 
     def _segments(self, rows: range) -> list[tuple[range, str]]:
-        """Cut rows at parameter borders; a factored bias goes with its weight: they share what is pulled back."""
+        """Cut rows at parameter borders; by units a bias goes with its weight: they share what is pulled back."""
         found: list[tuple[range, str]] = []
         for parameter, segment in self.layout.segments(rows):
             engine = self.manifest.engines[parameter.name]
-            if found and found[-1][1] == engine == "factored" and len(segment) <= FEW_ROWS * len(found[-1][0]):
+            joined = TRAITS[engine].by_units and bool(found) and found[-1][1] == engine
+            if joined and len(segment) <= FEW_ROWS * len(found[-1][0]):
                 found[-1] = range(found[-1][0].start, segment.stop), engine
             else:
                 found.append((segment, engine))
@@ -225,7 +226,7 @@ class Worker:
             out.zero_()
 
     def _bands(self, tile: Tile) -> Iterator[tuple[range, range]]:
-        """Give a few rows at a time, with the columns of their chunks that are not below the diagonal."""
+        """Yield a few rows at a time, with the columns of their chunks that are not below the diagonal."""
         cols, band = self.plan.span(tile.cols), BAND[self._placed.device.type]
         for row in tile.rows:
             here = self.plan.span(range(row, row + 1))
@@ -296,8 +297,7 @@ class Worker:
     def _write_chunk(self, i: int, j: int, leaving: Leaving) -> _Written:
         """Put a chunk of a tile; runs on the putters' threads."""
         chunk = leaving.chunk(i, j)
-        puts = self._store.write_chunk(i, j, chunk.entries, chunk.mirror)
-        puts += self._files.write_chunk(i, j, chunk.entries) if self._files else []
+        puts = store_chunk(self._formats.values(), self.manifest, i, j, chunk.entries, chunk.mirror)
         return replace(chunk, entries=NOTHING, mirror=None), puts
 
 
@@ -314,7 +314,7 @@ class _Buffers:
         self._kept = [torch.empty(0, dtype=dtype, device=device) for _ in range(count)]
 
     def take(self, rows: int, cols: int) -> Tensor:
-        """Give a tile of any content."""
+        """Return a tile of any content."""
         self._kept[0] = at_least(self._kept[0], rows * cols)
         return self._kept[0][: rows * cols].view(rows, cols)
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.planning.engine_traits import TRAITS
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -86,11 +88,11 @@ def work(engine: str, rows: range, cols: range, symmetric: range) -> float:
         symmetric: columns with which half of the entries are computed.
 
     Returns:
-        For the factored engine entries at or right of the diagonal; for the others rows, as each is pulled back through
+        Where the engine goes by units, entries at or right of the diagonal; else rows, as each is pulled back through
         the network, or less of it, as a whole.
     """
     right = range(max(cols.start, rows.start), cols.stop)
-    if engine != "factored" or not right:
+    if not TRAITS[engine].by_units or not right:
         return float(len(rows) * bool(right))
     below = max(min(rows.stop, right.stop) - right.start, 0) / 2
     twice = max(min(symmetric.stop, right.stop) - max(symmetric.start, right.start) - below, 0) / 2

@@ -23,7 +23,6 @@ class JobPlan:
 
     Attributes:
         manifest: its identity.
-        tiling: its tiles.
         at: loss and gradient in float64.
         memory: projected, of the worst tile's worker.
         allowed_bytes: for one worker.
@@ -39,7 +38,6 @@ class JobPlan:
     """
 
     manifest: Manifest
-    tiling: TilingPlan
     at: LossAndGradient
     memory: WorkerMemory
     allowed_bytes: int
@@ -52,6 +50,11 @@ class JobPlan:
     device: str
     left_out: tuple[str, ...]
     place: str
+
+    @property
+    def tiling(self) -> TilingPlan:
+        """The tiles."""
+        return self.manifest.plan
 
     @property
     def stored_bytes(self) -> int:
@@ -98,16 +101,12 @@ class JobPlan:
                 before = timing
             else:
                 seconds += amount * samples * cost.seconds_per_work
-        chunks = sum(1 if i == j else self._copies for i, j in self.tiling.chunks(tile))
+        chunks = len(self.manifest.places(tile))
         return TileCost(seconds, chunks * self.finishing.chunk_seconds, flops, chunks * self._chunk_bytes)
 
     @cached_property
     def _engines(self) -> dict[str, str]:
         return self.manifest.engines
-
-    @property
-    def _copies(self) -> int:
-        return 2 if self.manifest.symmetry == "mirrored" else 1
 
     @cached_property
     def _chunk_bytes(self) -> int:
@@ -119,7 +118,7 @@ class JobPlan:
         return sum(self.tile_cost(tile).flops for tile in self.tiling.tiles())
 
     def dearest_first(self) -> list[Tile]:
-        """Give all tiles, those that take longest first."""
+        """Return all tiles, those that take longest first."""
         return sorted(self.tiling.tiles(), key=self.tile_seconds, reverse=True)
 
     def makespan_seconds(self) -> float:

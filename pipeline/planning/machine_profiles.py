@@ -78,7 +78,7 @@ class Profile:
         return cost.flops / (SHARE * peak), cost.bytes / self.store_bytes
 
     def describe(self) -> str:
-        """Say in a line what is taken for its speed."""
+        """Return in a line what is taken for its speed."""
         start = f"{self.start_seconds:.0f} s to start"
         if self.measured is not None:
             return f"{self.name}, calibrated by measured tiles, {start}"
@@ -111,7 +111,7 @@ PROFILES = {
 
 
 def find_profile(name: str) -> Profile:
-    """Give the profile of a device.
+    """Return the profile of a device.
 
     Args:
         name: as in `PROFILES`.
@@ -131,7 +131,7 @@ def find_profile(name: str) -> Profile:
 def at_hand(
     *, overlaps: bool, name: str = "workers like this machine's", measured: tuple[float, float] = (1.0, 1.0)
 ) -> Profile:
-    """Give the profile of machines on which tiles were measured.
+    """Return the profile of machines on which tiles were measured.
 
     Args:
         overlaps: whether writing costs no computing.

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.errors import BlockError, SpecError
 from pipeline.planning.parameters import ParameterLayout
-from pipeline.planning.tiling import TilingPlan, plan_tiles
+from pipeline.planning.tiling import Tile, TilingPlan, plan_tiles
 from pipeline.planning.verdict import EngineSizes, PreflightVerdict
 from pipeline.spec import BlockSelection, Count, FloatName, FormatName
 
@@ -106,7 +106,7 @@ class Manifest(BaseModel):
         return self
 
     def _engines_of_tiles(self) -> set[str]:
-        """Give the engines of the rows that are computed: not of all parameters, where only some blocks are wanted."""
+        """Return the engines of the rows that are computed: of some parameters, where only some blocks are wanted."""
         spans = (self.plan.span(range(i, i + 1)) for i in map(int, np.flatnonzero(self.plan.selected.any(1))))
         return {self.engines[p.name] for span in spans for p, _ in self.layout.segments(span)}
 
@@ -124,6 +124,14 @@ class Manifest(BaseModel):
     def plan(self) -> TilingPlan:
         """The tiles."""
         return plan_tiles(self.layout, self.blocks, self.chunk, self.tile_shape)
+
+    def images(self, i: int, j: int) -> list[tuple[int, int]]:
+        """Return where a chunk of the upper triangle is stored: there, and mirrored if the matrix is stored whole."""
+        return [(i, j), (j, i)] if self.symmetry == "mirrored" and i != j else [(i, j)]
+
+    def places(self, tile: Tile) -> list[tuple[int, int]]:
+        """Return all chunks that a finished tile leaves, mirrors included."""
+        return [place for i, j in self.plan.chunks(tile) for place in self.images(i, j)]
 
     @property
     def matrix_bytes(self) -> int:

@@ -103,27 +103,27 @@ class WorkerMemory:
 
 
 def leaving_bytes(entries: int, itemsize: int, symmetry: str) -> int:
-    """Give the bytes of so many entries as they leave a GPU: in the stored type, with their mirror images."""
+    """Return the bytes of so many entries as they leave a GPU: in the stored type, with their mirror images."""
     return entries * itemsize * (2 if symmetry == "mirrored" else 1)
 
 
 def writer_bytes(chunk_bytes: int, formats: Sequence[str]) -> int:
-    """Give the memory that a writer of chunks of so many bytes needs, in these formats."""
+    """Return the memory that a writer of chunks of so many bytes needs, in these formats."""
     return (CHUNKS_IN_WRITER + ("parquet" in formats) * CHUNKS_IN_PARQUET) * chunk_bytes
 
 
 def resident_bytes(engine_bytes: int) -> int:
-    """Give the memory that an engine of so many counted bytes keeps resident."""
+    """Return the memory that an engine of so many counted bytes keeps resident."""
     return int(SCRATCH * engine_bytes + HEAP_SLACK * min(engine_bytes, HEAP_BYTES))
 
 
 def engine_budget_bytes(free_bytes: int) -> int:
-    """Give the counted bytes of an engine that stays within so much resident memory; inverts `resident_bytes`."""
+    """Return the counted bytes of an engine that stays within so much resident memory; inverts `resident_bytes`."""
     return int(max(free_bytes / (SCRATCH + HEAP_SLACK), (free_bytes - HEAP_SLACK * HEAP_BYTES) / SCRATCH))
 
 
 def available_bytes() -> int:
-    """Give the bytes free on this machine, or left to its control group or this process where that is less."""
+    """Return the bytes free on this machine, or left to its control group or this process where that is less."""
     free = int(psutil.virtual_memory().available)
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdigit():
@@ -137,7 +137,7 @@ def available_bytes() -> int:
 
 
 def allowed_bytes(memory: int | None, workers: int) -> int:
-    """Give what one worker may hold.
+    """Return what one worker may hold.
 
     Args:
         memory: the setting, in bytes.

@@ -62,7 +62,7 @@ class ParameterLayout:
         return cls.of([(row["name"], row["shape"]) for row in rows])
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Give the table of name, shape, offset and size."""
+        """Return the table of name, shape, offset and size."""
         return [{"name": p.name, "shape": list(p.shape), "offset": p.offset, "size": p.size} for p in self.parameters]
 
     @property

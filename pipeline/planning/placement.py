@@ -28,7 +28,7 @@ class Node:
     labels: Mapping[str, str]
 
     def __str__(self) -> str:
-        """Say what it has, without what every node has."""
+        """Return what it has in words, without what every node has."""
         amounts = {name: amount for name, amount in self.resources.items() if not name.startswith(UNSAID)}
         return _listed(amounts, {name: value for name, value in self.labels.items() if name != NODE}) or "nothing"
 
@@ -52,11 +52,11 @@ class Share:
         return cls({name: amount for name, amount in amounts.items() if amount}, settings.label_selector or {})
 
     def __str__(self) -> str:
-        """Say it."""
+        """Return it in words."""
         return _listed(self.resources, self.labels)
 
     def room(self, node: Node) -> int:
-        """Give the number of workers that a node holds."""
+        """Return the number of workers that a node holds."""
         if not all(_selects(wanted, node.labels.get(label)) for label, wanted in self.labels.items()):
             return 0
         return min(room_for(name, node.resources.get(name, 0), amount) for name, amount in self.resources.items())
@@ -76,7 +76,7 @@ class Staff:
 
 
 def names_cluster(settings: Settings) -> bool:
-    """Say whether a Ray that runs elsewhere is to be joined."""
+    """Whether a Ray that runs elsewhere is to be joined."""
     return settings.address is not None or "RAY_ADDRESS" in os.environ
 
 
@@ -87,12 +87,12 @@ def asks_for_workers(settings: Settings) -> bool:
 
 
 def workers_on_gpu(gpus_per_worker: float) -> int:
-    """Give how many workers of so much of a GPU share one: none is spread over two."""
+    """Return how many workers of so much of a GPU share one: none is spread over two."""
     return int(1 / gpus_per_worker + 1e-9)
 
 
 def staff_of(nodes: Sequence[Node], settings: Settings) -> Staff:
-    """Give the workers that a cluster is to have.
+    """Return the workers that a cluster is to have.
 
     Args:
         nodes: of the cluster as it is.
@@ -112,7 +112,7 @@ def staff_of(nodes: Sequence[Node], settings: Settings) -> Staff:
 
 
 def one_of_each_kind(nodes: Sequence[Node], settings: Settings) -> list[Node]:
-    """Give, for each type of accelerator that workers may be on, the node of least memory."""
+    """Return, for each type of accelerator that workers may be on, the node of least memory."""
     share = Share.of(settings)
     kinds: dict[str, Node] = {}
     for node in sorted(nodes, key=lambda node: node.resources.get("memory", 0)):
@@ -122,14 +122,14 @@ def one_of_each_kind(nodes: Sequence[Node], settings: Settings) -> list[Node]:
 
 
 def no_room(nodes: Sequence[Node], settings: Settings) -> str:
-    """Say that no node holds a worker: what it takes, and what the nodes have."""
+    """Return the error that no node holds a worker: what it takes, and what the nodes have."""
     counts = Counter(map(str, nodes))
     have = "; ".join(f"{count} with {node}" if count > 1 else f"one with {node}" for node, count in counts.items())
     return f"no node has room for a worker, which takes {Share.of(settings)} (nodes: {have or 'none'})"
 
 
 def room_for(name: str, has: float, amount: float) -> int:
-    """Give how often an amount of a resource fits; no worker is spread over two GPUs.
+    """Return how often an amount of a resource fits; no worker is spread over two GPUs.
 
     Args:
         name: of the resource.
@@ -145,7 +145,7 @@ def room_for(name: str, has: float, amount: float) -> int:
 
 
 def _selects(wanted: str, value: str | None) -> bool:
-    """Say whether a label's value is one that is wanted."""
+    """Whether a label's value is one that is wanted."""
     positive = wanted.removeprefix("!")
     values = positive[3:-1].split(",") if positive.startswith("in(") else [positive]
     return (value in [each.strip() for each in values]) == (positive == wanted)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+from pipeline.planning.engine_traits import TRAITS
 from pipeline.planning.memory import BUFFERED_TILES, FLOAT_BYTES, PROCESS_BYTES, leaving_bytes, writer_bytes
 from pipeline.planning.parameters import ParameterLayout
 from pipeline.planning.tiling import TilingPlan, default_chunk, plan_tiles, require_room_in_lists
@@ -44,9 +45,9 @@ def choose_tiling(
     Raises:
         SpecError: a chunk is too large for a list of Parquet, or there are too many chunks or tiles.
     """
-    unit, factored = _unit(layout, engines), _is_factored(layout, engines)
+    unit, by_units = _unit(layout, engines), _goes_by_units(layout, engines)
     # Tiles of other engines are bands of one chunk row: there are no more of them than that.
-    chunk = settings.chunk or default_chunk(layout.size, unit, 1 if factored else TILES_PER_WORKER * workers)
+    chunk = settings.chunk or default_chunk(layout.size, unit, 1 if by_units else TILES_PER_WORKER * workers)
     if "parquet" in settings.formats:
         require_room_in_lists(chunk, layout.size)
     chunk_bytes = chunk**2 * itemsize
@@ -60,20 +61,20 @@ def choose_tiling(
     if allowed_device_bytes is not None:
         room = min(room, max(1, int(TILES_SHARE * allowed_device_bytes / (chunk_bytes + buffered))))
     lone_bytes = LONE_TILE_BYTES["cpu" if allowed_device_bytes is None else "cuda"]
-    shape = settings.tile or _tile_shape(tiling, unit if factored else None, chunk_bytes, room, workers, lone_bytes)
+    shape = settings.tile or _tile_shape(tiling, unit if by_units else None, chunk_bytes, room, workers, lone_bytes)
     tiling = replace(tiling, tile_shape=shape)
     tiling.require_few_tiles()
     return tiling
 
 
-def _is_factored(layout: ParameterLayout, engines: dict[str, str]) -> bool:
-    """Say whether most rows are of the factored engine."""
-    return sum(p.size for p in layout if engines[p.name] == "factored") >= layout.size / 2
+def _goes_by_units(layout: ParameterLayout, engines: dict[str, str]) -> bool:
+    """Whether most rows are of engines that go by units."""
+    return sum(p.size for p in layout if TRAITS[engines[p.name]].by_units) >= layout.size / 2
 
 
 def _unit(layout: ParameterLayout, engines: dict[str, str]) -> int:
-    """Give the rows of one output of the largest factored layer; 1 where there is none."""
-    weights = [p for p in layout if engines[p.name] == "factored" and len(p.shape) > 1 and p.size]
+    """Return the rows of one output of the largest layer that goes by units; 1 where there is none."""
+    weights = [p for p in layout if TRAITS[engines[p.name]].by_units and len(p.shape) > 1 and p.size]
     largest = max(weights, key=lambda p: p.size, default=None)
     return largest.size // largest.shape[0] if largest else 1
 
@@ -81,11 +82,11 @@ def _unit(layout: ParameterLayout, engines: dict[str, str]) -> int:
 def _tile_shape(
     tiling: TilingPlan, unit: int | None, chunk_bytes: int, room: int, workers: int, lone_bytes: int
 ) -> tuple[int, int]:
-    """Give the chunk rows and columns of a tile.
+    """Return the chunk rows and columns of a tile.
 
     Args:
         tiling: with its chunks.
-        unit: rows of one, for the factored engine; None for the others.
+        unit: rows of one, for engines that go by it; None for the others.
         chunk_bytes: of each.
         room: for how many chunks there is memory.
         workers: how many.

@@ -58,11 +58,11 @@ class TilingPlan:
         return math.ceil(self.size / self.chunk)
 
     def span(self, chunks: range) -> range:
-        """Give the flat indices that consecutive chunks cover; the last chunk may be ragged."""
+        """Return the flat indices that consecutive chunks cover; the last chunk may be ragged."""
         return range(chunks.start * self.chunk, min(chunks.stop * self.chunk, self.size))
 
     def shape(self, tile: Tile) -> tuple[int, int]:
-        """Give the rows and columns of a tile in entries."""
+        """Return the rows and columns of a tile in entries."""
         return len(self.span(tile.rows)), len(self.span(tile.cols))
 
     def chunks(self, tile: Tile) -> list[tuple[int, int]]:
@@ -70,7 +70,7 @@ class TilingPlan:
         return [(i, j) for i in tile.rows for j in tile.cols if self.selected[i, j]]
 
     def stored_columns(self, tile: Tile, row: int) -> list[range]:
-        """Give the flat indices of the columns that a tile leaves in one chunk row, chunks that touch joined."""
+        """Return the flat indices of the columns that a tile leaves in one chunk row, chunks that touch joined."""
         runs = _runs(self.selected[row, tile.cols.start : tile.cols.stop])
         return [self.span(range(tile.cols.start + run.start, tile.cols.start + run.stop)) for run in runs]
 
@@ -97,14 +97,14 @@ class TilingPlan:
             )
 
     def _covered(self) -> Iterator[tuple[range, range]]:
-        """Give the bands of chunk rows, each with the maximal runs of chunk columns selected in it."""
+        """Yield the bands of chunk rows, each with the maximal runs of chunk columns selected in it."""
         height = self.tile_shape[0]
         for band in (range(i, min(i + height, self.side)) for i in range(0, self.side, height)):
             for run in _runs(np.asarray(self.selected[band.start : band.stop].any(axis=0))):
                 yield band, run
 
     def covers(self, rows: range, cols: range) -> bool:
-        """Say whether every entry of a rectangle (flat indices) is computed, itself or as a mirror image."""
+        """Whether every entry of a rectangle (flat indices) is computed, itself or as a mirror image."""
         if not rows or not cols:
             return True
         i, j = (slice(s.start // self.chunk, (s.stop - 1) // self.chunk + 1) for s in (rows, cols))
@@ -165,7 +165,7 @@ def default_chunk(size: int, unit: int = 1, bands: int = 1) -> int:
 
 
 def _wanted(layout: ParameterLayout, blocks: BlockSelection) -> Iterator[tuple[range, range]]:
-    """Give the wanted rectangles in flat indices."""
+    """Yield the wanted rectangles in flat indices."""
     if blocks == "all":
         yield range(layout.size), range(layout.size)
         return
@@ -175,7 +175,7 @@ def _wanted(layout: ParameterLayout, blocks: BlockSelection) -> Iterator[tuple[r
 
 
 def _runs(flags: npt.NDArray[np.bool_]) -> Iterator[range]:
-    """Give the maximal runs of true entries."""
+    """Yield the maximal runs of true entries."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
     for start, stop in zip(edges[::2], edges[1::2], strict=True):
         yield range(int(start), int(stop))

@@ -74,7 +74,7 @@ class EngineSizes:
             )
 
     def halved(self, may_cut: bool) -> "EngineSizes | None":
-        """Give the next smaller sizes; None where there are none.
+        """Return the next smaller sizes; None where there are none.
 
         Args:
             may_cut: whether micro-batches may be made smaller.

@@ -112,7 +112,7 @@ def slope_error(placed: PlacedProblem, parameter: Parameter, vector: Vector) -> 
 
 
 def _slope(placed: PlacedProblem, vector: Vector, loss: float, gradient: Vector) -> tuple[float, float, float, float]:
-    """Give the error of a slope, the gap between the steps that tell, and the slope by the gradient and by them."""
+    """Return the error of a slope, the gap between the steps that tell, and the slope by the gradient and by them."""
     slope, steepness = float(gradient @ vector), float(np.linalg.norm(gradient * vector))
     least = steepness + LOSS_ROUNDING * abs(loss)
     found = agreeing(
@@ -162,7 +162,7 @@ def _differenced(placed: PlacedProblem, vector: Vector, scales: Vector) -> tuple
 
 
 def _sizes(placed: PlacedProblem, scales: Vector) -> Callable[[list[Vector]], list[float]]:
-    """Give what the parts of a scaled derivative are held against."""
+    """Return what the parts of a scaled derivative are held against."""
     rounding = GRADIENT_ROUNDING * float(np.abs(_loss_and_gradient(placed)[1] / scales).max())
 
     def sizes(parts: list[Vector]) -> list[float]:
@@ -174,13 +174,13 @@ def _sizes(placed: PlacedProblem, scales: Vector) -> Callable[[list[Vector]], li
 
 
 def _loss(placed: PlacedProblem) -> float:
-    """Give the un-normalised loss."""
+    """Return the un-normalised loss."""
     with torch.enable_grad(), placed.own_parameters():  # it may differentiate by itself
         return float(sum(float(placed.loss_sum(None, batch)[0].detach()) for batch in placed.batches(None)))
 
 
 def _loss_and_gradient(placed: PlacedProblem) -> tuple[float, Vector]:
-    """Give the un-normalised loss, and its gradient.  # shape: (P,)."""
+    """Return the un-normalised loss, and its gradient.  # shape: (P,)."""
     total = 0.0
     gradient = torch.zeros(placed.layout.size, dtype=placed.dtype, device=placed.device)
     with torch.enable_grad(), placed.own_parameters() as own:

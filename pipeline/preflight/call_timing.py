@@ -17,6 +17,7 @@ from pipeline.engines.cost import (
     rows_of,
 )
 from pipeline.planning.costs import Measured, Timing
+from pipeline.planning.engine_traits import TRAITS
 from pipeline.planning.verdict import EngineSizes
 from pipeline.problem.contexts import exact_kernels
 from pipeline.problem.problem import PlacedProblem
@@ -102,10 +103,10 @@ def _timing(
 
 
 def _against_others(segment: Segment, spans: Sequence[range]) -> list[Segment]:
-    """Give the rows against the first and the last columns that they meet in tiles."""
-    # To the factored engine columns are alike, and are counted. The others pull back through less of the network the
-    # later in it the columns' parameters are: by half, in a small convolutional one.
-    if segment.engine == "factored":
+    """Return the rows against the first and the last columns that they meet in tiles."""
+    # To an engine that goes by units columns are alike, and are counted. The others pull back through less of the
+    # network the later in it the columns' parameters are: by half, in a small convolutional one.
+    if TRAITS[segment.engine].by_units:
         return []
     first = segment.parameter.span.start
     met = [range(max(span.start, first), span.stop) for span in spans if span.stop > first]

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from pipeline.engines.cost import PROBE_SAMPLES
-from pipeline.engines.registry import applications
+from pipeline.engines.registry import ENGINES, applications
 from pipeline.errors import HessianError, ProblemError
+from pipeline.planning.engine_traits import TRAITS
 from pipeline.planning.parameters import Parameter
 from pipeline.planning.verdict import ParameterVerdict, PreflightVerdict
 from pipeline.preflight.autograd_checks import Second, second_error, slope_errors
@@ -41,8 +42,6 @@ from pipeline.problem.explain import explained
 from pipeline.problem.problem import PlacedProblem, Problem
 from pipeline.problem.scales import STEEPEST, Products, Yardstick, directions, yardstick
 
-FUNCTIONAL = {"factored", "jacrev"}  # engines that swap parameters in by torch.func
-
 
 def preflight(
     problem: Problem, candidates: Sequence[str], dtype: torch.dtype, device: str, microbatch: int
@@ -66,14 +65,7 @@ def preflight(
     start = time.monotonic()
     with exact_kernels(problem.model), unchanged(problem.model), _explained(problem):
         few = representative(problem)
-        placed = few.place(torch.float64, device)
-        with unchanged(problem.model):
-            buffers = check_deterministic(placed)
-        check_without_memory(placed, TrialPoint(few, few.batches, 0, dtype, device).exact)
-        all_data = problem.place(torch.float64, device)
-        check_reduction(all_data, microbatch)
-        if problem.separable:
-            check_separable(all_data, placed, microbatch)
+        buffers = _check_loss(problem, few, dtype, device, microbatch)
         whole = few.batches
         few = uneven_parts(few)
         _require_finite(few.place(torch.float64, device))
@@ -90,8 +82,8 @@ def preflight(
         asymmetry = trial.asymmetry()
     notes = {
         name: f"passed over: the loss reads `{outside[0]}` itself, past what torch.func swaps in"
-        for name in FUNCTIONAL
-        if outside and name in candidates
+        for name in candidates
+        if outside and TRAITS[name].functional
     }
     return PreflightVerdict(
         samples=few.sample_count,
@@ -109,6 +101,30 @@ def preflight(
     )
 
 
+def _check_loss(problem: Problem, few: Problem, dtype: torch.dtype, device: str, microbatch: int) -> list[str]:
+    """Check that the loss is one function, and a sum over samples.
+
+    Args:
+        problem: on all data.
+        few: on a few samples.
+        dtype: of the run.
+        device: of the run.
+        microbatch: samples at a time, of all data.
+
+    Returns:
+        The buffers that evaluating it changes, and that are restored.
+    """
+    placed = few.place(torch.float64, device)
+    with unchanged(problem.model):
+        buffers = check_deterministic(placed)
+    check_without_memory(placed, TrialPoint(few, few.batches, 0, dtype, device).exact)
+    all_data = problem.place(torch.float64, device)
+    check_reduction(all_data, microbatch)
+    if problem.separable:
+        check_separable(all_data, placed, microbatch)
+    return buffers
+
+
 @contextmanager
 def _explained(problem: Problem) -> Iterator[None]:
     """Turn what a model or a loss raises into an error of ours."""
@@ -124,14 +140,15 @@ def _explained(problem: Problem) -> Iterator[None]:
 def _allowed(candidates: Sequence[str], outside: Sequence[str], reason: str) -> list[str]:
     """Leave out engines of which it is known that they are wrong, or not needed."""
     if reason:
-        return ["differences"]
-    asked = [name for name in candidates if name != "differences" or len(candidates) == 1]
-    if outside and not set(asked) - FUNCTIONAL:
+        return [name for name in ENGINES if TRAITS[name].by_differences]
+    asked = [name for name in candidates if not TRAITS[name].by_differences or len(candidates) == 1]
+    allowed = [name for name in asked if not outside or not TRAITS[name].functional]
+    if not allowed:
         raise ProblemError(
             f"engine {asked[0]}: the loss reads `{outside[0]}` itself, past what torch.func swaps in (a penalty of a "
             "tensor taken out of the model, say): read it from the model inside the loss, or take engine=rows"
         )
-    return [name for name in asked if not outside or name not in FUNCTIONAL]
+    return allowed
 
 
 def _require_finite(placed: PlacedProblem) -> None:
@@ -151,7 +168,7 @@ def _require_finite(placed: PlacedProblem) -> None:
 
 def _require_differences(reason: str, candidates: Sequence[str], placed: PlacedProblem) -> None:
     """Refuse an engine that was asked for where only differences of the gradient can be right."""
-    if "differences" not in candidates:
+    if not any(TRAITS[name].by_differences for name in candidates):
         raise ProblemError(
             f"loss: double backward {reason}{wrong_module(placed, order=2)}, so that engine={candidates[0]} cannot be "
             "right. Take engine=differences (slow, right to 1e-7 or so), change the operation, or leave the parameters "

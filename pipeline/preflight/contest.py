@@ -4,8 +4,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pipeline.engines.cost import HABITS, Segment, measure
+from pipeline.engines.cost import Segment, measure
 from pipeline.engines.stages import Application
+from pipeline.planning.engine_traits import TRAITS
 from pipeline.planning.verdict import ParameterVerdict, PreflightVerdict
 from pipeline.problem.problem import PlacedProblem
 
@@ -53,7 +54,7 @@ def _led(found: ParameterVerdict, engine: str) -> ParameterVerdict:
 
 def _seconds(placed: PlacedProblem, name: str, engine: str, known: Mapping[str, Application]) -> float:
     """Measure an engine per row and sample, against all columns from the diagonal on, as time and memory allow."""
-    parameter, habit = placed.layout[name], HABITS[engine]
+    parameter, habit = placed.layout[name], TRAITS[engine].habit
     segment = Segment.of(parameter, range(parameter.offset, placed.layout.size), engine, known)
     samples, rows, largest = FEW_SAMPLES, habit.first_rows, habit.bytes[placed.device.type] // 4
     while True:

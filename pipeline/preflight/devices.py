@@ -12,13 +12,13 @@ from pipeline.spec import Settings, device_of
 
 
 def local_staff(settings: Settings) -> Staff:
-    """Give the workers of a run on this machine."""
+    """Return the workers of a run on this machine."""
     count = worker_count(settings)
     return Staff(count, count)
 
 
 def worker_count(settings: Settings) -> int:
-    """Give the number of workers: as set, or this machine's CPUs and GPUs shared out."""
+    """Return the number of workers: as set, or this machine's CPUs and GPUs shared out."""
     if settings.executor == "serial":
         if settings.resources or settings.label_selector:
             raise SpecError(
@@ -61,7 +61,7 @@ def device_name(device: str) -> str:
 
 
 def allowed_device_bytes(settings: Settings) -> int | None:
-    """Give what one worker may hold on its GPU: of the whole, shared with the others on it; None on a CPU."""
+    """Return what one worker may hold on its GPU: of the whole, shared with the others on it; None on a CPU."""
     if device_of(settings) == "cpu":
         return None
     _, total = torch.cuda.mem_get_info()

@@ -146,7 +146,7 @@ def _hooked(model: nn.Module, enter: _Hook, leave: Callable[[str], _Hook]) -> It
 
 
 def _is_transformed(tree: Any) -> bool:
-    """Say whether tensors belong to a transform of torch.func inside the loss, and mean nothing outside."""
+    """Whether tensors belong to a transform of torch.func inside the loss, and mean nothing outside."""
     return any(isinstance(leaf, Tensor) and debug_unwrap(leaf) is not leaf for leaf in tree_leaves(tree))
 
 
@@ -193,7 +193,7 @@ class _Line:
         return torch.stack([(o * _randn(o, generator)).sum() for o in outputs]).sum()
 
     def slope(self, t: float, *, second: bool = False) -> Tensor:
-        """Give the derivative at t by autograd, or the second one."""
+        """Return the derivative at t by autograd, or the second one."""
         at = torch.tensor(t, dtype=torch.float64, requires_grad=True)
         wanted, along = [at, *self._own], [torch.ones_like(at), *self._own_directions]
         slope = _along(self.value(at), wanted, along, keep=second)

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.engines.cost import (
-    HABITS,
     PROBE_SAMPLES,
-    Habit,
     Segment,
     measure,
 )
 from pipeline.errors import MemoryRefusedError, human_bytes
 from pipeline.planning.costs import Measured
+from pipeline.planning.engine_traits import TRAITS, Habit
 from pipeline.planning.verdict import EngineSizes
 from pipeline.problem.batches import sample_count
 from pipeline.problem.problem import PlacedProblem
@@ -91,7 +90,7 @@ class _Chooser:
 
     def choose(self, microbatch: int | None, row_group: int | None) -> tuple[EngineSizes, dict[str, Measured], int]:
         """Choose; see `choose_sizes`."""
-        habit, cuttable = HABITS[self._engine], self._placed.problem.is_cuttable
+        habit, cuttable = TRAITS[self._engine].habit, self._placed.problem.is_cuttable
         fixed = min(microbatch or self._largest, self._largest) if cuttable else self._largest
         may_cut = cuttable and microbatch is None
         target = min(self._budget, habit.bytes[self._placed.device.type])
@@ -175,9 +174,9 @@ class _BytesModel:
         return cls(fixed, per_row, per_sample, slope)
 
     def bytes(self, rows: int, samples: int) -> int:
-        """Give the bytes of a call."""
+        """Return the bytes of a call."""
         return int(self.fixed + rows * self.per_row + samples * (self.per_sample + rows * self.slope))
 
     def most_samples(self, rows: int, target_bytes: int) -> int:
-        """Give the samples that fit beside so many rows."""
+        """Return the samples that fit beside so many rows."""
         return int((target_bytes - self.fixed - rows * self.per_row) / max(self.per_sample + rows * self.slope, 1.0))

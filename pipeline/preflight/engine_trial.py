@@ -9,6 +9,7 @@ import torch
 from pipeline.engines.registry import ENGINES, Engine
 from pipeline.engines.stages import Application
 from pipeline.errors import ProblemError, in_words
+from pipeline.planning.engine_traits import TRAITS
 from pipeline.planning.parameters import Parameter
 from pipeline.preflight.trial_point import TrialPoint
 from pipeline.problem.double_backward import (
@@ -151,12 +152,12 @@ class Trial:
                 tried[name] = f"raised {in_words(error)}"
                 continue
             tried[name] = "off by " + ", ".join(map(str, errors))
-            if name == "factored" and p.name not in self._known:
+            if TRAITS[name].by_units and p.name not in self._known:
                 tried[name] += "; applied otherwise to a batch of the run's size"
                 continue
             if all(error.value <= self._tolerance(error.dtype, uncertainty) for error in errors):
                 right.append(name)
-                if name != "factored" or self._known[p.name].positions == 1:
+                if not TRAITS[name].by_units or self._known[p.name].positions == 1:
                     break
         if right:
             return right, tried
@@ -167,7 +168,7 @@ class Trial:
         )
 
     def _tolerance(self, dtype: torch.dtype, uncertainty: float) -> float:
-        """Give the block error that is let pass."""
+        """Return the block error that is let pass."""
         if self._by_differences:
             return max(DIFFERENCES, ENGINE_TOLERANCE[dtype])
         tolerance = ENGINE_TOLERANCE[dtype]
@@ -191,7 +192,7 @@ class Trial:
         Returns:
             The worst.
         """
-        units = engine == "factored"
+        units = TRAITS[engine].by_units
         found, truth = self._engine_rows(engine, placed, p), self._truth_of(p, units=units) / self._scales
         tolerance = ENGINE_TOLERANCE[placed.dtype]
         least, worst = ENGINE_ROUNDING[placed.dtype] / tolerance * self._top, _Error(0.0, placed.dtype, p.name, p.name)
@@ -217,7 +218,7 @@ class Trial:
         if key not in self._engines:
             self._engines[key] = ENGINES[engine](placed, ROWS)
         parts = []
-        for run in self._rows(p, units=engine == "factored").runs:
+        for run in self._rows(p, units=TRAITS[engine].by_units).runs:
             parts.append(torch.zeros(len(run), len(right), dtype=placed.dtype, device=placed.device))
             for batch in self._batches[placed.dtype]:
                 self._engines[key].add(batch, run, right, parts[-1])
@@ -246,8 +247,8 @@ class Trial:
         return self._truths[p.name, units]
 
     def _ways(self, p: Parameter) -> list[bool]:
-        """Say how rows of a parameter are going to be tried: in whole units where it may be factored, else a few."""
-        at = self._known.get(p.name) if "factored" in self._candidates else None
+        """Return how rows of a parameter are tried: in whole units where an engine may go by them, else a few."""
+        at = self._known.get(p.name) if any(TRAITS[name].by_units for name in self._candidates) else None
         return [False] if at is None else [True] if at.positions == 1 else [True, False]
 
     def _form(self, product: Vector) -> Vector:

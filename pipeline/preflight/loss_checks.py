@@ -89,7 +89,7 @@ def _check_passes(placed: PlacedProblem, own: dict[str, nn.Parameter], batch: Ba
 
 
 def _not_finite(batch: Batch, value: float) -> str:
-    """Say that a loss is not a number, and where the data are not."""
+    """Return the error that a loss is not a number, and where the data are not."""
     return (
         f"loss: got {value} for {sample_count(batch)} samples, expected a finite number; {nan_report((batch,))}a mean "
         "over targets that are all ignored is NaN: Return (sum, weight)"
@@ -122,7 +122,7 @@ def check_without_memory(placed: PlacedProblem, elsewhere: PlacedProblem) -> Non
 
 
 def _numbers_at(placed: PlacedProblem, batch: Batch) -> tuple[float, float]:
-    """Give sum and weight of a batch, evaluated on the module itself."""
+    """Return sum and weight of a batch, evaluated on the module itself."""
     with torch.enable_grad(), placed.own_parameters():
         return _numbers(placed, batch)
 
@@ -206,7 +206,7 @@ def _compare(placed: PlacedProblem, batch: Batch, parts: Sequence[Batch]) -> Non
 
 
 def _numbers(placed: PlacedProblem, batch: Batch) -> tuple[float, float]:
-    """Give the sum and weight of a batch, evaluated on the module itself."""
+    """Return the sum and weight of a batch, evaluated on the module itself."""
     total, weight = placed.loss_sum(None, batch)
     return float(total.detach()), float(weight.detach())
 
@@ -263,13 +263,13 @@ def custom_functions(placed: PlacedProblem) -> str:
 
 
 def _now() -> int:
-    """Give the number that the next node of autograd's graph would have."""
+    """Return the number that the next node of autograd's graph would have."""
     node = torch.zeros((), requires_grad=True).exp().grad_fn
     return int(node._sequence_nr()) if node else 0
 
 
 def _leaves(value: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """Give the leaves of a value's graph, each with the number of the earliest node on some way to it."""
+    """Yield the leaves of a value's graph, each with the number of the earliest node on some way to it."""
     nodes, since = _graph(value)
     for node in nodes:
         if (leaf := getattr(node, "variable", None)) is not None:
@@ -277,7 +277,7 @@ def _leaves(value: Tensor) -> Iterator[tuple[Tensor, int]]:
 
 
 def _graph(value: Tensor) -> tuple[list[Any], dict[Any, int]]:
-    """Give the nodes of a value's graph, and the number of the earliest node above each."""
+    """Return the nodes of a value's graph, and the number of the earliest node above each."""
     first = value.grad_fn
     since: dict[Any, int] = {first: sys.maxsize} if first is not None else {}
     waiting = list(since)
@@ -292,5 +292,5 @@ def _graph(value: Tensor) -> tuple[list[Any], dict[Any, int]]:
 
 
 def _number(node: Any) -> int:
-    """Give when a node was made; leaves have no time."""
+    """Return when a node was made; leaves have no time."""
     return sys.maxsize if getattr(node, "variable", None) is not None else int(node._sequence_nr())

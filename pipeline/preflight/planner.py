@@ -52,6 +52,7 @@ from pipeline.problem.double_backward import (
 )
 from pipeline.problem.problem import PlacedProblem, Problem
 from pipeline.spec import Settings, device_of
+from pipeline.storage.chunk_formats import store_chunk
 from pipeline.storage.output import Output
 from pipeline.storage.zarr_store import MatrixStore
 
@@ -157,11 +158,10 @@ class _Planning:
         beside = _beside(self.settings, self.staff)
         with self.as_workers(), unchanged(self.problem.model), rivals(beside, measure):
             timings = measure()
-            finishing = _finishing(manifest, tiling, self.placed, self.at)
+            finishing = _finishing(manifest, self.placed, self.at)
         selected = set(self.layout.names)
         return JobPlan(
             manifest=manifest,
-            tiling=tiling,
             at=self.at,
             memory=replace(held, engine_bytes=probed.engine_bytes),
             allowed_bytes=self.allowed,
@@ -239,8 +239,9 @@ def _beside(settings: Settings, staff: Staff) -> int:
     return min(staff.beside, len(os.sched_getaffinity(0)) // settings.cpus_per_worker) - 1
 
 
-def _finishing(manifest: Manifest, tiling: TilingPlan, placed: PlacedProblem, at: LossAndGradient) -> Finishing:
+def _finishing(manifest: Manifest, placed: PlacedProblem, at: LossAndGradient) -> Finishing:
     """Compute a chunk from a few samples, and time what a worker does with it."""
+    tiling = manifest.plan
     tile = tiling.tiles()[len(tiling.tiles()) // 2]
     i, j = tiling.chunks(tile)[-1]
     rows, cols = (tiling.span(range(k, k + 1)) for k in (i, j))
@@ -257,17 +258,16 @@ def _finishing(manifest: Manifest, tiling: TilingPlan, placed: PlacedProblem, at
         values = out.cpu().numpy().astype(manifest.store_dtype)
     with tempfile.TemporaryDirectory(prefix="hessian-") as folder:
         MatrixStore.create(Output(folder), manifest, at.gradient)
-        put = partial(MatrixStore(Output(folder), manifest).write_chunk, i, j, values)
+        put = partial(store_chunk, [MatrixStore(Output(folder), manifest)], manifest, i, j, values)
         # On a thread, as a worker does: on the main one Blosc takes all CPUs.
         with ThreadPoolExecutor(1) as putter:
             writing = seconds_of(lambda: putter.submit(put).result())
     passes = seconds_of(lambda: bool(out.zero_().div_(2).sum().isfinite()))
-    objects = 2 if manifest.symmetry == "mirrored" and i != j else 1
-    return Finishing(passes / out.numel(), writing / objects)
+    return Finishing(passes / out.numel(), writing / len(manifest.images(i, j)))
 
 
 def versions() -> dict[str, str]:
-    """Give the versions that numbers may depend on."""
+    """Return the versions that numbers may depend on."""
     names = ("hessian-pipeline", "torch", "zarr", "pyarrow", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
@@ -279,7 +279,7 @@ def _segments(
     engines: dict[str, str],
     known: dict[str, Application],
 ) -> list[Segment]:
-    """Give, for each row parameter, the columns of the widest tile it is computed in."""
+    """Return, for each row parameter, the columns of the widest tile it is computed in."""
     widest: dict[str, Segment] = {}
     for tile in tiles:
         cols = tiling.span(tile.cols)

@@ -16,7 +16,7 @@ SPREAD = 4  # samples taken from the first batch, and from the last
 
 
 def representative(problem: Problem) -> Problem:
-    """Give the same problem on a few samples.
+    """Return the same problem on a few samples.
 
     They are spread over the first and the last batch; to these come, for every integer tensor of the data, a sample
     that holds its smallest value, its largest and its commonest one: ignored targets, padding and masks are among them.
@@ -41,7 +41,7 @@ def representative(problem: Problem) -> Problem:
 
 
 def _ends(batches: tuple[Batch, ...]) -> set[int]:
-    """Give the places of the first and the last batch, of each term where there are several."""
+    """Return the places of the first and the last batch, of each term where there are several."""
     terms = [batch.term if isinstance(batch, OfTerm) else 0 for batch in batches]
     firsts = {term: k for k, term in reversed(list(enumerate(terms)))}
     lasts = {term: k for k, term in enumerate(terms)}
@@ -49,12 +49,12 @@ def _ends(batches: tuple[Batch, ...]) -> set[int]:
 
 
 def _some(batch: Batch, samples: set[int]) -> Batch:
-    """Give some samples of a batch, all of one that cannot be cut."""
+    """Return some samples of a batch, all of one that cannot be cut."""
     return take(batch, torch.tensor(sorted(samples, reverse=True))) if is_cuttable(batch) else batch
 
 
 def uneven_parts(problem: Problem) -> Problem:
-    """Give the same problem with every batch cut in two uneven ones, unless samples act on each other."""
+    """Return the same problem with every batch cut in two uneven ones, unless samples act on each other."""
     if not problem.separable:
         return problem
     return problem.on(tuple(part for batch in problem.batches for part in two_parts(batch)), l2=problem.l2)

@@ -5,12 +5,13 @@ unless the batch is one whole (a graph, a context set) that cannot be cut.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import MappingKey, register_pytree_node, tree_flatten_with_path, tree_leaves, tree_map
 from torch.utils._pytree import keystr as path_of
 
@@ -39,15 +40,32 @@ register_pytree_node(
 
 
 def dense(tensor: Tensor) -> Tensor:
-    """Give a tensor in strided layout; sparse embeddings have sparse gradients."""
+    """Return a tensor in strided layout; sparse embeddings have sparse gradients."""
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
 def cast(tensor: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Give a tensor on a device: in the floating type if it is floating, in its complex counterpart if complex."""
+    """Return a tensor on a device: in the floating type if it is floating, in its complex counterpart if complex."""
     if tensor.is_floating_point():
         return tensor.to(device, dtype)
     return tensor.to(device, dtype.to_complex()) if tensor.is_complex() else tensor.to(device)
+
+
+def cast_batch(batch: Batch, dtype: torch.dtype, device: torch.device) -> Batch:
+    """Return a batch on a device, cast as its tensors are."""
+
+    def of(leaf: Any) -> Any:
+        if isinstance(leaf, PackedSequence):  # the lengths of its steps stay on the host, wherever the rest is
+            parts = leaf._asdict() | {"batch_sizes": None}
+            return type(leaf)(**{name: of(part) for name, part in parts.items()} | {"batch_sizes": leaf[1]})
+        return cast(leaf.detach(), dtype, device) if isinstance(leaf, Tensor) else leaf
+
+    return tree_map(of, batch, is_leaf=lambda node: isinstance(node, PackedSequence))
+
+
+def detached(batch: Batch) -> Batch:
+    """Return a batch outside of any graph."""
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, batch)
 
 
 def sample_count(batch: Batch) -> int:
@@ -73,7 +91,7 @@ def has_rows(batch: Batch) -> bool:
 
 
 def take(batch: Batch, samples: slice | Tensor) -> Batch:
-    """Give the batch of some samples of a batch."""
+    """Return the batch of some samples of a batch."""
     if (graphs := _graphs(batch)) is not None:
         chosen = torch.arange(sample_count(batch))[samples].tolist()
         parts = graphs.to_data_list()
@@ -119,6 +137,11 @@ def digest(tree: Any) -> str:
     return sha.hexdigest()
 
 
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hash parameters and buffers, whatever their order."""
+    return digest(dict(sorted(tensors.items())))
+
+
 def nan_report(batches: tuple[Batch, ...]) -> str:
     """Name the first tensor of data that holds NaN, as in "data: batch 0, leaf [0]: 1 of 35 values are NaN; "."""
     for index, batch in enumerate(batches):
@@ -131,7 +154,7 @@ def nan_report(batches: tuple[Batch, ...]) -> str:
 
 
 def _graphs(batch: Batch) -> Any:
-    """Give the object of torch_geometric that a batch is, None for any other batch."""
+    """Return the object of torch_geometric that a batch is, None for any other batch."""
     batch = batch.batch if isinstance(batch, OfTerm) else batch
     return batch if any(kind.__module__.startswith("torch_geometric.") for kind in type(batch).__mro__) else None
 
@@ -141,7 +164,7 @@ def _length(leaf: Tensor) -> int:
 
 
 def _some(leaf: Tensor, samples: slice | Tensor) -> Tensor:
-    """Give some samples of one tensor, in whatever layout it is."""
+    """Return some samples of one tensor, in whatever layout it is."""
     if leaf.is_nested:
         parts = leaf.unbind()
         chosen = torch.arange(len(parts))[samples].tolist()

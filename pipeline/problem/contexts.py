@@ -166,7 +166,7 @@ def _put_back_tensors(module: nn.Module, attributes: dict[str, Any]) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """Give the state of the generators a model may draw from: torch's, CUDA's, NumPy's and Python's."""
+    """Return the state of the generators a model may draw from: torch's, CUDA's, NumPy's and Python's."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": np.random.get_state(), "python": random.getstate()}
 

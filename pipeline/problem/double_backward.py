@@ -23,7 +23,7 @@ SMALL = 1e-2  # share of the largest piece's entry that counts in every piece
 
 
 def reference_samples(microbatch: int | None) -> int:
-    """Give how many samples to evaluate at a time, here and wherever a loss is evaluated over all data.
+    """Return how many samples to evaluate at a time, here and wherever a loss is evaluated over all data.
 
     Args:
         microbatch: of the run, as far as it is known; an engine holds each of its samples for many rows.
@@ -195,7 +195,7 @@ def own_sizes(pieces: list[Vector]) -> list[float]:
 
 
 def jittered(placed: PlacedProblem) -> PlacedProblem:
-    """Give a problem whose selected parameters are moved by their last bit: what that changes is rounding."""
+    """Return a problem whose selected parameters are moved by their last bit: what that changes is rounding."""
     generator = torch.Generator().manual_seed(0)
     last_bit = torch.finfo(placed.dtype).eps
     parameters = {
@@ -206,7 +206,7 @@ def jittered(placed: PlacedProblem) -> PlacedProblem:
 
 
 def moved(placed: PlacedProblem, shift: Vector) -> PlacedProblem:
-    """Give a problem whose selected parameters are shifted.  # shape of shift: (P,)."""
+    """Return a problem whose selected parameters are shifted.  # shape of shift: (P,)."""
     flat = torch.from_numpy(np.ascontiguousarray(shift)).to(placed.device, placed.dtype)
     parameters = {p.name: placed.parameters[p.name] + flat[p.place].reshape(p.shape) for p in placed.layout}
     return placed.at(parameters)

@@ -26,7 +26,7 @@ _PYTHON = Path(sysconfig.get_path("stdlib"))
 
 
 def explained(error: BaseException, model: nn.Module, doing: str) -> str:
-    """Say what the user's code raised.
+    """Return what the user's code raised.
 
     Args:
         error: what was raised.

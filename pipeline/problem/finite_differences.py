@@ -84,7 +84,7 @@ def fourth_order(function: Callable[[float], Vector], step: float) -> Vector:
 
 
 def _gaps(window: list[list[Vector]], scales: list[float]) -> list[float]:
-    """Give the largest step from one derivative to the next, piece by piece; infinite where one is NaN."""
+    """Return the largest step from one derivative to the next, piece by piece; infinite where one is NaN."""
     found = []
     for k, scale in enumerate(scales):
         steps = [np.abs(d[k] - e[k]).max(initial=0.0) / scale for d, e in pairwise(window)]

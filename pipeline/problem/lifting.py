@@ -89,7 +89,7 @@ def _is_in_place(name: str) -> bool:
 
 
 def _wider(value: Any) -> Any:
-    """Give a tensor in double precision where it is in single, and the wider type where one is named."""
+    """Return a tensor in double precision where it is in single, and the wider type where one is named."""
     if isinstance(value, Tensor):
         return value.to(_WIDER[value.dtype]) if value.dtype in _WIDER else value
     if isinstance(value, torch.dtype):

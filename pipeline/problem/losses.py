@@ -78,7 +78,7 @@ def known_reduction(reduction: Reduction | None) -> Reduction:
 
 
 def _torch_reduction(loss: Any) -> str | None:
-    """Give the reduction of a loss of torch.nn or torch.nn.functional, None for any other callable."""
+    """Return the reduction of a loss of torch.nn or torch.nn.functional, None for any other callable."""
     function = _function(loss)
     if type(function).__module__ == "torch.nn.modules.loss" and hasattr(function, "reduction"):
         return str(function.reduction)
@@ -90,7 +90,7 @@ def _torch_reduction(loss: Any) -> str | None:
 
 
 def _elementwise(loss: Any) -> Callable[..., Tensor]:
-    """Give a torch loss that does not reduce."""
+    """Return a torch loss that does not reduce."""
     if isinstance(loss, nn.Module):
         copied = copy.copy(loss)
         copied.reduction = "none"  # type: ignore[assignment]
@@ -99,7 +99,7 @@ def _elementwise(loss: Any) -> Callable[..., Tensor]:
 
 
 def _like(loss: Any, output: Any) -> Any:
-    """Give a loss whose own tensors (class weights, say) are of the output's floating type, on its device."""
+    """Return a loss whose own tensors (class weights, say) are of the output's floating type, on its device."""
     floats = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     if not floats:
         return loss
@@ -132,7 +132,7 @@ def _torch_terms(
 
 
 def _torch_value(loss: Any, output: Any, targets: Targets, _: Batch) -> SumAndWeight:
-    """Give a torch loss as torch itself reduces it."""
+    """Return a torch loss as torch itself reduces it."""
     value = _like(loss, output)(*_arguments(_function(loss), output, targets))
     return value, torch.ones_like(value)
 
@@ -207,7 +207,7 @@ def sum_and_weight(value: Any, reduction: Reduction, batch: Batch, name: str) ->
 
 
 def _number(value: Any, like: Tensor) -> Tensor:
-    """Give a number as a 0-d tensor of another one's type, on its device."""
+    """Return a number as a 0-d tensor of another one's type, on its device."""
     if isinstance(value, int | float):
         return like.new_full((), float(value))  # filled there: nothing is copied to a device
     return torch.as_tensor(value, device=like.device).to(like.dtype).reshape(())

@@ -16,7 +16,7 @@ SERIES = 0.1  # below which sin y / y is a series: 1e-18 of the value is left aw
 
 
 def sinc(x: Tensor) -> Written:
-    """Give sin(pi x) / (pi x), smooth at 0."""
+    """Return sin(pi x) / (pi x), smooth at 0."""
     if not x.is_floating_point():
         return NotImplemented
     y = math.pi * x
@@ -75,12 +75,12 @@ class _Known(torch.autograd.Function):
 
 
 def bessel(name: str) -> Callable[[Tensor], Written]:
-    """Give a Bessel function of `torch.special` its derivatives."""
+    """Add derivatives to a Bessel function of `torch.special`."""
     return lambda x: _of(name, x) if x.is_floating_point() else NotImplemented
 
 
 def spherical_bessel_j0(x: Tensor) -> Written:
-    """Give sin(x) / x."""
+    """Return sin(x) / x."""
     return sinc(x / math.pi)
 
 

@@ -6,48 +6,39 @@ whole data set taken as one batch.
 """
 
 import copy
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_map
 
 from pipeline.errors import HessianError, ProblemError
 from pipeline.planning.parameters import ParameterLayout
 from pipeline.problem.batches import (
     Batch,
-    OfTerm,
     byte_count,
     cast,
+    cast_batch,
     dense,
     digest,
     is_cuttable,
     microbatches,
     sample_count,
-    take,
+    weights_digest,
 )
-from pipeline.problem.contexts import on_copies, unchanged
+from pipeline.problem.contexts import unchanged
+from pipeline.problem.criteria import Objective, Term, criterion_of
 from pipeline.problem.explain import explained
 from pipeline.problem.lifting import evaluated_in
-from pipeline.problem.losses import Reduction, SumAndWeight, as_terms, known_reduction, sum_and_weight
+from pipeline.problem.losses import Reduction, SumAndWeight
 from pipeline.problem.modules import evaluate_at, holding, slots_of, unwrapped
 from pipeline.problem.read_once import ReadOnce
-from pipeline.problem.reading import read_batches, recognise
-from pipeline.problem.selection import check_finite, parameters_of_loss, require_ready, select
-from pipeline.problem.written_out import WrittenOut
-
-Objective = Callable[[Callable[..., Any], Batch], Any]
-Term = tuple[float, Objective, Any]  # coefficient, function, data
-
-FEW = 4  # samples in which operations that have to be written out are looked for
-
-_log = logging.getLogger(__name__)
+from pipeline.problem.reading import recognise
+from pipeline.problem.selection import check_finite, constants_of, require_ready, select
+from pipeline.problem.written_out import found_in
 
 
 class Problem:
@@ -101,24 +92,12 @@ class Problem:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ProblemError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
-        given = [
-            name for name, value in {"loss": loss, "objective": objective, "terms": terms}.items() if value is not None
-        ]
-        if len(given) != 1:
-            raise ProblemError(
-                f"expected either a loss or an objective, or terms; got {' and '.join(given) if given else 'none'}"
-            )
+        criterion = criterion_of(loss, objective, terms, reduction)
         self.model, self.unwrapped = unwrapped(model)
         require_ready(self.model)
-        self.objective, self.separable, self.l2 = objective, separable, float(l2)
-        self._terms: tuple[tuple[float, Objective], ...] = ()
-        self._totals: dict[int, float] = {}  # weight of all data of a term, once it is known; shared by copies,
-        self._plain: list[frozenset[str] | None] = []  # as is what has to be written out
-        if loss is not None:
-            self._loss, self._given, self.reduction = as_terms(loss, reduction)
-        else:
-            self.reduction = known_reduction(reduction)
-        self.constants = tuple(parameters_of_loss(loss, self.model))
+        self._criterion, self.separable, self.l2 = criterion, separable, float(l2)  # shared by copies, as
+        self._plain: list[frozenset[str] | None] = []  # is what has to be written out
+        self.constants = constants_of(loss, self.model)
         self.checkpoint: str | None = None
         self._values: dict[str, Tensor] | None = None  # in place of the model's own, see `at`
         self._slots = slots_of(self.model)
@@ -126,41 +105,25 @@ class Problem:
         self.layout = select(self.model, params, self.constants)
         check_finite(dict(self.model.named_parameters()), "model")
         with unchanged(self.model):
-            if terms is not None:
-                self._read_terms(terms)
-            else:
-                self.batches = read_batches(data, separable=separable, bare=objective is not None)
-        if self.constants:
-            _log.warning(
-                "loss: its own parameters (%s) are constants here; H is of the model's. To have them in it, make one "
-                "module of model and loss",
-                ", ".join(self.constants),
-            )
+            self.batches = criterion.batches(data if terms is None else terms, separable=separable)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrive in another process, which has not seen the kinds of objects in the data."""
         self.__dict__.update(state)
         recognise(self.batches)
 
-    def _read_terms(self, terms: Sequence[Term]) -> None:
-        """Read the data of each term."""
-        if not terms or any(not isinstance(term, tuple) or len(term) != 3 or not callable(term[1]) for term in terms):
-            raise ProblemError("terms: expected a list of (coefficient, objective, data), at least one")
-        self._terms = tuple((float(coefficient), function) for coefficient, function, _ in terms)
-        self._sums_as, self.reduction = self.reduction, "sum"  # of each term; of all of them
-        self.batches = tuple(
-            OfTerm(k, batch)
-            for k, (_, _, data) in enumerate(terms)
-            for batch in read_batches(data, separable=self.separable, bare=True)
-        )
-
     def select(self, params: Sequence[str] | None) -> "Problem":
-        """Give the same problem with respect to other parameters (globs as in `params`; None leaves it as it is)."""
+        """Return the same problem with respect to other parameters (globs as in `params`; None leaves it as it is)."""
         if params is None:
             return self
         other = copy.copy(self)
         other.layout = select(self.model, params, self.constants)
         return other
+
+    @property
+    def reduction(self) -> Reduction:
+        """Whether the whole loss is the sum over samples divided by the weight, or the sum."""
+        return self._criterion.reduction
 
     @property
     def sample_count(self) -> int:
@@ -184,14 +147,14 @@ class Problem:
         return sum(t.nbytes for t in self.tensors().values()) + byte_count(self.batches)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Give all parameters and buffers by name, shared ones once, detached, sparse ones made dense."""
+        """Return all parameters and buffers by name, shared ones once, detached, sparse ones made dense."""
         if self._values is not None:
             return self._values
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
         return {name: dense(tensor.detach()) for name, tensor in named}
 
     def at(self, tensors: Mapping[str, Tensor], checkpoint: str | None = None) -> "Problem":
-        """Give the same problem at other values of all parameters and buffers; the model stays as it is.
+        """Return the same problem at other values of all parameters and buffers; the model stays as it is.
 
         Args:
             tensors: as `tensors()` gives them.
@@ -205,18 +168,19 @@ class Problem:
         return other
 
     def on(self, batches: tuple[Batch, ...], *, l2: float) -> "Problem":
-        """Give the same problem on other data, which was checked already, with another L2 term."""
+        """Return the same problem on other data, which was checked already, with another L2 term."""
         other = copy.copy(self)
-        other._weigh_terms()  # over all data: a few of them have the same denominators
+        self._criterion.weigh(self.model, self.batches)  # all data: a few of them have the same denominators
         other.batches, other.l2 = batches, l2
         return other
 
     def as_given(self) -> "Problem | None":
-        """Give the same problem with its loss as torch reduces it, of weight 1; None where it is not torch's."""
-        if self.objective is not None or self._terms or self._given is None:
+        """Return the same problem with its loss as torch reduces it, of weight 1; None where it is not torch's."""
+        criterion = self._criterion.as_torch()
+        if criterion is None:
             return None
         other = copy.copy(self)
-        other._loss = self._given
+        other._criterion = criterion
         return other
 
     def weights_digest(self) -> str:
@@ -228,7 +192,7 @@ class Problem:
         return digest(self.batches)
 
     def microbatches(self, most: int | None) -> Iterator[Batch]:
-        """Give all data in micro-batches of at most so many samples; whole where they may not be cut."""
+        """Yield all data in micro-batches of at most so many samples; whole where they may not be cut."""
         return microbatches(self.batches, most if self.separable else None)
 
     def loss_sum(self, params: Mapping[str, Tensor] | None, batch: Batch) -> SumAndWeight:
@@ -246,70 +210,24 @@ class Problem:
             ProblemError: the loss gives something else.
             NotImplementedError: the model holds scripted modules, and parameters are given.
         """
+        sums = partial(self._criterion.sums, self.model)
         if params is None:
-            return self._sum(batch)
+            return sums(batch)
         values = {slot: params[name] for slot, name in self._slots.items() if name in params}
-        found: SumAndWeight = evaluate_at(values, self.model, self._sum, batch)
+        found: SumAndWeight = evaluate_at(values, self.model, sums, batch)
         return found
-
-    def _sum(self, batch: Batch) -> SumAndWeight:
-        """Evaluate the un-normalised loss with what the model holds."""
-        if isinstance(batch, OfTerm):
-            coefficient, function = self._terms[batch.term]
-            total, _ = self._term(function, batch.batch)
-            return total * (coefficient / self._totals[batch.term]), torch.ones_like(total)
-        if self.objective is not None:
-            return sum_and_weight(self.objective(self.model, batch), self.reduction, batch, "objective")
-        inputs, targets = _parts(batch)
-        if isinstance(inputs, dict):
-            output = self.model(**inputs)
-        else:
-            output = self.model(*inputs) if type(inputs) is tuple else self.model(inputs)
-        return self._loss(output, targets, batch)
-
-    def _term(self, function: Objective, batch: Batch) -> SumAndWeight:
-        return sum_and_weight(function(self.model, batch), self._sums_as, batch, "terms")
-
-    def _weigh_terms(self) -> None:
-        """Find what the sum of each term is divided by, from all its data; once."""
-        if not self._terms or self._totals:
-            return
-        weights = dict.fromkeys(range(len(self._terms)), 0.0)
-        with on_copies(self.model):
-            for batch in self.batches:
-                try:
-                    _, weight = self._term(self._terms[batch.term][1], tree_map(_detached, batch.batch))
-                except HessianError:
-                    raise
-                except Exception as error:
-                    doing = f"evaluated as it is on {sample_count(batch)} samples of term {batch.term}"
-                    raise ProblemError(explained(error, self.model, doing)) from error
-                weights[batch.term] += float(weight)
-        if wrong := [k for k, weight in weights.items() if not weight > 0]:
-            raise ProblemError(f"terms: the weights of term {wrong[0]} sum to {weights[wrong[0]]}, expected above 0")
-        self._totals |= weights if self._sums_as == "mean" else dict.fromkeys(weights, 1.0)
 
     @property
     def written_out(self) -> frozenset[str] | None:
-        """Operations that have no right double backward in torch, and are written out; None for all that there may be.
-
-        Found by evaluating a few samples of the first and the last batch, once.
-        """
+        """Operations without a right double backward in torch, which are written out; None for all that there are."""
         if not self._plain:
-            ends = [self.batches[0], self.batches[-1]]
-            few = [take(b, slice(0, n)) if self.separable and is_cuttable(b) else b for b in ends for n in (1, FEW)]
-            with on_copies(self.model), WrittenOut() as mode:
-                try:
-                    for batch in few:
-                        self._sum(tree_map(_detached, batch))
-                    self._plain.append(frozenset(mode.replaced))
-                except Exception:  # it will be raised again where it can be explained
-                    self._plain.append(None)
+            evaluate = partial(self.loss_sum, None)
+            self._plain.append(found_in(self.model, evaluate, self.batches, may_cut=self.separable))
         return self._plain[0]
 
     def place(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> "PlacedProblem":
-        """Give the problem with its tensors in one type on one device; the model itself stays as it is."""
-        self._weigh_terms()
+        """Return the problem with its tensors in one type on one device; the model itself stays as it is."""
+        self._criterion.weigh(self.model, self.batches)
         _ = self.written_out  # found with the model as it is
         sparse = {n: b.layout for n, b in self.model.named_buffers() if b.layout != torch.strided}
         tensors = {name: cast(tensor, dtype, device) for name, tensor in self.tensors().items()}
@@ -373,7 +291,7 @@ class PlacedProblem:
         return evaluated_in(self.dtype, self.problem.dtype, self.problem.written_out)
 
     def batches(self, microbatch: int | None) -> Iterator[Batch]:
-        """Give all data in micro-batches of this type on this device."""
+        """Yield all data in micro-batches of this type on this device."""
         if self.device.type == "cpu":  # a piece at a time is little, and where types agree nothing
             return map(self.cast, self.problem.microbatches(microbatch))
         return microbatches(self._on_device, microbatch if self.problem.separable else None)
@@ -390,21 +308,15 @@ class PlacedProblem:
         return sum(t.nbytes for t in tensors) + byte_count(self.problem.batches, self.dtype)
 
     def at(self, parameters: dict[str, Tensor]) -> "PlacedProblem":
-        """Give the same problem at other values of the selected parameters, on the same data where they lie."""
+        """Return the same problem at other values of the selected parameters, on the same data where they lie."""
         other = replace(self, parameters=parameters)
         if "_on_device" in vars(self):
             vars(other)["_on_device"] = self._on_device
         return other
 
     def cast(self, batch: Batch) -> Batch:
-        """Give a batch in this type on this device."""
-        return tree_map(self._cast, batch, is_leaf=lambda node: isinstance(node, PackedSequence))
-
-    def _cast(self, leaf: Any) -> Any:
-        if isinstance(leaf, PackedSequence):  # the lengths of its steps stay on the host, wherever the rest is
-            parts = leaf._asdict() | {"batch_sizes": None}
-            return type(leaf)(**{name: self._cast(part) for name, part in parts.items()} | {"batch_sizes": leaf[1]})
-        return cast(leaf.detach(), self.dtype, self.device) if isinstance(leaf, Tensor) else leaf
+        """Return a batch in this type on this device."""
+        return cast_batch(batch, self.dtype, self.device)
 
     @contextmanager
     def own_parameters(self) -> Iterator[dict[str, nn.Parameter]]:
@@ -418,23 +330,3 @@ class PlacedProblem:
         names = list(self.parameters)
         with holding({**self.constants, **self.parameters}, self.problem.model, names) as own, self._evaluated():
             yield {name: own[name] for name in names}
-
-
-def _detached(leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, Tensor) else leaf
-
-
-def _parts(batch: Batch) -> tuple[Any, tuple[Any, ...]]:
-    """Take a batch as inputs, and what the loss takes beside the output."""
-    if type(batch) is not tuple:
-        if isinstance(batch, Tensor | list):
-            raise ProblemError(f"batch: got {type(batch).__name__}, expected (inputs, target), or a dict of inputs")
-        return batch, (batch,)
-    if len(batch) < 2:
-        raise ProblemError(f"batch: got a tuple of {len(batch)}, expected (inputs, target)")
-    return batch[0], batch[1:]
-
-
-def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Hash parameters and buffers, whatever their order."""
-    return digest(dict(sorted(tensors.items())))

@@ -20,7 +20,7 @@ class ReadOnce:
         self._is_given_up = False
 
     def bound(self, key: Hashable, count: Tensor, most: int) -> int:
-        """Give a bound of a count.
+        """Return a bound of a count.
 
         Args:
             key: of what is counted.
@@ -40,7 +40,7 @@ class ReadOnce:
         return self._bounds[key]
 
     def exceeded(self, like: Tensor) -> Tensor:
-        """Say on the device whether a bound was exceeded since the last call, and begin anew.
+        """Return on the device whether a bound was exceeded since the last call, and begin anew.
 
         Args:
             like: a tensor of that device.

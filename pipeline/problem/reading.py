@@ -118,7 +118,7 @@ def _one_pass(data: Any) -> tuple[Batch, ...]:
 
 
 def _samples(data: Any) -> list[Any]:
-    """Give all samples of a `Dataset`; one that has no length ends where Python's own protocol says, at IndexError."""
+    """Return all samples of a `Dataset`; one without a length ends where Python's own protocol says, at IndexError."""
     try:
         count = len(data)
     except (TypeError, NotImplementedError):
@@ -222,7 +222,7 @@ def _rebuilt(value: Any, parts: dict[Any, Any]) -> Any:
 
 
 def _stores(graph: Any) -> dict[Any, Any]:
-    """Give what a graph of torch_geometric holds, by store and name; of one kind of nodes there is one store."""
+    """Return what a graph of torch_geometric holds, by store and name; of one kind of nodes there is one store."""
     return {(k, name): store[name] for k, store in enumerate(_kept(graph)) for name in sorted(store.keys())}
 
 

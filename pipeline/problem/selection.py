@@ -1,6 +1,7 @@
 """Which parameters of a model a Hessian is of, by globs of their names."""
 
 import fnmatch
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch.nn.parameter import is_lazy
 
 from pipeline.errors import ProblemError, nearest
 from pipeline.planning.parameters import ParameterLayout, choose
+
+_log = logging.getLogger(__name__)
 
 
 def select(model: nn.Module, params: Sequence[str] | str | None, elsewhere: Sequence[str] = ()) -> ParameterLayout:
@@ -43,7 +46,7 @@ def select(model: nn.Module, params: Sequence[str] | str | None, elsewhere: Sequ
 
 
 def _nothing_matches(glob: str, named: Mapping[str, Any], free: Sequence[str], elsewhere: Sequence[str]) -> str:
-    """Say why a glob matches nothing."""
+    """Return why a glob matches nothing."""
     if found := fnmatch.filter(elsewhere, glob.removeprefix("!")):
         return (
             f"params: `{found[0]}` is a parameter of the loss, not of the model: make one module of both, and let the "
@@ -74,13 +77,28 @@ def require_ready(model: nn.Module) -> None:
             raise ProblemError(f"model: `{name}` was made under torch.inference_mode(): make the model outside of it")
 
 
-def parameters_of_loss(loss: Any, model: nn.Module) -> list[str]:
-    """Name the parameters that a loss has of its own: they are constants of the problem."""
+def constants_of(loss: Any, model: nn.Module) -> tuple[str, ...]:
+    """Name the parameters that a loss has of its own, and warn that they are constants of the problem.
+
+    Args:
+        loss: a callable.
+        model: whose parameters are none of these.
+
+    Returns:
+        Their names.
+    """
     function = getattr(loss, "func", loss)  # of functools.partial
     if not isinstance(function, nn.Module):
-        return []
+        return ()
     ours = {id(p) for p in model.parameters()}
-    return [name for name, p in function.named_parameters() if p.requires_grad and id(p) not in ours]
+    found = tuple(name for name, p in function.named_parameters() if p.requires_grad and id(p) not in ours)
+    if found:
+        _log.warning(
+            "loss: its own parameters (%s) are constants here; H is of the model's. To have them in it, make one "
+            "module of model and loss",
+            ", ".join(found),
+        )
+    return found
 
 
 def check_finite(parameters: Mapping[str, Tensor], source: str) -> None:

@@ -3,19 +3,23 @@
 Each function in `PLAIN` has, in torch, no double backward; or a wrong one (weight norm, chunked cross-entropy, sinc at
 0; Bessel functions and polynomials count as constants); or one that `torch.func.vmap` cannot pull back, or does wrongly
 (an index without a dimension, channels-last pooling, products with sparse matrices). `WrittenOut` puts the forms of
-`plain_forms.py` and `plain_special.py` in their places. `REMEDIES` is for what has no such form.
+`plain_forms.py`, `plain_losses.py` and `plain_special.py` in their places. `REMEDIES` is for what has no such form.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, special
+from torch import Tensor, nn, special
 from torch.overrides import TorchFunctionMode
 
-from pipeline.problem import plain_forms, plain_special
+from pipeline.problem import plain_forms, plain_losses, plain_special
+from pipeline.problem.batches import Batch, detached, is_cuttable, take
+from pipeline.problem.contexts import on_copies
 from pipeline.problem.modes import within
+
+FEW = 4  # samples, in which it is looked for what to write out
 
 
 class Plain(NamedTuple):
@@ -31,17 +35,17 @@ class Plain(NamedTuple):
 
 
 def _each(name: str, form: Callable[..., Any], *functions: Any) -> dict[Any, Plain]:
-    """Give several spellings of an operation the same form."""
+    """Register one form for several spellings of an operation."""
     return dict.fromkeys(functions, Plain(name, form))
 
 
 def _each_its_own(name: str, form_of: Callable[[Any], Callable[..., Any]], *functions: Any) -> dict[Any, Plain]:
-    """Give functions forms that are made of themselves."""
+    """Register for functions forms that are made of themselves."""
     return {function: Plain(name, form_of(function)) for function in functions}
 
 
 def _each_special(name: str, form_of: Callable[[str], Callable[..., Any]], names: Iterable[str]) -> dict[Any, Plain]:
-    """Give functions of `torch.special` forms that are made of their names."""
+    """Register for functions of `torch.special` forms that are made of their names."""
     return {getattr(special, function): Plain(name, form_of(function)) for function in names}
 
 
@@ -53,10 +57,10 @@ PLAIN: dict[Any, Plain] = {
     torch.cdist: Plain("cdist", plain_forms.cdist),
     torch.pdist: Plain("pdist", plain_forms.pdist),
     F.embedding_bag: Plain("embedding bag", plain_forms.embedding_bag),
-    F.multi_margin_loss: Plain("multi-margin loss", plain_forms.multi_margin_loss),
-    F.multilabel_margin_loss: Plain("multi-label margin loss", plain_forms.multilabel_margin_loss),
-    F.ctc_loss: Plain("CTC loss", plain_forms.ctc_loss),
-    F.linear_cross_entropy: Plain("chunked cross-entropy", plain_forms.linear_cross_entropy),
+    F.multi_margin_loss: Plain("multi-margin loss", plain_losses.multi_margin_loss),
+    F.multilabel_margin_loss: Plain("multi-label margin loss", plain_losses.multilabel_margin_loss),
+    F.ctc_loss: Plain("CTC loss", plain_losses.ctc_loss),
+    F.linear_cross_entropy: Plain("chunked cross-entropy", plain_losses.linear_cross_entropy),
     F.hardsigmoid: Plain("hardsigmoid", plain_forms.hardsigmoid),
     torch.segment_reduce: Plain("segment reduction", plain_forms.segment_reduce),
     **_each("sinc", plain_special.sinc, torch.sinc, special.sinc, Tensor.sinc),
@@ -112,6 +116,31 @@ class WrittenOut(TorchFunctionMode):
             self.replaced.add(plain.name)
             return found
         return within(self, func, args, kwargs)
+
+
+def found_in(
+    model: nn.Module, evaluate: Callable[[Batch], object], batches: Sequence[Batch], *, may_cut: bool
+) -> frozenset[str] | None:
+    """Find what is written out in a loss, by evaluating a few samples of the first and the last batch.
+
+    Args:
+        model: that it reads.
+        evaluate: evaluates a batch.
+        batches: all data.
+        may_cut: whether some samples of a batch are one.
+
+    Returns:
+        Names of operations; None where one evaluation raises, which it does again where that can be explained.
+    """
+    ends = [batches[0], batches[-1]]
+    few = [take(b, slice(0, n)) if may_cut and is_cuttable(b) else b for b in ends for n in (1, FEW)]
+    with on_copies(model), WrittenOut() as mode:
+        try:
+            for batch in few:
+                evaluate(detached(batch))
+        except Exception:
+            return None
+    return frozenset(mode.replaced)
 
 
 def _written(plain: Plain, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -12,13 +12,11 @@ from pipeline.errors import IncompleteError, OutputError, SpecError
 from pipeline.planning.tiling import require_room_in_lists
 from pipeline.progress import Reporter
 from pipeline.results.hessian import StoredHessian
+from pipeline.storage.chunk_formats import store_chunk
+from pipeline.storage.filesystems import endpoint_for
 from pipeline.storage.output import PARQUET, Output
-from pipeline.storage.parquet_store import (
-    ParquetFiles,
-    file_key,
-)
+from pipeline.storage.parquet_store import ParquetFiles, file_key
 from pipeline.storage.receipts import record_files
-from pipeline.storage.zarr_store import tile_keys
 
 REMEDY = "make room"
 
@@ -42,7 +40,7 @@ def export_hessian(
         format: `"parquet"` or `"npy"`.
         dest: an empty folder or an earlier export for Parquet, a path or an fsspec URL; `hessian.parquet` in the output
             when None. A local file for `.npy`; one that is there is replaced at the end.
-        endpoint_url: of the output's server, where it is not the cloud's own.
+        endpoint_url: of the output's server, where it is not the cloud's own; the destination's too, in the same cloud.
         report: told about progress.
 
     Returns:
@@ -65,19 +63,19 @@ def _to_parquet(hessian: StoredHessian, dest: str | None, endpoint_url: str | No
     """Write chunk by chunk; receipts list the files that lie in the output itself."""
     manifest, own = hessian.manifest, f"{hessian.url}/{PARQUET}"
     require_room_in_lists(manifest.chunk, manifest.layout.size)
-    target = Output(own, endpoint_url) if dest is None else Output(dest)
+    target = Output(own, endpoint_url) if dest is None else Output(dest, endpoint_for(dest, own, endpoint_url))
     tiles = manifest.plan.tiles()
     target.check_writable()
     there = target.sizes()
-    foreign = there.keys() - {key for tile in tiles for key in tile_keys(manifest, tile, file_key)}
+    foreign = there.keys() - {file_key(*place) for tile in tiles for place in manifest.places(tile)}
     if foreign:
         raise OutputError(f"export {target.url}: holds something else ({min(foreign)}); take an empty place")
     target.check_room(manifest.matrix_bytes - sum(there.values()), REMEDY)
-    files = ParquetFiles(target, manifest, folder="", keep=there)
+    files, read = [ParquetFiles(target, manifest, folder="", keep=there)], hessian.store.read_chunk
     with report.tiles(len(tiles), 0):
         for tile in tiles:
             chunks = manifest.plan.chunks(tile)
-            written = [f for i, j in chunks for f in files.write_chunk(i, j, hessian.store.read_chunk(i, j))]
+            written = [f for i, j in chunks for f in store_chunk(files, manifest, i, j, read(i, j))]
             if target.url == own:
                 record_files(hessian.output, manifest, tile, written)
             report.advance(sum(file.bytes for file in written))

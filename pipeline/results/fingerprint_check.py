@@ -9,9 +9,9 @@ from safetensors import SafetensorError
 
 from pipeline.errors import FingerprintError, OutputError, UnfitError
 from pipeline.planning.manifest import Fingerprint, Manifest
-from pipeline.problem.batches import sample_count
+from pipeline.problem.batches import sample_count, weights_digest
 from pipeline.problem.double_backward import Vector, evaluate, reference_samples
-from pipeline.problem.problem import Problem, weights_digest
+from pipeline.problem.problem import Problem
 from pipeline.spec import Settings
 from pipeline.storage.output import WEIGHTS, Output
 from pipeline.storage.zarr_store import MatrixStore
@@ -108,7 +108,7 @@ def require_same_settings(settings: Settings, problem: Problem, manifest: Manife
 
 
 def _most_bytes(problem: Problem) -> int:
-    """Give the bytes that stored weights of a model can have, whatever their type."""
+    """Return the bytes that stored weights of a model can have, whatever their type."""
     return FIXED_BYTES + sum(_WIDE.itemsize * t.numel() + TENSOR_BYTES for t in problem.tensors().values())
 
 

@@ -9,14 +9,15 @@ import numpy as np
 from pipeline.errors import IncompleteError
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.tiling import Tile
+from pipeline.spec import FormatName
 from pipeline.storage.chunk_codec import Matrix
+from pipeline.storage.chunk_formats import formats_of
 from pipeline.storage.output import Output
-from pipeline.storage.parquet_store import ParquetFiles, file_key
 from pipeline.storage.read_ahead import ahead
 from pipeline.storage.receipts import Receipt, begun_tiles, own_receipt, receipt_name
 from pipeline.storage.run_files import is_finished, open_run
 from pipeline.storage.tile_products import StoredProducts, check_vectors
-from pipeline.storage.zarr_store import MatrixStore, StoredObject, chunk_key
+from pipeline.storage.zarr_store import StoredObject
 
 SHOWN = 20  # faults, of possibly as many as there are objects
 REMEDY = "run the job with --check, which computes again what is not as its receipt says"
@@ -42,7 +43,7 @@ class _Object:
     """An object that a tile is to leave, and what its receipt says of it; None where that does not list it."""
 
     tile: Tile
-    parquet: bool
+    format: FormatName
     place: tuple[int, int]
     key: str
     expected: StoredObject | None
@@ -64,11 +65,11 @@ class _Auditor:
 
     def __init__(self, output: Output, manifest: Manifest) -> None:
         self._output, self._manifest = output, manifest
-        self._store, self._files = MatrixStore(output, manifest), ParquetFiles(output, manifest)
+        self._formats = formats_of(output, manifest)
         self._vectors = check_vectors(manifest.digest, manifest.layout.size)
 
     def objects(self, tiles: Sequence[Tile]) -> Iterator[_Object | _Read]:
-        """Give all objects of tiles, one tile after the other; of one without a receipt, that."""
+        """Yield all objects of tiles, one tile after the other; of one without a receipt, that."""
         for tile, receipt in zip(tiles, ahead(self._receipt, tiles), strict=True):
             if receipt is None:
                 yield _Read(tile, f"{receipt_name(tile.id)} is missing, damaged or of another run")
@@ -87,7 +88,7 @@ class _Auditor:
     def examine(self, tile: Tile, parts: Iterable[_Read]) -> Audited:
         """Hold all objects of a tile against their checksums, and against the products that were taken of it."""
         plan, objects, faults = self._manifest.plan, 0, []
-        products: dict[tuple[bool, bool], StoredProducts] = {}
+        products: dict[tuple[FormatName, bool], StoredProducts] = {}
         text = ""
         for part in parts:
             if part.fault is not None:
@@ -100,7 +101,7 @@ class _Auditor:
                 spans = [plan.span(range(k, k + 1)) for k in sorted((i, j))]
                 values = (part.values if i <= j else part.values.T).astype(np.float64)
                 for mirror in {i > j} if i != j else {False, True}:
-                    kind = part.found.parquet, mirror
+                    kind = part.found.format, mirror
                     if kind not in products:
                         products[kind] = StoredProducts(self._vectors, plan.span(tile.rows), plan.span(tile.cols))
                     products[kind].add(values, *spans)
@@ -114,19 +115,15 @@ class _Auditor:
 
     def _listed(self, tile: Tile, receipt: Receipt) -> Iterator[_Object]:
         listed = {stored.key: stored for stored in receipt.chunks}
-        mirrored = self._manifest.symmetry == "mirrored"
-        for i, j in self._manifest.plan.chunks(tile):
-            for place in [(i, j), (j, i)] if mirrored and i != j else [(i, j)]:
-                for parquet in [False, True] if "parquet" in self._manifest.formats else [False]:
-                    key = file_key(*place) if parquet else chunk_key(*place)
-                    yield _Object(tile, parquet, place, key, listed.get(key), receipt.products)
+        for place in self._manifest.places(tile):
+            for name, stored in self._formats.items():
+                key = stored.key(*place)
+                yield _Object(tile, name, place, key, listed.get(key), receipt.products)
 
     def _values(self, found: _Object) -> Matrix:
         if found.expected is None:
             raise IncompleteError(f"{found.key} is not listed in {receipt_name(found.tile.id)}")
-        if found.parquet:
-            return self._files.read_chunk(*found.place, found.expected.crc32c)
-        return self._store.read_chunk(*found.place, found.expected)
+        return self._formats[found.format].read_chunk(*found.place, found.expected)
 
 
 def audit(output: Output, manifest: Manifest, tiles: Sequence[Tile]) -> Iterator[Audited]:
@@ -150,7 +147,7 @@ def audit(output: Output, manifest: Manifest, tiles: Sequence[Tile]) -> Iterator
 
 
 def listed_faults(found: Iterable[Audited]) -> list[str]:
-    """Give all faults, one a line; of very many the first ones, and how many there are more."""
+    """Return all faults, one a line; of very many the first ones, and how many there are more."""
     faults = [f"tile {audited.tile.id}: {fault}" for audited in found for fault in audited.faults]
     return faults[:SHOWN] + ([f"and {len(faults) - SHOWN:,} more"] if len(faults) > SHOWN else [])
 

@@ -3,14 +3,12 @@
 import math
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise, starmap
-from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.errors import counted
 from pipeline.problem.contexts import differentiable, exact_kernels, unchanged
 from pipeline.problem.double_backward import (
     Vector,
@@ -27,6 +25,7 @@ from pipeline.problem.scales import STEEPEST, Products, Yardstick, directions, y
 from pipeline.results.chunk_scan import Scan
 from pipeline.results.fingerprint_check import require_same
 from pipeline.results.hessian import StoredHessian
+from pipeline.results.verification import Entry, Verification
 from pipeline.storage.output import PARQUET
 
 # Errors that are let pass, in units of an entry's row and column scales, by the types that compute and store, and by
@@ -40,73 +39,6 @@ DIRECTIONS = 3  # dense ones, for each group of columns
 GROUP = 16_384  # columns of a direction: rounding adds up over them, and hides what is wrong in one
 VECTOR_BYTES = 256 * 2**20  # of directions multiplied in one pass over the store
 SAMPLED_ROWS = 4  # compared entry by entry
-
-_Entry = tuple[int, int, float, str, str]  # row, column, error, names of its block
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What was checked, and what was found.
-
-    Attributes:
-        ok: nothing is wrong.
-        chunks: stored chunks read back against their checksums.
-        faults: chunks that are missing, damaged, or not the mirror image of their partner; tiles that are not what was
-            computed; Parquet files that are missing, damaged, of something else, or not what the chunk is; a manifest
-            that is not of the problem.
-        method: of the reference: "double backward", "differences", or None when there was no problem at hand.
-        blocks: pairs of parameters compared.
-        worst_block: the pair with the largest error; None where nothing failed and columns were compared together.
-        block_error: that error, in units of the scales of its rows and columns.
-        sampled_rows: rows compared entry by entry.
-        worst_entry: row, column and error of the worst entry of these, and the names of its block.
-        tolerance: that errors are held against.
-        inconclusive: parameters at which differences of the gradient do not confirm double backward, where that
-            computed H and is its own reference: nothing but that is open.
-        files: Parquet files read back against their checksums and the chunks.
-        seed: of the directions.
-    """
-
-    ok: bool
-    chunks: int
-    faults: list[str]
-    method: str | None = None
-    blocks: int = 0
-    worst_block: tuple[str, str] | None = None
-    block_error: float = 0.0
-    sampled_rows: int = 0
-    worst_entry: _Entry | None = None
-    tolerance: float | None = None
-    inconclusive: list[str] = field(default_factory=list)
-    files: int = 0
-    seed: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Give a plain mapping."""
-        return asdict(self)
-
-    def summary(self) -> str:
-        """Say it in one line."""
-        stored = counted(self.chunks, "chunk") + (f" and {counted(self.files, 'Parquet file')}" if self.files else "")
-        if self.faults:
-            return f"{len(self.faults)} of {stored} are at fault, the first: {self.faults[0]}"
-        if self.method is None:
-            return f"{stored} present, checksums right; numbers not checked (no problem given)"
-        blocks, rows = counted(self.blocks, "block"), counted(self.sampled_rows, "row")
-        found = (
-            f"{stored}, {blocks} against {self.method}, {rows} entry "
-            f"by entry: error {self.block_error:.1e} of the rows' and columns' scales, tolerance {self.tolerance:.0e}"
-        )
-        if self.inconclusive:
-            found += f"; differences of the gradient say nothing (kinks?) at {', '.join(self.inconclusive[:3])}"
-        return found if self.ok else f"{found}; worst is {self._worst()}"
-
-    def _worst(self) -> str:
-        entry = self.worst_entry
-        if entry is not None and entry[2] >= self.block_error:
-            return f"entry ({entry[0]}, {entry[1]}) of block H[{entry[3]}, {entry[4]}], off by {entry[2]:.1e}"
-        a, b = self.worst_block or ("?", "?")
-        return f"block H[{a}, {b}]"
 
 
 def verify_hessian(
@@ -162,7 +94,7 @@ def check(hessian: StoredHessian, problem: Problem, *, parquet: bool) -> Verific
 
 
 def reference_device() -> str:
-    """Give where the reference is computed: on a GPU where this machine has one."""
+    """Return where the reference is computed: on a GPU where this machine has one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -221,10 +153,10 @@ class _Check:
             seed=self._seed,
         )
 
-    def _compare(self, measure: Yardstick) -> tuple[dict[tuple[str, range], float], list[_Entry]]:
+    def _compare(self, measure: Yardstick) -> tuple[dict[tuple[str, range], float], list[Entry]]:
         """Multiply along directions drawn anew, until something is at fault; give errors by block and worst entries."""
         errors: dict[tuple[str, range], float] = {}
-        entries: list[_Entry] = []
+        entries: list[Entry] = []
         for vectors, spans in self._batches(measure):
             products = self._read(vectors)
             if self._scan.faults:
@@ -235,7 +167,7 @@ class _Check:
         return errors, entries
 
     def _at_fault(self, faults: list[str], chunks: int) -> Verification:
-        """Say what is wrong with what is stored: numbers are not compared then."""
+        """Return what is wrong with what is stored: numbers are not compared then."""
         return Verification(False, chunks, faults, method=self._method, files=self._files, seed=self._seed)
 
     def _yardstick(self) -> Yardstick:
@@ -267,13 +199,13 @@ class _Check:
         return products
 
     def _truth(self, vectors: Vector, measure: Yardstick) -> Vector:
-        """Give H V' by other means.  # shape: (k, P)."""
+        """Return H V' by other means.  # shape: (k, P)."""
         if self._method == "double backward":
             return self._products(self._placed)(vectors)
         return differenced_products(self._placed, vectors, measure.scales, self._samples)[0]
 
     def _groups(self) -> list[range]:
-        """Give columns whose directions are drawn together: as many as one pass over the store has room for."""
+        """Return columns whose directions are drawn together: as many as one pass over the store has room for."""
         size = self._hessian.shape[0]
         if not self._plan.covers(range(size), range(size)):
             return [p.span for p in self._parameters]
@@ -283,7 +215,7 @@ class _Check:
         return list(starmap(range, pairwise(cuts)))
 
     def _batches(self, measure: Yardstick) -> Iterator[tuple[Vector, list[range]]]:
-        """Give directions with the columns that they are on, as many at a time as memory has room for."""
+        """Yield directions with the columns that they are on, as many at a time as memory has room for."""
         size = self._hessian.shape[0]
         spans = [cols for cols in self._groups() for _ in range(DIRECTIONS)]
         spans += [range(row, row + 1) for row in self._rows]
@@ -307,7 +239,7 @@ class _Check:
         return self._scan.products
 
     def _by_block(self, errors: Vector, spans: list[range]) -> dict[tuple[str, range], float]:
-        """Give the worst error of each row parameter against the columns of each direction."""
+        """Return the worst error of each row parameter against the columns of each direction."""
         worst: dict[tuple[str, range], float] = {}
         for found, cols in zip(errors, spans, strict=True):
             for a in self._parameters:
@@ -330,8 +262,8 @@ class _Check:
             last = [last[-1], *self._random.choice(last[:-1], SAMPLED_ROWS - 1, replace=False)]
         return sorted(map(int, last))
 
-    def _worst_entry(self, errors: Vector, spans: list[range]) -> _Entry | None:
-        """Give the worst entry of the rows that were compared entry by entry."""
+    def _worst_entry(self, errors: Vector, spans: list[range]) -> Entry | None:
+        """Return the worst entry of the rows that were compared entry by entry."""
         layout, worst = self._hessian.parameters, None
         for found, cols in zip(errors, spans, strict=True):
             if cols.start not in self._rows or len(cols) > 1:

@@ -177,16 +177,16 @@ def run_job(spec: JobSpec, folder: Path, report: Reporter, *, check: bool = Fals
     """
     if spec.output is None:
         raise SpecError("missing key `output`: say where the Hessian goes, in the spec or with --output")
-    Output(spec.output, spec.endpoint_url).check_writable()
+    output = _writable(spec.output, spec)
     report.say(f"building {spec.problem}")
     problem = load_problem(spec, folder)
-    return run(problem, spec, spec.output, report=report, name=spec.problem, check=check, overwrite=overwrite)
+    return run(problem, spec, output, report=report, name=spec.problem, check=check, overwrite=overwrite)
 
 
 def run(
     problem: Problem,
     settings: Settings,
-    url: str | None,
+    place: Output | str | None,
     *,
     report: Reporter | None = None,
     name: str | None = None,
@@ -198,7 +198,7 @@ def run(
     Args:
         problem: what to compute.
         settings: how.
-        url: where to; None for memory.
+        place: where to: an output that was found writable, or a URL; None for memory.
         report: told about progress.
         name: of the factory that made the problem, None where the caller did.
         check: reads back what is there already.
@@ -212,20 +212,20 @@ def run(
     """
     if check and overwrite:
         raise SpecError("`check` mends what is there, `overwrite` replaces it: leave one of them out")
-    if url is None and "parquet" in settings.formats:
+    if place is None and "parquet" in settings.formats:
         raise SpecError("`formats` got parquet, but no reader can reach files in this process's memory: give an output")
-    if url is None:  # nothing is to survive this process
+    if place is None:  # nothing is to survive this process
         settings = settings.model_copy(update={"durable": False})
     report = report or Reporter()
     problem = problem.select(settings.params)
-    with differentiable(), unchanged(problem.model), _destination(url, settings) as output:
+    with differentiable(), unchanged(problem.model), _destination(place, settings) as output:
         try:
             outcome = Attempt(problem, settings, output, report, name, check=check, overwrite=overwrite).outcome()
         except VerificationError as error:
-            if url is None:
+            if place is None:
                 error.hessian = _kept_in_memory(error.hessian, output)
             raise
-        return outcome if url is not None else replace(outcome, hessian=_kept_in_memory(outcome.hessian, output))
+        return outcome if place is not None else replace(outcome, hessian=_kept_in_memory(outcome.hessian, output))
 
 
 def plan(spec: JobSpec, folder: Path, workers: int | None = None, profile: Profile | None = None) -> JobPlan:
@@ -252,16 +252,20 @@ def plan(spec: JobSpec, folder: Path, workers: int | None = None, profile: Profi
         return settled(problem, spec, spec.problem, joined)[1]
 
 
+def _writable(url: str, settings: Settings) -> Output:
+    """Open an output that the executor's workers can write to."""
+    output = Output(url, settings.endpoint_url)
+    if output.is_memory and decided(settings, in_memory=True).executor == "ray":
+        raise OutputError(f"output {url}: lies in this process, where Ray workers cannot write; use executor=serial")
+    output.check_writable()
+    return output
+
+
 @contextmanager
-def _destination(url: str | None, settings: Settings) -> Iterator[Output]:
-    """Give the output; for a result kept in memory, a place that the executor's workers can reach."""
-    if url is not None:
-        output = Output(url, settings.endpoint_url)
-        if output.is_memory and decided(settings, in_memory=True).executor == "ray":
-            raise OutputError(
-                f"output {url}: lies in this process, where Ray workers cannot write; use executor=serial"
-            )
-        yield output
+def _destination(place: Output | str | None, settings: Settings) -> Iterator[Output]:
+    """Yield the output; for a result kept in memory, a place that the executor's workers can reach."""
+    if place is not None:
+        yield place if isinstance(place, Output) else _writable(place, settings)
     elif settings.executor == "serial":
         yield Output.private()
     else:

@@ -4,13 +4,14 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pipeline.analysis.hessian import Hessian
 from pipeline.errors import OutputError, StoppedError, VerificationError, counted, human_seconds
-from pipeline.execution.events import Tally
+from pipeline.execution.events import TILE_DONE, Tally
 from pipeline.execution.executors import Executor, Serial, Work
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.manifest import Manifest
@@ -19,7 +20,8 @@ from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
 from pipeline.results.fingerprint_check import require_same, require_same_settings, save_weights
 from pipeline.results.receipt_audit import REMEDY, audit, listed_faults
-from pipeline.results.verify import Verification, check
+from pipeline.results.verification import Verification
+from pipeline.results.verify import check
 from pipeline.runs.executor_choice import decided, executor_of, settled
 from pipeline.runs.lease import Lease
 from pipeline.spec import Settings, device_of
@@ -105,7 +107,6 @@ class Attempt:
 
     def outcome(self) -> Outcome:
         """Do it, while no other driver does."""
-        self.output.check_writable()
         manifest = None if self.overwrite else read_manifest(self.output)
         if manifest and not self.check and self._is_finished() and not self._resume(manifest):
             return self._nothing_to_do(manifest)
@@ -155,7 +156,7 @@ class Attempt:
         return Outcome(Hessian(self.output, manifest), 0, len(manifest.plan.tiles()), None)
 
     def _is_finished(self) -> bool:
-        """Say whether an earlier run went to its end, its proof included where one is asked for."""
+        """Whether an earlier run went to its end, its proof included where one is asked for."""
         return is_finished(self.output) and (not self.settings.verify or read_proof(self.output) is True)
 
     def _start(self) -> list[Tile]:
@@ -231,12 +232,9 @@ class Attempt:
             return
         executor = self.executor or self._going_on(manifest, tiles)
         work = Work(self.problem, manifest, self.output, device_of(self.settings), self.settings.concurrent_puts)
-        with (
-            self.report.tiles(total, total - len(tiles)) as report,
-            closing(executor.execute(work, tiles, self.tally, self.lease.check)) as receipts,
-        ):
-            for receipt in receipts:
-                report.advance(receipt.bytes)
+        with self.report.tiles(total, total - len(tiles)) as report:
+            self.tally.listeners.append(partial(_advance, report))
+            executor.execute(work, tiles, self.tally, self.lease.check)
         self.joined.close()  # the proof is this process's own
 
     def _going_on(self, manifest: Manifest, tiles: Sequence[Tile]) -> Executor:
@@ -264,8 +262,14 @@ class Attempt:
         return found
 
 
+def _advance(report: Reporter, event: str, fields: Mapping[str, Any]) -> None:
+    """Tell of a tile that is done."""
+    if event == TILE_DONE:
+        report.advance(fields["bytes"])
+
+
 def _described(made: JobPlan, executor: Executor) -> str:
-    """Say a plan in one line."""
+    """Return a plan in one line."""
     manifest = made.manifest
     engines = ", ".join(
         f"engine {name} (micro-batch {sizes.microbatch}, row group {sizes.row_group})"

@@ -110,7 +110,7 @@ class Checkpoint:
         )
 
     def _enter(self, found: Any, name: str) -> Any:
-        """Give what a mapping has under a name."""
+        """Return what a mapping has under a name."""
         if not isinstance(found, Mapping) or name not in found:
             known = list(map(_key, found)) if isinstance(found, Mapping) else [f"a {type(found).__name__}"]
             raise CheckpointError(f"checkpoint {self.url}: `{self.key_name}` finds no `{name}`{nearest(name, known)}")
@@ -158,7 +158,7 @@ def read_checkpoint(url: str, endpoint_url: str | None = None, key_name: str = "
 
 
 def load_checkpoint(problem: Problem, url: str, key: str | None = None, *, endpoint_url: str | None = None) -> Problem:
-    """Give a problem at a checkpoint's weights; the model stays as it is.
+    """Return a problem at a checkpoint's weights; the model stays as it is.
 
     Args:
         problem: of the model that the checkpoint is of.
@@ -178,7 +178,7 @@ def load_checkpoint(problem: Problem, url: str, key: str | None = None, *, endpo
 
 
 def place_checkpoint(problem: Problem, checkpoint: Checkpoint, key: str | None = None) -> Problem:
-    """Give a problem at the weights in a checkpoint's file; see `load_checkpoint`."""
+    """Return a problem at the weights in a checkpoint's file; see `load_checkpoint`."""
     given = checkpoint.tensors(key)
     own = problem.tensors()
     values, faults = _fit(problem.model, own, given)
@@ -193,7 +193,7 @@ def place_checkpoint(problem: Problem, checkpoint: Checkpoint, key: str | None =
 def _fit(
     model: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Give each of the model's tensors the value that is there for it, and say what is wrong."""
+    """Return for each of the model's tensors the value that is there for it, and what is wrong."""
     places, needed = _places(model, own)
     known = _plain(places)
     values: dict[str, Tensor] = {}
@@ -216,7 +216,7 @@ def _fit(
 
 
 def _places(model: nn.Module, own: Mapping[str, Tensor]) -> tuple[dict[str, str], list[str]]:
-    """Give all names a state dict may have, with those that tensors go by here, and the ones that it must have."""
+    """Return all names a state dict may have, with those that tensors go by here, and the ones that it must have."""
     tensors = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
     state = model.state_dict(keep_vars=True)  # tied tensors and shared modules by all their names
     places = {name: tensors[id(t)] for name, t in state.items() if id(t) in tensors}
@@ -233,7 +233,7 @@ def _plain(names: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _converted(tensor: Tensor, own: Tensor) -> tuple[Tensor | None, str]:
-    """Give a tensor in the model's type, or why there is none: never by rounding."""
+    """Return a tensor in the model's type, or why there is none: never by rounding."""
     if tensor.is_meta or tensor.is_quantized or tensor.is_nested:
         return None, "holds no plain values"
     if tensor.shape != own.shape:
@@ -252,7 +252,7 @@ def _converted(tensor: Tensor, own: Tensor) -> tuple[Tensor | None, str]:
 
 
 def _elsewhere(own: Mapping[str, Tensor], given: Mapping[str, Tensor], key_name: str) -> str:
-    """Say what to try where the model's names are there under a common beginning."""
+    """Return what to try where the model's names are there under a common beginning."""
     for name in given:
         prefix = next((name.removesuffix(f".{mine}") for mine in own if name.endswith(f".{mine}")), None)
         if prefix and all(f"{prefix}.{mine}" in given for mine in own):
@@ -261,7 +261,7 @@ def _elsewhere(own: Mapping[str, Tensor], given: Mapping[str, Tensor], key_name:
 
 
 def _is_safetensors(data: bytes) -> bool:
-    """Say whether a file begins with the length of a header, and the header."""
+    """Whether a file begins with the length of a header, and the header."""
     return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
 
 
@@ -274,7 +274,7 @@ def _are_tensors(found: Any) -> bool:
 
 
 def _no_tensors(found: Any, key: str | None, key_name: str) -> str:
-    """Say what is where tensors were expected, and where they might be."""
+    """Return what is where tensors were expected, and where they might be."""
     where = f"at `{key}`" if key else "in it"
     if not isinstance(found, Mapping):
         return f"{where} is a {type(found).__name__}, expected tensors by name"
@@ -284,7 +284,7 @@ def _no_tensors(found: Any, key: str | None, key_name: str) -> str:
 
 
 def _tensors_within(found: Mapping[Any, Any], before: str) -> str | None:
-    """Give the nearest key at which there are tensors by name; a mapping in several places is looked at once."""
+    """Return the nearest key at which there are tensors by name; a mapping in several places is looked at once."""
     seen, waiting = {id(found)}, deque([(before, found)])
     while waiting and waiting[0][0].count(".") < _DEEPEST:
         before, mapping = waiting.popleft()
@@ -301,7 +301,7 @@ def _tensors_within(found: Mapping[Any, Any], before: str) -> str | None:
 
 
 def _key(name: object) -> str:
-    """Give a key as it is shown; to write out one that is no text might take for ever."""
+    """Return a key as it is shown; to write out one that is no text might take for ever."""
     return name if isinstance(name, str) else f"a {type(name).__name__}"
 
 
@@ -321,6 +321,6 @@ def _require_plain(data: bytes) -> None:
 
 
 def _beyond_data(error: pickle.UnpicklingError) -> str:
-    """Say what torch would not run."""
+    """Return what torch would not run."""
     found = re.search(r"GLOBAL (\S+)", str(error))
     return f"`{found[1]}`" if found else in_words(error)

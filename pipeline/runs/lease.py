@@ -107,7 +107,7 @@ class Lease:
         return found is not None and found.token == self._holder["token"]
 
     def _keep(self) -> None:
-        """Give signs of life; a store that does not answer is asked again at the next."""
+        """Put signs of life; a store that does not answer is asked again at the next."""
         while not self._over.wait(BEAT_SECONDS):
             try:
                 if max(_numbers(self._output), default=0) > self._number:
@@ -149,7 +149,7 @@ def read_lease(output: Output) -> Held | None:
 
 
 def _latest(output: Output) -> tuple[int, Holder | None]:
-    """Give the highest number, and who holds it; nothing known of its holder where that cannot be understood."""
+    """Return the highest number, and who holds it; nothing known of its holder where that cannot be understood."""
     number = max(_numbers(output), default=0)
     while output.get(_name(number + 1), NOTE_BYTES) is not None:  # a listing may be old
         number += 1
@@ -177,7 +177,7 @@ def _process() -> dict[str, Any]:
 
 
 def _is_dead(holder: Holder) -> bool:
-    """Say whether a holder is a process of this machine that has ended; False where that cannot be known."""
+    """Whether a holder is a process of this machine that has ended; False where that cannot be known."""
     ours = _process()
     if ours["machine"] is None or holder.machine != ours["machine"] or holder.pid is None or holder.born is None:
         return False

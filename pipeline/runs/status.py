@@ -13,7 +13,7 @@ State = Literal["running", "interrupted", "finished", "unproven", "absent"]
 
 
 def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:
-    """Say how far the run in an output is.
+    """Return how far the run in an output is.
 
     Args:
         url: the output.
@@ -48,7 +48,7 @@ def _state(output: Output, stored: dict[str, Any], lease: Held | None) -> State:
 
 
 def _stored(output: Output, manifest: Manifest) -> dict[str, Any]:
-    """Say what is there."""
+    """Return what is there."""
     receipts = output.sizes(RECEIPTS)
     tiles = manifest.plan.tiles()
     return {
@@ -63,7 +63,7 @@ def _stored(output: Output, manifest: Manifest) -> dict[str, Any]:
 
 
 def _told(lease: Held) -> dict[str, Any]:
-    """Say what the driver last told."""
+    """Return what the driver last told."""
     state, working = lease.holder.state, lease.is_live
     rate = state.done / state.seconds if state.done and state.seconds else None
     left = state.tiles - state.before - state.done - len(state.set_aside)
@@ -79,7 +79,7 @@ def _told(lease: Held) -> dict[str, Any]:
 
 
 def _holder(lease: Held) -> str:
-    """Say who holds the lease."""
+    """Return who holds the lease."""
     holder = lease.holder
     who = f"{holder.host}, {holder.process}, since {holder.moment}"
     if holder.released:

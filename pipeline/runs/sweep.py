@@ -16,8 +16,8 @@ from pipeline.progress import Reporter
 from pipeline.runs.api import load_problem, run
 from pipeline.runs.checkpoint import Checkpoint, place_checkpoint, read_checkpoint
 from pipeline.runs.lease import Lease
+from pipeline.runs.schedule import ScheduleSpec, load_schedule
 from pipeline.runs.sweep_table import TABLE, Row, Sweep, moment, natural
-from pipeline.schedule import ScheduleSpec, load_schedule
 from pipeline.spec import JobSpec
 from pipeline.storage.filesystems import at_once, endpoint_for, explained, open_filesystem
 from pipeline.storage.output import Output
@@ -126,7 +126,7 @@ class _Due:
         self._failures: dict[str, Exception] = {}
 
     def state(self) -> Mapping[str, Any]:
-        """Give what the lease tells; called by another thread."""
+        """Return what the lease tells; called by another thread."""
         return {**self._counts, "errors": [str(error) for error in list(self._failures.values())[-1:]]}
 
     def go(self, lease: Lease) -> Swept:
@@ -229,7 +229,7 @@ class _Due:
 
 
 def _row(checkpoint: Checkpoint, hessian: Hessian) -> Row:
-    """Give the table's row of a Hessian."""
+    """Return the table's row of a Hessian."""
     found = summarize(hessian)
     return Row(
         checkpoint.url,
@@ -248,7 +248,7 @@ def _row(checkpoint: Checkpoint, hessian: Hessian) -> Row:
 
 
 def _stamp(info: Mapping[str, Any]) -> str:
-    """Give what a store says of a file that changes when it does."""
+    """Return what a store says of a file that changes when it does."""
     said = [f"{name} {info[name]}" for name in _STAMPS if info.get(name) is not None]
     return "; ".join(said) if len(said) > 1 else ""  # a size alone tells little
 

@@ -146,7 +146,7 @@ class Sweep:
         output.put(TABLE, buffer.getvalue())
 
     def in_order(self) -> list[Row]:
-        """Give the rows in the order of their checkpoints' names."""
+        """Return the rows in the order of their checkpoints' names."""
         return sorted(self.rows.values(), key=lambda row: natural(row.checkpoint))
 
 
@@ -168,11 +168,11 @@ def _read(data: bytes) -> tuple[list[Row], _Notes]:
 
 
 def natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:
-    """Give what names are sorted by, so that epoch2 comes before epoch10."""
+    """Return what names are sorted by, so that epoch2 comes before epoch10."""
     parts = re.split(r"(\d+)", name)
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts], name
 
 
 def moment(seconds: float) -> datetime:
-    """Give a time since the epoch, to the millisecond that the table keeps."""
+    """Return a time since the epoch, to the millisecond that the table keeps."""
     return datetime.fromtimestamp(round(seconds, 3), UTC)

@@ -50,7 +50,7 @@ class ChunkCodec:
         return self._bytes + _BLOSC_HEADER.size + CRC_BYTES
 
     def encode(self, values: Matrix) -> tuple[memoryview, bytes]:
-        """Give the bytes of a chunk.
+        """Return the bytes of a chunk.
 
         Args:
             values: its entries.  # shape: (B, B), less at the ragged end
@@ -67,7 +67,7 @@ class ChunkCodec:
         return memoryview(data), crc.crc32c(data).to_bytes(CRC_BYTES, "little")
 
     def decode(self, data: bytes, out: Matrix | None = None) -> Matrix:
-        """Give the entries of a chunk.
+        """Return the entries of a chunk.
 
         Args:
             data: as encoded.
@@ -98,7 +98,7 @@ class ChunkCodec:
 
 
 def checked_body(data: bytes) -> memoryview:
-    """Give what a checksum at its end is of.
+    """Return what a checksum at its end is of.
 
     Args:
         data: with the checksum.

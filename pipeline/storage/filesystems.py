@@ -19,7 +19,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, WrapperStore
 
 from pipeline.errors import HessianError, OutputError, UnfitError, UnreachableError
-from pipeline.local_files import read_regular
+from pipeline.files.local import read_regular
 from pipeline.storage.retries import http_status, is_transient, patient
 from pipeline.urls import Url
 
@@ -58,7 +58,7 @@ def open_filesystem(url: str, endpoint_url: str | None = None, noun: str = "outp
 
 
 def zarr_store(fs: Any, path: str, given_up: Event) -> Store:
-    """Give the Zarr store at a path of a filesystem.
+    """Return the Zarr store at a path of a filesystem.
 
     It waits for the filesystem's own functions in threads: an asynchronous twin of the filesystem would hold
     connections of its own, and adlfs's fails to close them at the end of the process.
@@ -128,7 +128,7 @@ def at_once(fs: Any, url: str, what: str, *calls: tuple[Any, ...], noun: str = "
 
 
 def reason(error: BaseException) -> str:
-    """Say in one line why a store refuses, and what to do."""
+    """Return in one line why a store refuses, and what to do."""
     name, status = type(error).__name__, http_status(error)
     said = " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or name
     if isinstance(error, PermissionError) or status in {401, 403} or "Credential" in name:
@@ -192,7 +192,7 @@ def _require_plain(url: Url, endpoint_url: str, noun: str) -> None:
 
 
 def endpoint_for(url: str, output: str | None, endpoint_url: str | None) -> str | None:
-    """Give the server of a URL's bucket: the output's, where both are of one cloud."""
+    """Return the server of a URL's bucket: the output's, where both are of one cloud."""
     same = output is not None and _protocol(url) in EXTRAS and EXTRAS[_protocol(url)] == EXTRAS.get(_protocol(output))
     return endpoint_url if same else None
 
@@ -202,7 +202,7 @@ def _protocol(url: str) -> str:
 
 
 def _options(url: Url, endpoint_url: str | None, noun: str) -> dict[str, Any]:
-    """Give what a filesystem is opened with, none of it secret."""
+    """Return what a filesystem is opened with, none of it secret."""
     _require_plain(url, endpoint_url or "", noun)
     options: dict[str, Any] = {"use_listings_cache": False}  # a stale listing denies what another process just wrote
     extra = EXTRAS.get(_protocol(url))

@@ -17,7 +17,7 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
 from pipeline.errors import OutputError, UnfitError, human_bytes
-from pipeline.local_files import PARTIAL, create_file, replace_file, settle
+from pipeline.files.local import PARTIAL, create_file, replace_file, settle
 from pipeline.storage.filesystems import at_once, endpoint_for, explained, open_filesystem, read_bounded, zarr_store
 from pipeline.storage.read_ahead import ahead
 from pipeline.storage.retries import http_status, patient
@@ -69,7 +69,7 @@ class Output:
 
     @classmethod
     def private(cls) -> "Output":
-        """Give a place in memory that nobody else sees and that goes away with the last reference to it."""
+        """Return a place in memory that nobody else sees and that goes away with the last reference to it."""
         output = cls("memory://hessian")
         output._fs = _PrivateMemory()
         return output
@@ -85,7 +85,7 @@ class Output:
         return isinstance(self._fs, MemoryFileSystem)
 
     def path(self, name: str) -> str:
-        """Give the full path of an object."""
+        """Return the full path of an object."""
         return f"{self._root}/{name}".rstrip("/")
 
     def put(self, name: str, *parts: bytes | memoryview, lasting: bool = False) -> None:
@@ -147,7 +147,7 @@ class Output:
         return True
 
     def age(self, name: str, *, ask: bool = True) -> float | None:
-        """Give the seconds since an object was put, by the store's own clock.
+        """Return the seconds since an object was put, by the store's own clock.
 
         Args:
             name: relative to the folder.
@@ -253,7 +253,7 @@ class Output:
             at_once(self._fs, self.url, "cannot be written to", *calls)
         else:
             self.put(name, b"")
-            self._fs.rm_file(self.path(name))
+            self.delete(name)
 
     def check_readable(self) -> None:
         """Ask for the manifest.
@@ -329,5 +329,5 @@ class _PrivateMemory(MemoryFileSystem):  # type: ignore[misc]
 
 
 def _existing(path: Path) -> Path:
-    """Give the nearest folder above that exists."""
+    """Return the nearest folder above that exists."""
     return next(p for p in (path, *path.parents) if p.is_dir())

@@ -22,7 +22,7 @@ FIXED_BYTES = 2**20  # at most, of a file: all but what its entries and rows tak
 
 
 def file_key(i: int, j: int) -> str:
-    """Give the key of a chunk's file below the folder; DuckDB would read padded numbers as text."""
+    """Return the key of a chunk's file below the folder; DuckDB would read padded numbers as text."""
     return f"row_chunk={i}/col_chunk={j}/chunk.parquet"
 
 
@@ -102,29 +102,35 @@ class ParquetFiles:
     ) -> None:
         self._output, self._manifest, self._folder, self._keep = output, manifest, folder, keep or {}
 
-    def write_chunk(self, i: int, j: int, values: Matrix) -> list[StoredObject]:
-        """Put the file of a chunk, and that of its mirror image where the matrix is stored whole.
+    @staticmethod
+    def key(i: int, j: int) -> str:
+        """Return the key of a chunk's file below the folder."""
+        return file_key(i, j)
+
+    def write_chunk(self, i: int, j: int, values: Matrix) -> StoredObject:
+        """Encode and put the file of one chunk; its mirror image is another.
 
         Args:
             i: chunk row.
-            j: chunk column, not below the diagonal.
-            values: entries; a diagonal chunk must be symmetric.  # shape: (B, B), less at the ragged end
+            j: chunk column.
+            values: entries.  # shape: (B, B), less at the ragged end
 
         Returns:
             What lies there now.
         """
-        puts = [self._put(i, j, values)]
-        if self._manifest.symmetry == "mirrored" and i != j:
-            puts.append(self._put(j, i, np.ascontiguousarray(values.T)))
-        return puts
+        key, data = file_key(i, j), encode(self._manifest, i, j, values)
+        if self._keep.get(key) != len(data) or self._output.get(self._name(key), len(data)) != data:
+            self._output.put(self._name(key), data)
+        return StoredObject(key, len(data), crc.crc32c(data))
 
-    def read_chunk(self, i: int, j: int, crc32c: int) -> Matrix:
+    def read_chunk(self, i: int, j: int, expected: StoredObject) -> Matrix:
         """Read and check the file of a stored chunk.
 
         Args:
             i: chunk row.
             j: chunk column.
-            crc32c: checksum of the whole file: that of a page covers neither the page's header nor the file's footer.
+            expected: what its receipt says; the checksum of the whole file, since that of a page covers neither the
+                page's header nor the file's footer.
 
         Returns:
             Its entries.  # shape: (B, B), less at the ragged end
@@ -139,26 +145,19 @@ class ParquetFiles:
             raise IncompleteError(f"{name} cannot be read: {error}") from None
         if data is None:
             raise IncompleteError(f"{name} is missing")
-        if crc.crc32c(data) != crc32c:
+        if crc.crc32c(data) != expected.crc32c:
             raise IncompleteError(f"{name} does not match its checksum")
         try:
             return decode(self._manifest, i, j, data)
         except IncompleteError as error:
             raise IncompleteError(f"{name} {error}") from None
 
-    def _put(self, i: int, j: int, values: Matrix) -> StoredObject:
-        """Encode and put one file."""
-        key, data = file_key(i, j), encode(self._manifest, i, j, values)
-        if self._keep.get(key) != len(data) or self._output.get(self._name(key), len(data)) != data:
-            self._output.put(self._name(key), data)
-        return StoredObject(key, len(data), crc.crc32c(data))
-
     def _name(self, key: str) -> str:
         return f"{self._folder}/{key}" if self._folder else key
 
 
 def _array(values: Matrix) -> pa.Array:
-    """Give a vector to Arrow as it lies; `pa.array` would import pandas where there is one, for 47 MiB."""
+    """Hand a vector to Arrow as it lies; `pa.array` would import pandas where there is one, for 47 MiB."""
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
 
 
@@ -168,7 +167,7 @@ def _vector(array: pa.Array) -> Matrix:
 
 
 def _most_bytes(manifest: Manifest) -> int:
-    """Give the bytes that a chunk's file can have: what does not become smaller is kept with little on top."""
+    """Return the bytes that a chunk's file can have: what does not become smaller is kept with little on top."""
     return FIXED_BYTES + 9 * manifest.chunk**2 * np.dtype(manifest.store_dtype).itemsize // 8 + 16 * manifest.chunk
 
 
@@ -177,7 +176,7 @@ def _list_type(manifest: Manifest) -> pa.ListType:
 
 
 def _schema(manifest: Manifest, i: int, j: int) -> pa.Schema:
-    """Give columns and metadata of a chunk's file."""
+    """Return columns and metadata of a chunk's file."""
     place = {
         "first_row": i * manifest.chunk,
         "first_col": j * manifest.chunk,

@@ -12,12 +12,12 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pipeline.errors import IncompleteError
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.tiling import Tile
+from pipeline.storage.chunk_formats import FORMATS
 from pipeline.storage.output import PARQUET, RECEIPTS, Output
-from pipeline.storage.parquet_store import file_key
 from pipeline.storage.read_ahead import ahead
 from pipeline.storage.records import read_or_none
 from pipeline.storage.tile_products import COUNT
-from pipeline.storage.zarr_store import StoredObject, stored_sizes, tile_keys
+from pipeline.storage.zarr_store import StoredObject, stored_sizes
 
 FIXED_BYTES = 16 * 2**10  # of a receipt at most: all but what is listed for each object and each row
 OBJECT_BYTES = 200  # likewise, for each object
@@ -85,7 +85,7 @@ _RECEIPT = TypeAdapter(Receipt)
 
 
 def receipt_name(tile: str) -> str:
-    """Give the name of a tile's receipt in the output."""
+    """Return the name of a tile's receipt in the output."""
     return f"{RECEIPTS}/{tile}.json"
 
 
@@ -122,7 +122,7 @@ def read_receipt(output: Output, manifest: Manifest, tile: Tile) -> Receipt | No
 
 
 def _most_bytes(manifest: Manifest, tile: Tile) -> int:
-    """Give the bytes that a tile's receipt can have, by what it lists."""
+    """Return the bytes that a tile's receipt can have, by what it lists."""
     objects = 4 * len(manifest.plan.chunks(tile))  # mirrored, and in two formats
     products = 8 * COUNT * sum(manifest.plan.shape(tile))
     return FIXED_BYTES + OBJECT_BYTES * objects + 4 * products // 3
@@ -131,7 +131,12 @@ def _most_bytes(manifest: Manifest, tile: Tile) -> int:
 def own_receipt(output: Output, manifest: Manifest, tile: Tile) -> Receipt | None:
     """Read a tile's receipt; None where there is none, it is damaged, or it is of another tile or run."""
     receipt = read_receipt(output, manifest, tile)
-    return receipt if receipt and (receipt.tile, receipt.run) == (tile.id, manifest.digest) else None
+    return receipt if receipt and is_own(manifest, tile, receipt) else None
+
+
+def is_own(manifest: Manifest, tile: Tile, receipt: Receipt) -> bool:
+    """Whether a receipt is of this tile of this run."""
+    return (receipt.tile, receipt.run) == (tile.id, manifest.digest)
 
 
 def object_sizes(output: Output) -> dict[str, int]:
@@ -162,9 +167,7 @@ def record_files(output: Output, manifest: Manifest, tile: Tile, files: Sequence
 
 
 def _is_whole(manifest: Manifest, tile: Tile, receipt: Receipt, present: Mapping[str, int]) -> bool:
-    """Say whether a tile's receipt lists what the run is to leave of it, and that is there in full size."""
+    """Whether a tile's receipt lists what the run is to leave of it, and that is there in full size."""
     listed = {chunk.key: chunk.bytes for chunk in receipt.chunks}
-    needed = tile_keys(manifest, tile)
-    if "parquet" in manifest.formats:
-        needed |= tile_keys(manifest, tile, file_key)
+    needed = {FORMATS[name].key(*place) for name in manifest.formats for place in manifest.places(tile)}
     return all(key in listed and present.get(key) == listed[key] for key in needed)

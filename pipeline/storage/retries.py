@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 def http_status(error: BaseException) -> int | None:
-    """Give the HTTP status behind an exception of any of the clouds' clients; None where there is none."""
+    """Return the HTTP status behind an exception of any of the clouds' clients; None where there is none."""
     for cause in _causes(error):
         status = _botocore(cause, "ResponseMetadata", "HTTPStatusCode")
         for name in ("status_code", "status", "code"):  # azure, aiohttp, gcsfs
@@ -47,7 +47,7 @@ def http_status(error: BaseException) -> int | None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Say whether a request that failed may succeed later: throttling, a server in trouble, a cut connection."""
+    """Whether a request that failed may succeed later: throttling, a server in trouble, a cut connection."""
     causes = list(_causes(error))
     if any(_botocore(cause, "Error", "Code") in _S3_CODES for cause in causes):
         return True
@@ -71,7 +71,7 @@ def _on_the_way(error: BaseException) -> bool:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Give an exception and all that led to it."""
+    """Yield an exception and all that led to it."""
     cause: BaseException | None = error
     seen: set[int] = set()
     while cause is not None and id(cause) not in seen:
@@ -90,7 +90,7 @@ def _note(state: RetryCallState) -> None:
 
 
 def _pause(function: Callable[..., Any], given_up: Event) -> Callable[[float], Any]:
-    """Give the way to wait between attempts, which ends at once when they are given up."""
+    """Return the way to wait between attempts, which ends at once when they are given up."""
     if not inspect.iscoroutinefunction(function):
         return sleep_using_event(given_up)
 

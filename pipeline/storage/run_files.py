@@ -68,7 +68,7 @@ def is_finished(output: Output) -> bool:
 
 
 def read_proof(output: Output) -> bool | None:
-    """Say what the proof of an output found.
+    """Return what the proof of an output found.
 
     Args:
         output: of a run.

@@ -14,11 +14,12 @@ import numpy.typing as npt
 Vectors = npt.NDArray[np.float64]
 
 COUNT = 2  # vectors: what cancels along one does not along the other
-LAST_BITS = 64  # of float64, times the square root of the terms: what summing in another order changes
+FLOAT64 = np.finfo(np.float64)
+LAST_BITS = 64  # of float64, times the sum of the terms' sizes: what summing in another order changes
 
 
 def check_vectors(run: str, size: int) -> Vectors:
-    """Give the vectors of a run: of both signs, between 0.5 and 1.5, so that every entry counts with its own weight.
+    """Return the vectors of a run: of both signs, between 0.5 and 1.5, so that every entry counts with its own weight.
 
     Args:
         run: digest of the manifest.
@@ -106,17 +107,18 @@ class StoredProducts(TileProducts):
 
     def __init__(self, vectors: Vectors, rows: range, cols: range) -> None:
         super().__init__(np, vectors, rows, cols)
-        self._squares = np.zeros(len(rows)), np.zeros(len(cols))
+        self._sizes = np.zeros(len(rows)), np.zeros(len(cols))  # not squares: these leave float64's range
 
     def add(self, part: Any, rows: range, cols: range) -> None:
         """Add some of the tile's entries; see `TileProducts.add`."""
         super().add(part, rows, cols)
-        of_rows, of_cols = self._squares
-        of_rows[rows.start - self._rows.start : rows.stop - self._rows.start] += np.einsum("ij,ij->i", part, part)
-        of_cols[cols.start - self._cols.start : cols.stop - self._cols.start] += np.einsum("ij,ij->j", part, part)
+        of_rows, of_cols = self._sizes
+        sizes = np.abs(part)
+        of_rows[rows.start - self._rows.start : rows.stop - self._rows.start] += sizes.sum(1)
+        of_cols[cols.start - self._cols.start : cols.stop - self._cols.start] += sizes.sum(0)
 
     def fault_of(self, text: str) -> str | None:
-        """Say where stored entries are not those that were computed.
+        """Return where stored entries are not those that were computed.
 
         Args:
             text: products of the tile as its receipt has them.
@@ -133,10 +135,9 @@ class StoredProducts(TileProducts):
             expected = np.zeros((0, COUNT))
         if found.shape != expected.shape:
             return "its receipt holds no products of its shape"
-        terms = np.repeat([len(self._cols), len(self._rows)], [len(self._rows), len(self._cols)])
-        rounding = LAST_BITS * np.finfo(np.float64).eps * np.sqrt(terms * np.concatenate(self._squares))
+        rounding = LAST_BITS * FLOAT64.eps * np.concatenate(self._sizes) + FLOAT64.tiny
         gaps = np.abs(found - expected).max(1)
-        if (gaps <= rounding).all():
+        if (np.isfinite(gaps) & (gaps <= rounding)).all():  # what is infinite has rounding of its own size
             return None
         worst = int(np.argmax(np.nan_to_num(gaps - rounding, nan=np.inf)))
         is_row = worst < len(self._rows)

@@ -1,7 +1,7 @@
 """The chunked matrix: a Zarr v3 array, one object per chunk, each written whole by one writer."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,7 +13,6 @@ from zarr.errors import ZarrUserWarning
 
 from pipeline.errors import IncompleteError, OutputError, UnfitError
 from pipeline.planning.manifest import Manifest
-from pipeline.planning.tiling import Tile
 from pipeline.storage.array_metadata import require_array
 from pipeline.storage.chunk_codec import CRC_BYTES, ChunkCodec, Matrix, checked_body, ending_checksum, zarr_codecs
 from pipeline.storage.output import GRADIENT, MATRIX, Output
@@ -34,14 +33,14 @@ class StoredObject:
     crc32c: Annotated[int, Field(ge=0, lt=2**32)]
 
     def differs_from(self, expected: "StoredObject") -> str:
-        """Say in which way this object is not the one that a receipt lists."""
+        """Return in which way this object is not the one that a receipt lists."""
         if self.bytes != expected.bytes:
             return f"has {self.bytes:,} bytes, its receipt says {expected.bytes:,}"
         return "does not match the checksum in its receipt"
 
 
 def chunk_key(i: int, j: int) -> str:
-    """Give the key of a chunk below the array."""
+    """Return the key of a chunk below the array."""
     return f"c/{i}/{j}"
 
 
@@ -139,22 +138,25 @@ class MatrixStore:
             raise OutputError(f"output {output.url}: {GRADIENT} holds entries that are not numbers")
         return values.astype(np.float64)
 
-    def write_chunk(self, i: int, j: int, values: Matrix, mirror: Matrix | None = None) -> list[StoredObject]:
-        """Put a chunk, and its mirror image where the matrix is stored whole.
+    @staticmethod
+    def key(i: int, j: int) -> str:
+        """Return the key of a chunk below the array."""
+        return chunk_key(i, j)
+
+    def write_chunk(self, i: int, j: int, values: Matrix) -> StoredObject:
+        """Encode and put one chunk; its mirror image is another.
 
         Args:
             i: chunk row.
-            j: chunk column, not below the diagonal.
-            values: entries; a diagonal chunk must be symmetric.  # shape: (B, B), less at the ragged end
-            mirror: their transpose, where the caller has it.
+            j: chunk column.
+            values: entries.  # shape: (B, B), less at the ragged end
 
         Returns:
             What was put.
         """
-        puts = [self._put(i, j, values)]
-        if self.manifest.symmetry == "mirrored" and i != j:
-            puts.append(self._put(j, i, np.ascontiguousarray(values.T) if mirror is None else mirror))
-        return puts
+        key, (body, checksum) = chunk_key(i, j), self._codec.encode(values)
+        self._output.put(f"{MATRIX}/{key}", body, checksum)
+        return StoredObject(key, len(body) + len(checksum), ending_checksum(checksum))
 
     def read_chunk(self, i: int, j: int, expected: StoredObject | None = None, out: Matrix | None = None) -> Matrix:
         """Read and check one stored chunk as it lies.
@@ -244,34 +246,21 @@ class MatrixStore:
         data = self._get(*key)
         return None if data is None else self._decoded(*key, data)
 
-    def _put(self, i: int, j: int, values: Matrix) -> StoredObject:
-        """Encode and put one object."""
-        key, (body, checksum) = chunk_key(i, j), self._codec.encode(values)
-        self._output.put(f"{MATRIX}/{key}", body, checksum)
-        return StoredObject(key, len(body) + len(checksum), ending_checksum(checksum))
-
 
 def stored_sizes(output: Output) -> dict[str, int]:
     """List the chunks that are there, by key, with their sizes in bytes."""
     return output.sizes(MATRIX)
 
 
-def tile_keys(manifest: Manifest, tile: Tile, key: Callable[[int, int], str] = chunk_key) -> set[str]:
-    """Give the keys of all objects of one format that a finished tile leaves, mirrors included."""
-    chunks = manifest.plan.chunks(tile)
-    keys = {key(i, j) for i, j in chunks}
-    return keys | {key(j, i) for i, j in chunks} if manifest.symmetry == "mirrored" else keys
-
-
 def compact(index: npt.NDArray[np.int64]) -> Index:
-    """Give a slice where indices are consecutive: entries are copied without an index array."""
+    """Return a slice where indices are consecutive: entries are copied without an index array."""
     if len(index) and (np.diff(index) == 1).all():
         return slice(int(index[0]), int(index[-1]) + 1)
     return index
 
 
 def _by_chunk(index: npt.NDArray[np.int64], side: int) -> dict[int, tuple[Index, Index]]:
-    """Give, for each chunk that indices meet, where in them they do, and where in the chunk that is."""
+    """Return, for each chunk that indices meet, where in them they do, and where in the chunk that is."""
     chunks = index // side
     places = ((int(k), np.flatnonzero(chunks == k)) for k in np.unique(chunks))
     return {k: (compact(here), compact(index[here] - k * side)) for k, here in places}

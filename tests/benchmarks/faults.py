@@ -69,9 +69,9 @@ def metered():
     seconds = dict.fromkeys(("thread", "process", "lease"), 0.0)
 
     class Metered(Driver):
-        def receipts(self):
+        def run(self):
             thread, process = time.thread_time(), time.process_time()
-            yield from super().receipts()
+            super().run()
             seconds["thread"], seconds["process"] = time.thread_time() - thread, time.process_time() - process
 
     def timed(function):

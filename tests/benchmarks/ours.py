@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import statistics
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
@@ -16,7 +17,7 @@ import psutil
 import torch
 from torch import nn
 
-from pipeline import Problem
+from pipeline import Problem, compute_hessian
 from pipeline.engines.cost import torch_threads
 from pipeline.execution.worker import Worker
 from pipeline.planning.placement import Staff
@@ -56,7 +57,15 @@ def transformer(**sizes):
     return build_problem("char_transformer.py:transformer", {"steps": 3, **sizes}, JOBS)
 
 
+def digits(hidden):
+    """The digits network of the jobs, briefly trained."""
+    return build_problem("digits.py:mlp", {"hidden": hidden, "steps": 3}, JOBS)
+
+
 PROBLEMS = {
+    "digits, P 247, N 1797": lambda: digits(3),
+    "digits, P 1066, N 1797": lambda: digits(12),
+    "digits, P 3466, N 1797": lambda: digits(32),
     "mlp 64-64-64-10, N 500": lambda: mlp(64, 64, 64, 10, samples=500),
     "mlp 64-64-64-10, N 1797": lambda: mlp(64, 64, 64, 10, samples=1797),
     "mlp 64-128-64-10, N 500": lambda: mlp(64, 128, 64, 10, samples=500),
@@ -168,6 +177,13 @@ def our_ways(name, problem, repeats):
     ways.append({"workers": len(crew.members), "seconds": statistics.median(times), "repeats": repeats,
                  "peak_bytes": sum(crew.added.values())})  # fmt: skip
     return ways, truth, plan.manifest.engines
+
+
+def call_seconds(problem, repeats):
+    """Seconds of the call as a user makes it, into memory: with preflight, planning and proof."""
+    compute_hessian(mlp(2, 2, samples=3), executor="serial")  # what a process imports once
+    call = partial(compute_hessian, problem, executor="serial", dtype="float32")
+    return statistics.median(timed(call)[0] for _ in range(repeats))
 
 
 def peak_bytes(function, *arguments):

@@ -3,7 +3,8 @@
     python tests/benchmarks/peers.py [--only REGEX] [--peers REGEX] [--repeats N] [--results FILE]
 
 Same model, data, type (float32), threads and pages of memory; in turn, several repeats, medians. Ours is the faster of
-two ways, see `ours.py`; it is called a few times before, as peers are while their best chunk size is looked for. A peer
+two ways, see `ours.py`; it is called a few times before, as peers are while their best chunk size is looked for. The
+whole call is `compute_hessian` into memory as a user makes it: preflight, planning and proof are in its time. A peer
 that takes longer than `PATIENCE` has one repeat; the row loop is timed on some rows and scaled. Peak memory is what a
 call adds to the process, on Linux. Results of problems not run now are kept.
 """
@@ -21,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from ours import PROBLEMS, our_ways, peak_bytes, timed
+from ours import PROBLEMS, call_seconds, our_ways, peak_bytes, timed
 from torch import nn
 from torch.func import jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipeline.planning.pages import ask_for_large_pages
+from pipeline.planning.torch_environment import prepare_environment
 
 CHUNKS = (64, 16, 256)  # columns at a time, of peers that take such
 ROWS = 64  # of the row loop, timed
@@ -91,25 +92,11 @@ def curvlinops_identity(problem, chunk):
 
 
 def jax_hessian(problem, chunk):
-    """jax.hessian, jitted, by chunks of forward directions; for tanh networks."""
+    """jax.hessian, jitted, by chunks of forward directions."""
     import jax
-    import jax.numpy as jnp
+    from jax_models import flat_loss
 
-    layers = [m for m in problem.model if isinstance(m, nn.Linear)]
-    if len(layers) * 2 - 1 != len(problem.model):
-        raise NotImplementedError("written for tanh networks")
-    x, y = (jnp.asarray(t.numpy()) for t in problem.batches[0])
-    shapes = [p.shape for p in problem.layout]
-    ends = [p.span.stop for p in problem.layout]
-    theta = jnp.concatenate([jnp.asarray(p.detach().numpy()).reshape(-1) for p in problem.model.parameters()])
-
-    def loss(flat):
-        parts = [part.reshape(shape) for part, shape in zip(jnp.split(flat, ends[:-1]), shapes, strict=True)]
-        h = x
-        for k in range(0, len(parts), 2):
-            h = h @ parts[k].T + parts[k + 1]
-            h = jnp.tanh(h) if k + 2 < len(parts) else h
-        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(h), y[:, None], 1))
+    loss, theta = flat_loss(problem)
 
     @jax.jit
     def columns(directions):
@@ -130,7 +117,7 @@ PEERS = {
     "autograd.functional.hessian": (functional_hessian, (None,)),
     "row loop": (row_loop, (None,)),
     "curvlinops H @ I": (curvlinops_identity, CHUNKS),
-    "jax.hessian (jit)": (jax_hessian, CHUNKS),
+    "jax.hessian (jit)": (jax_hessian, (*CHUNKS, 4)),
 }
 
 
@@ -196,14 +183,16 @@ def compare(name, repeats, peers):
         "engines": sorted(set(engines.values())),
         "ours": best | {"lower_bound_flops_per_second": bound and bound / mine},
         "ours_in_the_other_way": next(way for way in ways if way is not best),
+        "call": {"seconds": call_seconds(problem, repeats)},
     }
-    print(name, row["ours"], row["ours_in_the_other_way"], flush=True)
+    print(name, row["ours"], row["ours_in_the_other_way"], row["call"], flush=True)
     for peer, (function, chunks) in PEERS.items():
         if not re.search(peers, peer):
             continue
         row[peer] = best_of_peer(function, chunks, problem, truth, repeats)
         if "seconds" in row[peer]:
             row[peer]["times_ours"] = row[peer]["seconds"] / mine
+            row[peer]["times_call"] = row[peer]["seconds"] / row["call"]["seconds"]
         print(name, peer, row[peer], flush=True)
     return row
 
@@ -213,19 +202,21 @@ def failure(words):
 
 
 def table(rows):
-    """Ratios of seconds, as Markdown."""
+    """Ratios of seconds to the engine's and to the whole call's, as Markdown."""
     lines = [
-        "| " + " | ".join(["problem", "P", "ours, s", "of the product's peak", *PEERS]) + " |",
-        "|" + "---|" * (4 + len(PEERS)),
+        "| " + " | ".join(["problem", "P", "engine, s", "of the product's peak", "whole call, s", *PEERS]) + " |",
+        "|" + "---|" * (5 + len(PEERS)),
     ]
     for row in rows:
         flops = row["ours"]["lower_bound_flops_per_second"]
         peers = (row.get(peer, {}) for peer in PEERS)
-        cells = [f"{p['times_ours']:.1f}" if "times_ours" in p else failure(p.get("fails", "")) for p in peers]
+        cells = [
+            f"{p['times_ours']:.1f} / {p['times_call']:.1f}" if "seconds" in p else failure(p.get("fails", ""))
+            for p in peers
+        ]
         share = f"{100 * flops / row['environment']['matrix_product_flops_per_second']:.0f} %" if flops else ""
-        lines.append(
-            "| " + " | ".join([row["problem"], f"{row['P']:,}", f"{row['ours']['seconds']:.2f}", share, *cells]) + " |"
-        )
+        seconds, call = (f"{row[way]['seconds']:.2f}" for way in ("ours", "call"))
+        lines.append("| " + " | ".join([row["problem"], f"{row['P']:,}", seconds, share, call, *cells]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -236,7 +227,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "peers.json")
     options = parser.parse_args()
-    ask_for_large_pages()  # as the command does; the peers shall have them too
+    prepare_environment()  # as the command does; the peers shall have them too
     environment = {
         "torch": torch.__version__,
         "machine": platform.machine(),

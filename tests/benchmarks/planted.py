@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from jobs import digits, mnist
 from pipeline import compute_hessian, verify_hessian
+from pipeline.storage.chunk_formats import store_chunk
 from pipeline.storage.zarr_store import MatrixStore
 
 SIZE = 1e-3
@@ -105,7 +106,8 @@ def write(hessian, H):
         for j in range(i, plan.side):
             rows, cols = (plan.span(range(k, k + 1)) for k in (i, j))
             part = H[rows.start : rows.stop, cols.start : cols.stop]
-            store.write_chunk(i, j, np.ascontiguousarray(np.triu(part) + np.triu(part, 1).T if i == j else part))
+            values = np.ascontiguousarray(np.triu(part) + np.triu(part, 1).T if i == j else part)
+            store_chunk([store], hessian.manifest, i, j, values)
 
 
 def forget_products(folder):

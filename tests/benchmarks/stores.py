@@ -34,6 +34,7 @@ import digits  # noqa: E402
 from pipeline import compute_hessian  # noqa: E402
 from pipeline.analysis.hessian import Hessian  # noqa: E402
 from pipeline.storage.chunk_codec import ChunkCodec  # noqa: E402
+from pipeline.storage.chunk_formats import store_chunk  # noqa: E402
 from pipeline.storage.output import MATRIX, Output  # noqa: E402
 from pipeline.storage.read_ahead import READERS  # noqa: E402
 from pipeline.storage.zarr_store import MatrixStore, chunk_key  # noqa: E402
@@ -83,7 +84,7 @@ class Trial:
         self.codec = ChunkCodec(self.manifest.codec, CHUNK, self.manifest.store_dtype)
 
     def write(self):
-        each(PUTS, lambda key: self.store.write_chunk(*key, self.chunks[key]), self.keys)
+        each(PUTS, lambda key: store_chunk([self.store], self.manifest, *key, self.chunks[key]), self.keys)
 
     def encode(self):
         each(PUTS, lambda key: self.codec.encode(self.chunks[key]), self.keys)

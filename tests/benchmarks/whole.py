@@ -22,7 +22,7 @@ import psutil
 import torch
 from ours import worker_of
 
-from pipeline.planning.pages import ask_for_large_pages
+from pipeline.planning.torch_environment import prepare_environment
 from pipeline.preflight.planner import make_plan
 from pipeline.runs.api import run
 from pipeline.runs.problem_factory import build_problem
@@ -110,7 +110,7 @@ def main():
     options = parser.parse_args()
     if (free := psutil.disk_usage(tempfile.gettempdir()).free) < ROOM_BYTES:
         raise SystemExit(f"{free / 2**30:.1f} GiB free in {tempfile.gettempdir()}, {ROOM_BYTES / 2**30:.0f} are needed")
-    ask_for_large_pages()  # as the command does
+    prepare_environment()  # as the command does
     torch.set_num_threads(1)
     kept = json.loads(options.results.read_text()) if options.results.exists() else []
     rows = {row["case"]: row for row in kept if row["case"] in CASES}

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import memory
 import work
 
-from pipeline.planning.pages import TRANSPARENT_PAGES
+from pipeline.planning.torch_environment import TRANSPARENT_PAGES
 
 pytestmark = pytest.mark.full("measures work and memory of whole runs")
 

@@ -33,6 +33,26 @@ def costs(count, compute=10.0, write=3.0):
     }
 
 
+class Kept(Tally):
+    """Keeps the receipts that it is told of."""
+
+    def __init__(self):
+        super().__init__()
+        self.receipts = []
+
+    def finished(self, receipts):
+        self.receipts += receipts
+        super().finished(receipts)
+
+
+def computed(pool, tiles, workers):
+    """Run the driver, and give the receipts of all that it was told of."""
+    tally = Kept()
+    Driver(pool, tiles, workers, tally).run()
+    assert tally.done == len(tally.receipts)
+    return tally.receipts
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     tiles=st.integers(1, 200),
@@ -46,7 +66,7 @@ def test_every_tile_once_and_no_sooner_than_can_be(tiles, workers, overlaps, dea
     around = replace(TROUBLE, overlaps=overlaps, deaths=deaths, preemptions=preemptions, seed=seed, spread=0.0)
     known = costs(tiles)
     pool = VirtualPool(known, around)
-    receipts = list(Driver(pool, list(known), workers, Tally()).receipts())
+    receipts = computed(pool, list(known), workers)
     assert sorted(r.tile for r in receipts) == sorted(tile.id for tile in known)
     assert all(r.finished <= pool.now() for r in receipts)
     dearest = next(iter(known.values()))
@@ -118,7 +138,7 @@ def test_a_node_on_which_no_worker_starts():
     """The others go on without it, and try it again now and then, not all the time."""
     known, around = costs(600), Circumstances(start_seconds=20.0, workers_per_node=8)
     pool = BadNodes(known, around, bad=1)
-    receipts = list(Driver(pool, list(known), 64, Tally()).receipts())
+    receipts = computed(pool, list(known), 64)
     assert len(receipts) == len(known)
     assert pool.now() > 2 * PAUSE_SECONDS
     assert 16 <= pool.failed <= 8 * (2 + pool.now() / PAUSE_SECONDS)
@@ -128,7 +148,7 @@ def test_a_node_on_which_no_worker_starts():
 def test_no_worker_starts_anywhere(workers, failures):
     pool = BadNodes(costs(600), Circumstances(start_seconds=20.0, workers_per_node=8), bad=1000)
     with pytest.raises(WorkerError, match=f"^{failures} workers in a row did not start"):
-        list(Driver(pool, list(costs(600)), workers, Tally()).receipts())
+        Driver(pool, list(costs(600)), workers, Tally()).run()
 
 
 def test_many_workers_cost_the_driver_little():

@@ -9,7 +9,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 from hazards.base import Fn, adding, labels, normal
 from hazards.forms import W, X, Y, formed, net, plain, weighted, whole_weighted
 
-add = adding("C7")
+add = adding("forms of data")
 ARRAY, TARGETS = X.numpy().copy(), Y.numpy().copy()
 SEQUENCES = [normal(k, 3, seed=k) for k in (2, 4, 3, 4)]
 UNEQUAL = r"length|unequal|shape|collate|pad"

@@ -11,7 +11,7 @@ from hazards.base import Fn, adding
 from hazards.forms import EDGES, X, Y, formed
 from hazards.unequal import messages, whole_graph
 
-add = adding("C7")
+add = adding("forms of data")
 
 
 class Points(NamedTuple):

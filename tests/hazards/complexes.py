@@ -6,7 +6,7 @@ from torch import nn
 
 from hazards.base import Fn, adding, call, labels, normal, supervised
 
-add = adding("C9")
+add = adding("complex tensors")
 X, Y = normal(7, 4), labels(7)
 NAMED = r"`phase`.*complex|complex.*`phase`"
 

@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from hazards.base import Fn, adding, labels, normal, supervised
 
-add = adding("C12")
+add = adding("wrong double backward")
 N = 9
 X, Y = normal(N, 2), labels(N)
 

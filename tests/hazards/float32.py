@@ -9,7 +9,7 @@ from torch import nn
 
 from hazards.base import Fn, adding, call, labels, normal, twinned
 
-add = adding("C5")
+add = adding("float32 written in")
 X, TOKENS, Y = normal(7, 4), labels(7, 4, classes=5), labels(7)
 PIXELS = labels(7, 6, classes=256).to(torch.uint8)
 SEQUENCES = normal(7, 3, 4)

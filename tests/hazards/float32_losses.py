@@ -6,7 +6,7 @@ from torch import nn
 
 from hazards.base import adding, call, labels, normal
 
-add = adding("C5")
+add = adding("float32 written in")
 X, Y, SIGNS = normal(7, 4), labels(7), labels(7, 3, classes=2)
 WEIGHTS = torch.tensor([0.25, 1.0, 3.0])
 METRIC = torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, 0.25], [0.0, 0.25, 4.0]])

@@ -9,7 +9,7 @@ from torch import nn
 
 from hazards.base import Fn, adding, labels, normal
 
-add = adding("C7")
+add = adding("forms of data")
 X, Y, W = normal(7, 4), labels(7), torch.linspace(0.25, 2, 7)
 MISSING = torch.where(torch.arange(14).reshape(7, 2) % 3 == 1, torch.nan, normal(7, 2, seed=3))
 GAPS = torch.where(torch.arange(28).reshape(7, 4) % 5 == 1, torch.nan, X)

@@ -10,7 +10,7 @@ from torch import nn
 from hazards.base import Fn, adding
 from hazards.outside import ANCHORS, X, closed, net, penalised
 
-add = adding("A1")
+add = adding("parameters outside the call")
 DOUBLED = weakref.WeakKeyDictionary()
 
 

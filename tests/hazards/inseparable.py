@@ -6,7 +6,7 @@ from torch import nn
 
 from hazards.base import Fn, adding, labels, normal, objective, supervised
 
-add = adding("C6")
+add = adding("inseparable")
 N = 12
 X, Y, TARGETS = normal(N, 4), labels(N), normal(N, 2, seed=3)
 GRAPH = torch.softmax(normal(N, N, seed=4), -1)

@@ -7,7 +7,7 @@ from torch import nn
 
 from hazards.base import Fn, adding, labels, normal, supervised
 
-add = adding("C12")
+add = adding("wrong double backward")
 N = 9
 X, TARGETS = normal(N, 2), normal(N, 1, seed=3)
 

@@ -8,7 +8,7 @@ from hazards.base import Fn, adding, labels, normal, supervised
 from hazards.functions import Cube
 from hazards.outside import closed, penalised
 
-add, N = adding("B3"), 400
+add, N = adding("kinks"), 400
 X, Y = normal(N, 4), normal(N, 2, seed=3)
 
 

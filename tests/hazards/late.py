@@ -7,7 +7,7 @@ from torch import nn
 from hazards.base import Fn, adding, normal, supervised
 from hazards.wrapped import X, Y
 
-add = adding("C8")
+add = adding("wrapped modules")
 
 
 class Late:

@@ -7,7 +7,7 @@ from torch import nn
 from hazards.base import Fn, adding, labels, normal
 from hazards.forms import X, Y, formed, net, plain
 
-add = adding("C7")
+add = adding("forms of data")
 LENGTHS = torch.tensor([3, 1, 2, 3])
 SEQUENCES = [normal(int(n), 3, seed=k) for k, n in enumerate(LENGTHS)]
 PADDED = nn.utils.rnn.pad_sequence(SEQUENCES, batch_first=True)

@@ -6,7 +6,7 @@ from torch import nn
 from hazards.base import Fn, adding, labels, normal, supervised
 from hazards.functions import CubeDetached, cube_with
 
-add = adding("A2")
+add = adding("magnitudes")
 UNITS = torch.tensor([1e-5, 1.0, 3e3, 1e6])
 X = normal(9, 4) * UNITS
 CubeHalf = cube_with(lambda x: (1.5 * x + 1.5 * x.detach()) * x)

@@ -9,7 +9,7 @@ from torch.nn.utils import parameters_to_vector
 
 from hazards.base import adding, call, normal
 
-add = adding("A1")
+add = adding("parameters outside the call")
 X, Y, ANCHORS = normal(7, 4), normal(7, 2, seed=3), normal(3, 4, seed=5)
 # One feature as it is measured, one that is never there: against the first, what a penalty adds to a block is nothing.
 RAW = torch.cat([X[:, :1], 2e4 * X[:, 1:2], 0 * X[:, 2:3], X[:, 3:]], 1)

@@ -10,7 +10,7 @@ from torch.autograd.graph import save_on_cpu
 from hazards.base import Fn, adding, call, labels, normal, supervised
 from hazards.outside import closed
 
-add = adding("C10")
+add = adding("surroundings")
 X, Y = normal(7, 4), labels(7)
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from hazards.base import adding, labels, normal
 
-add = adding("A1")
+add = adding("several terms")
 X, Y, TARGETS = normal(7, 4), labels(7), normal(7, 2, seed=3)
 UNLABELLED, ANCHORS = normal(11, 4, seed=4), normal(3, 4, seed=5)
 INSIDE, BOUNDARY, VALUES = (

@@ -129,6 +129,19 @@ EXAMPLES = (  # that were wrong, or refused after all the work, or are of forms 
         l2=0.3,
         seed=5,
     ),
+    Composition(
+        front="sequence",
+        layers=("relu", "relu", "lstm"),
+        wrapper="frozen",
+        loss="weighted classes",
+        form="data set",
+        features=(4, -3, 0, 2),
+        weights=0,
+        fitted=False,
+        microbatch=3,
+        reduction="sum",
+        seed=3,
+    ),
 )
 
 

@@ -6,7 +6,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from hazards.base import Fn, adding, normal, objective, supervised
 
-add = adding("E14")
+add = adding("transforms inside")
 X = normal(6, 2)
 
 

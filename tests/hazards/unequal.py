@@ -7,7 +7,7 @@ from torch import nn
 from hazards.base import Fn, adding, call, labels, normal
 from hazards.forms import EDGES, X, Y, formed, net
 
-add = adding("C7")
+add = adding("forms of data")
 OF_GRAPH, GRAPH_LABELS = torch.tensor([0, 0, 1, 1, 1, 2, 2]), labels(3, classes=2)
 COORDINATES = torch.linspace(-1, 1, 9)[:, None]
 

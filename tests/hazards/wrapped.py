@@ -12,7 +12,7 @@ from torch import nn
 
 from hazards.base import Fn, adding, labels, normal, supervised, twinned
 
-add = adding("C8")
+add = adding("wrapped modules")
 X, Y = normal(7, 4), labels(7)
 eager = functools.partial(torch.compile, backend="eager")
 

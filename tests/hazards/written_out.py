@@ -6,7 +6,7 @@ from torch import nn
 
 from hazards.base import Fn, adding, labels, normal, supervised
 
-add = adding("C11")
+add = adding("no double backward")
 X, Y, TARGETS = normal(7, 4), labels(7), normal(7, 2, seed=3)
 TOKENS, WEIGHTS = labels(7, 4, classes=6), torch.tensor([0.5, 1.0, 2.0])
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from hazards.base import Fn, adding, labels, normal, supervised
 
-add, N = adding("B4"), 150  # so many samples that single precision rounds
+add, N = adding("zero diagonals"), 150  # so many samples that single precision rounds
 
 
 class Residual(nn.Module):

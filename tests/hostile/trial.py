@@ -39,8 +39,8 @@ def _attempt(order):
 def _look(order):
     """Ask for how far the run is, and for the whole matrix."""
     from pipeline.analysis.hessian import open_hessian
+    from pipeline.console.tables import show_status
     from pipeline.runs.status import status
-    from pipeline.tables import show_status
 
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         show_status(status(order["url"]))
@@ -91,7 +91,7 @@ def _spec(order):
 
 
 def _schedule(order):
-    from pipeline.schedule import load_schedule
+    from pipeline.runs.schedule import load_schedule
 
     return load_schedule(Path(order["path"]))[0].model_dump_json()[:1000]
 
@@ -167,7 +167,7 @@ def _forked(order):
 
 
 def main():
-    import pipeline.tables  # noqa: F401
+    import pipeline.console.tables  # noqa: F401
 
     for line in sys.stdin:
         print(json.dumps(_forked(json.loads(line))), flush=True)

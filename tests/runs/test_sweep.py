@@ -21,9 +21,9 @@ from pipeline import open_hessian
 from pipeline.errors import Terminated
 from pipeline.runs.checkpoint import read_checkpoint
 from pipeline.runs.problem_factory import build_problem
+from pipeline.runs.schedule import load_schedule
 from pipeline.runs.sweep import list_checkpoints
 from pipeline.runs.sweep_table import natural
-from pipeline.schedule import load_schedule
 from pipeline.storage.output import Output
 
 pytestmark = pytest.mark.full("runs sweeps of checkpoints in every emulated cloud")

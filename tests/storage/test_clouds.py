@@ -15,10 +15,11 @@ import ray
 import zoo
 from commands import command, refused
 
-from pipeline import OutputError, compute_hessian, open_hessian, verify_hessian
+from pipeline import OutputError, compute_hessian, export_hessian, open_hessian, verify_hessian
 from pipeline.runs.status import status
 from pipeline.storage import filesystems, retries
 from pipeline.storage.output import Output
+from pipeline.storage.parquet_store import file_key
 
 JOB = Path(__file__).parents[2] / "jobs" / "digits_mlp.yaml"
 SMALL = ["problem_args.hidden=6", "problem_args.steps=5", "chunk=128", "workers=2", "formats=[zarr, parquet]"]
@@ -158,6 +159,9 @@ def test_endpoint_from_the_spec(s3, monkeypatch):
     H = compute_hessian(zoo.mlp().problem, url, endpoint_url=s3.endpoint, verify=False, **SERIAL)
     np.testing.assert_array_equal(open_hessian(url, s3.endpoint).to_numpy(), H.to_numpy())
     assert "unproven" in command("status", url, "--endpoint-url", s3.endpoint)[1]
+    export_hessian(url, "parquet", f"{s3.url}/exported", endpoint_url=s3.endpoint)  # in the same cloud
+    files = Output(f"{s3.url}/exported", s3.endpoint).sizes()
+    assert set(files) == {file_key(*place) for tile in H.manifest.plan.tiles() for place in H.manifest.places(tile)}
 
 
 @pytest.mark.full("waits for a store")

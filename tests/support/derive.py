@@ -130,7 +130,7 @@ class _Finding:
         self.noise: np.ndarray | None = None
 
     def fresh(self, shifted: int = 0) -> Loss:
-        """Give a loss of its own, its parameters shifted by an ulp or two."""
+        """Return a loss of its own, its parameters shifted by an ulp or two."""
         loss = Loss(self.model, self.hazard.whole_loss, self.hazard.whole_batch, self.hazard.arguments.get("params"))
         if shifted:
             loss.shift_by_ulps(shifted)

@@ -38,7 +38,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def selected(model: nn.Module, globs: Any) -> dict[str, nn.Parameter]:
-    """Give the parameters that require grad and match, as `Problem` says it."""
+    """Return the parameters that require grad and match, as `Problem` says it."""
     free = {n: p for n, p in model.named_parameters() if p.requires_grad}
     globs = ("*",) if globs is None else (globs,) if isinstance(globs, str) else tuple(globs)
     chosen = set(free) if all(g.startswith("!") for g in globs) else set()

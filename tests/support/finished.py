@@ -9,6 +9,7 @@ from pipeline.analysis.hessian import Hessian
 from pipeline.planning.manifest import Fingerprint, Manifest
 from pipeline.planning.parameters import ParameterLayout
 from pipeline.planning.verdict import EngineSizes, ParameterVerdict, PreflightVerdict
+from pipeline.storage.chunk_formats import store_chunk
 from pipeline.storage.output import SUCCESS, Output
 from pipeline.storage.receipts import Receipt, receipt_name
 from pipeline.storage.run_files import write_manifest
@@ -67,7 +68,8 @@ def store(make_chunk, shapes, url=None, chunk=16, **options):
         put = []
         for i, j in plan.chunks(tile):
             rows, cols = (plan.span(range(k, k + 1)) for k in (i, j))
-            put += matrix.write_chunk(i, j, make_chunk(slice(rows.start, rows.stop), slice(cols.start, cols.stop)))
+            values = make_chunk(slice(rows.start, rows.stop), slice(cols.start, cols.stop))
+            put += store_chunk([matrix], made, i, j, values)
         receipt = replace(RECEIPT, tile=tile.id, run=made.digest, chunks=tuple(put))
         output.put(receipt_name(tile.id), receipt.to_bytes())
     write_manifest(output, made)
@@ -81,7 +83,7 @@ def stored(full, shapes=None, url=None, chunk=16, **options):
 
 
 def symmetric(eigenvalues, seed=0):
-    """Give a matrix with these eigenvalues, in a random basis."""
+    """Return a matrix with these eigenvalues, in a random basis."""
     w = np.asarray(eigenvalues, dtype=np.float64)
     Q, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(w), len(w))))
     full = (Q * w) @ Q.T

@@ -175,7 +175,7 @@ _FRESH = {}  # whether what an operation gives shares no memory with what it tak
 
 
 def _wrapped(func, args, kwargs, result):
-    """Give a result as one on the device."""
+    """Return a result as one on the device."""
     out = _mapped(lambda x: x if isinstance(x, Pretended) else Pretended(x), result)
     if func not in _FRESH:
         _FRESH[func] = not any(a.alias_info is not None for a in (*func._schema.arguments, *func._schema.returns))
@@ -257,7 +257,7 @@ def _is_device(device):
 
 
 def _flat(values):
-    """Give tensors and values, of lists too: arguments of operations are nested one deep."""
+    """Return tensors and values, of lists too: arguments of operations are nested one deep."""
     return [x for value in values for x in (value if isinstance(value, list | tuple) else (value,))]
 
 

@@ -159,7 +159,7 @@ class Device:
 
 
 def _place():
-    """Give the innermost line of the product."""
+    """Return the innermost line of the product."""
     import sys
 
     frame = sys._getframe(2)
@@ -175,7 +175,7 @@ DEVICE = Device()
 
 
 def replacements():
-    """Give what stands in for functions of torch.cuda."""
+    """Return what stands in for functions of torch.cuda."""
     device = DEVICE
     return {
         "_lazy_init": lambda: None,

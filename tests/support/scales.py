@@ -9,7 +9,7 @@ NOISE = 32  # how much more than a few shifts by an ulp show rounding may leave
 
 
 def scales(matrix):
-    """Give d, as small as |H_ij| <= d_i d_j allows; zero for a row of zeros.
+    """Return d, as small as |H_ij| <= d_i d_j allows; zero for a row of zeros.
 
     sqrt(|H_ii|) where the diagonal leads, and not only there: a bilinear form has none.
     """
@@ -24,7 +24,7 @@ def scales(matrix):
 
 
 def bounds(matrix):
-    """Give d_i d_j."""
+    """Return d_i d_j."""
     d = scales(matrix)
     return np.multiply.outer(d, d)
 

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from ray.scripts.scripts import cli as ray_cli
 
 from pipeline import cli
-from pipeline.schedule import ScheduleSpec
+from pipeline.runs.schedule import ScheduleSpec
 from pipeline.spec import JobSpec, parse
 
 ROOT = Path(__file__).parents[2]

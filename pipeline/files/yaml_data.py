@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import SpecError, UnfitError
-from pipeline.local_files import read_regular
+from pipeline.files.local import read_regular
 
 MOST_BYTES = 2**18  # of a file; more takes seconds
 MOST_DEPTH = 32
@@ -110,7 +110,7 @@ class _Loader(yaml.SafeLoader):
             raise self._fault(f"what is written here is no {kind}", node.start_mark) from None
 
     def _size(self, node: yaml.Node) -> int:
-        """Give the values that a node comes to."""
+        """Return the values that a node comes to."""
         if isinstance(node, yaml.ScalarNode):
             return 1
         if id(node) not in self._sizes:

@@ -19,7 +19,7 @@ class _Printable(logging.Formatter):
     """Leaves a terminal nothing to act on."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the text of a record."""
+        """Return the text of a record."""
         return shown(super().format(record), keep="\n")
 
 
@@ -27,7 +27,7 @@ class _Redacted(JsonFormatter):
     """Keeps no secrets of URLs."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the line of a record."""
+        """Return the line of a record."""
         return redacted(super().format(record))
 
 

@@ -1,0 +1,44 @@
+"""What the user's code raised, traced to its module and line, with a remedy where one is known."""
+
+import torch
+from torch import nn
+
+from pipeline.problem.explain import explained, place
+
+
+class Dividing(nn.Module):
+    def forward(self, x):
+        return x / (1 // len(x[:0]))
+
+
+def raised(model, *args):
+    try:
+        model(*args)
+    except Exception as error:
+        return error
+    raise AssertionError
+
+
+def test_module_and_line():
+    model = nn.Sequential(nn.Linear(2, 2), Dividing())
+    found = explained(raised(model, torch.ones(1, 2)), model, "evaluated as it is")
+    assert found.startswith("model or loss: evaluating them raised ZeroDivisionError: ")
+    assert " in `1` (Dividing), test_explain.py line 11 (evaluated as it is)" in found
+
+
+def test_an_error_of_torch_is_traced_to_the_module_in_which_it_was():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(3, 3))
+    found = explained(raised(model, torch.ones(1, 2)), model, "evaluated")
+    assert " in `1` (Linear)" in found
+    assert "\n" not in found
+
+
+def test_a_remedy_that_is_known():
+    model = nn.Linear(2, 2)
+    found = explained(raised(model, torch.ones(1, 2, dtype=torch.float64)), model, "evaluated in float64")
+    assert "x.new_zeros(...)" in found
+
+
+def test_the_whole_model_has_no_path():
+    assert place(" in", "", nn.ReLU()) == " in the model (ReLU)"
+    assert place(" in", "a.b", nn.ReLU()) == " in `a.b` (ReLU)"
