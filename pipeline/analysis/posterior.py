@@ -67,7 +67,7 @@ class Posterior(Bridges, Solve):
 
     def _require_model(self, model: "torch.nn.Module") -> None:
         """Refuse a model that H is not of."""
-        from pipeline.problem.problem import weights_digest
+        from pipeline.problem.batches import weights_digest
 
         ours = [(p.name, p.shape) for p in self.parameters]
         theirs = [(name, tuple(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
