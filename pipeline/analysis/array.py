@@ -114,7 +114,7 @@ class ArrayView(Products, NDArrayOperatorsMixin):
         }
 
     def _axis(self, key: Any) -> tuple[Indices, tuple[int, ...]]:
-        """Give the numbers that an index stands for, and the shape they have in the answer."""
+        """Return the numbers that an index stands for, and the shape they have in the answer."""
         if isinstance(key, str):
             return self._named(key)
         P = self.shape[0]
@@ -135,7 +135,7 @@ class ArrayView(Products, NDArrayOperatorsMixin):
         return np.where(flat < 0, flat + P, flat), index.shape
 
     def _named(self, key: str) -> tuple[Indices, tuple[int, ...]]:
-        """Give the numbers of a parameter, or of all that a glob matches."""
+        """Return the numbers of a parameter, or of all that a glob matches."""
         if key in self.parameters.names or not any(c in key for c in _GLOB):
             p = self.parameters[key]
             return np.arange(p.span.start, p.span.stop), p.shape

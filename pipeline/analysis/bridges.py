@@ -18,7 +18,7 @@ class Bridges(ArrayView):
     """Of a Hessian: the same for other libraries."""
 
     def to_dask(self) -> "dask.array.Array":
-        """Give a dask array of all of H, in the chunks it is stored in; each is read when it is computed.
+        """Return a dask array of all of H, in the chunks it is stored in; each is read when it is computed.
 
         Returns:
             A lazy array; of an upper triangle, too.  # shape: (P, P)
@@ -37,7 +37,7 @@ class Bridges(ArrayView):
         return lazy
 
     def to_xarray(self) -> "xarray.DataArray":
-        """Give a DataArray of all of H, lazy as `to_dask` is, with the names of parameters on both axes.
+        """Return a DataArray of all of H, lazy as `to_dask` is, with the names of parameters on both axes.
 
         `a.sel(row_parameter="0.weight")` takes rows, once `set_xindex("row_parameter")` was called.
 

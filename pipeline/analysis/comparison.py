@@ -144,7 +144,7 @@ def _difference(first: Hessian, other: Hessian, U: Vector, pair: tuple[Vector, V
         for mine, theirs in _both(first, other):
             a, b = mine.values.astype(np.float64), theirs.astype(np.float64)
             product += (1 if mine.is_diagonal else 2) * float(np.vdot(a, b))
-            totals.add(Piece(mine.rows, mine.cols, a - b))
+            totals.add(totals.sums_of(Piece(mine.rows, mine.cols, a - b)))
     own = _blocks(first)
     blocks = np.sqrt(totals.blocks)
     w, V = pair

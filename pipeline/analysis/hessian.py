@@ -1,10 +1,10 @@
 """The handle that users hold: a finished Hessian, an array as far as it can be one, and what it is used for."""
 
-from pipeline.analysis.bridges import Bridges
 from pipeline.analysis.plots import Plots
+from pipeline.analysis.posterior import Posterior
 
 
-class Hessian(Bridges, Plots):
+class Hessian(Posterior, Plots):
     """The Hessian in an output, or its rows and columns of some parameters; see `pipeline.analysis`."""
 
 

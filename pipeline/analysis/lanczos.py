@@ -83,7 +83,7 @@ def ranked(w: Vector, which: Which) -> npt.NDArray[np.int64]:
 
 
 def _independent(block: Vector, basis: Vector) -> Vector:
-    """Give an orthonormal basis of what a block adds to one."""
+    """Return an orthonormal basis of what a block adds to one."""
     block = block / np.linalg.norm(block, axis=0)
     for _ in range(2):  # once leaves rounding of the part that is taken away
         block = block - basis @ (basis.T @ block)
@@ -141,7 +141,7 @@ class SpectralDensity:
         return counts.mean(0), np.array([_error(found) for found in counts.T]) + open_ends.mean(0)
 
     def _below(self, edges: Vector) -> tuple[Vector, Vector]:
-        """Give each vector's number of eigenvalues below each edge, and how far the quadrature may be off there.
+        """Return each vector's number of eigenvalues below each edge, and how far the quadrature may be off there.
 
         Between two nodes the measure is known but for their weights (the inequalities of Chebyshev, Markov and
         Stieltjes; Szego, Orthogonal Polynomials, 3.41).

@@ -85,12 +85,12 @@ def minres(multiply: Multiply, precondition: Multiply, b: Vector, *, tol: float,
 
 
 def _dots(a: Vector, b: Vector) -> Vector:
-    """Give the inner products of columns."""
+    """Return the inner products of columns."""
     return np.asarray(np.einsum("ij,ij->j", a, b))
 
 
 def _length(r: Vector, y: Vector) -> Vector:
-    """Give the length of each column r in the norm of M, y being M r."""
+    """Return the length of each column r in the norm of M, y being M r."""
     return np.asarray(np.sqrt(np.maximum(_dots(r, y), 0)))
 
 

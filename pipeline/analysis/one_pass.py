@@ -34,27 +34,63 @@ class Totals:
         self._layout = layout
         self._number = {name: k for k, name in enumerate(layout.names)}
 
-    def add(self, piece: Piece) -> None:
-        """Count a piece, and its mirror image."""
+    def sums_of(self, piece: Piece) -> "PieceSums":
+        """Sum up a piece: the larger part of the work, in any thread."""
         values = piece.values.astype(np.float64)
-        if piece.is_diagonal:
-            self.diagonal[piece.rows] = values.diagonal()
+        diagonal = values.diagonal().copy() if piece.is_diagonal else None
         absolute = np.abs(values)
         squares = np.square(values, out=values)
-        self.absolute[piece.rows] += absolute.sum(1)
-        self.squares[piece.rows] += squares.sum(1)
-        (rows, row_starts), (cols, col_starts) = self._segments(piece.rows), self._segments(piece.cols)
-        blocks = np.add.reduceat(np.add.reduceat(squares, col_starts, axis=1), row_starts, axis=0)
-        self.blocks[np.ix_(rows, cols)] += blocks
-        if not piece.is_diagonal:
-            self.absolute[piece.cols] += absolute.sum(0)
-            self.squares[piece.cols] += squares.sum(0)
-            self.blocks[np.ix_(cols, rows)] += blocks.T
+        (row_names, row_starts), (col_names, col_starts) = self._segments(piece.rows), self._segments(piece.cols)
+        return PieceSums(
+            piece.rows,
+            piece.cols,
+            diagonal,
+            (absolute.sum(1), absolute.sum(0)),
+            (squares.sum(1), squares.sum(0)),
+            (row_names, col_names),
+            np.add.reduceat(np.add.reduceat(squares, col_starts, axis=1), row_starts, axis=0),
+        )
+
+    def add(self, of: "PieceSums") -> None:
+        """Count a piece, and its mirror image."""
+        rows, cols = of.parameters
+        self.absolute[of.rows] += of.absolute[0]
+        self.squares[of.rows] += of.squares[0]
+        self.blocks[np.ix_(rows, cols)] += of.blocks
+        if of.diagonal is not None:
+            self.diagonal[of.rows] = of.diagonal
+        else:
+            self.absolute[of.cols] += of.absolute[1]
+            self.squares[of.cols] += of.squares[1]
+            self.blocks[np.ix_(cols, rows)] += of.blocks.T
 
     def _segments(self, place: slice) -> tuple[list[int], list[int]]:
-        """Give the numbers of the parameters met, and where they begin in the piece."""
+        """Return the numbers of the parameters met, and where they begin in the piece."""
         met = list(self._layout.segments(range(place.start, place.stop)))
         return [self._number[p.name] for p, _ in met], [span.start - place.start for _, span in met]
+
+
+@dataclass(frozen=True)
+class PieceSums:
+    """Of a piece: sums of absolute values and squares, by row and by column; its diagonal, if it lies there.
+
+    Attributes:
+        rows: see `Piece`.
+        cols: likewise.
+        diagonal: None off the diagonal.
+        absolute: of rows, and of columns.
+        squares: likewise.
+        parameters: numbers of those that rows meet, and columns.
+        blocks: sums of squares of what lies in each of their blocks.
+    """
+
+    rows: slice
+    cols: slice
+    diagonal: Vector | None
+    absolute: tuple[Vector, Vector]
+    squares: tuple[Vector, Vector]
+    parameters: tuple[list[int], list[int]]
+    blocks: Vector
 
 
 @dataclass(frozen=True)
@@ -76,7 +112,8 @@ class OnePass(MatrixView):
     """Of a Hessian: sums over its entries, exact up to rounding, in float64.
 
     What needs every entry comes from one read of the upper triangle, whichever is asked for first; the handle keeps the
-    sums, O(P), so that all others cost nothing.
+    sums, O(P), so that all others cost nothing. Nothing is taken from receipts: they hold the norm of a tile as it was
+    computed, without its diagonal or blocks, and say nothing of views.
     """
 
     def scan(self, *others: Callable[[Piece], None]) -> None:
@@ -90,7 +127,7 @@ class OnePass(MatrixView):
         """
         totals = Totals(self.parameters)
         for piece in self.pieces(partial=True):
-            totals.add(piece)
+            totals.add(totals.sums_of(piece))
             for add in others:
                 add(piece)
         self._totals = totals
@@ -111,7 +148,7 @@ class OnePass(MatrixView):
         return sizes
 
     def diagonal(self) -> Vector:
-        """Give the second derivatives along each parameter: one read of the chunks on the diagonal, or none.
+        """Return the second derivatives along each parameter: one read of the chunks on the diagonal, or none.
 
         Returns:
             # shape: (P,)
@@ -122,16 +159,16 @@ class OnePass(MatrixView):
         if "_totals" in self.__dict__ and self.has_diagonal:
             return self._totals.diagonal.copy()
         values = np.empty(self.shape[0])
-        for piece in self.pieces(diagonal=True):
-            values[piece.rows] = piece.values.diagonal()
+        for rows, found in self.of_pieces(lambda p: (p.rows, p.values.diagonal().copy()), diagonal=True):
+            values[rows] = found
         return values
 
     def trace(self) -> float:
-        """Give the sum of the diagonal, and of the eigenvalues; see `diagonal`."""
+        """Return the sum of the diagonal, and of the eigenvalues; see `diagonal`."""
         return float(self.diagonal().sum())
 
     def norm(self, ord: Literal["fro", 1, -1] | float | None = None) -> float:  # noqa: A002 (NumPy's name)
-        """Give a norm of H, named as `numpy.linalg.norm` names it.
+        """Return a norm of H, named as `numpy.linalg.norm` names it.
 
         Args:
             ord: `"fro"` or None: root of the sum of squares. 1 or inf: largest sum of absolute values of a row; -1 or
@@ -153,7 +190,7 @@ class OnePass(MatrixView):
         raise BlockError(f"norm: got ord={ord!r}, expected 'fro', 1, -1, inf or -inf; for 2 and 'nuc' see H.eigvalsh()")
 
     def row_norms(self, ord: Literal[1, 2] = 2) -> Vector:  # noqa: A002
-        """Give the norm of each row, which is that of each column.
+        """Return the norm of each row, which is that of each column.
 
         Args:
             ord: 2, Euclidean, or 1, the sum of absolute values.
@@ -171,7 +208,7 @@ class OnePass(MatrixView):
         return np.sqrt(totals.squares) if ord == 2 else totals.absolute.copy()
 
     def block_norms(self) -> dict[tuple[str, str], float]:
-        """Give the Frobenius norm of each block that was computed, by row and column parameter."""
+        """Return the Frobenius norm of each block that was computed, by row and column parameter."""
         plan, totals, whole = self.manifest.plan, self._totals, self.manifest.layout
         return {
             (a.name, b.name): float(np.sqrt(totals.blocks[i, j]))
@@ -181,7 +218,7 @@ class OnePass(MatrixView):
         }
 
     def gershgorin_bounds(self) -> tuple[float, float]:
-        """Give an interval that holds all eigenvalues: those of H_ii -+ sum_(j != i) |H_ij|.
+        """Return an interval that holds all eigenvalues: those of H_ii -+ sum_(j != i) |H_ij|.
 
         Returns:
             Its ends.

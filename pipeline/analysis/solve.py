@@ -1,5 +1,6 @@
 """Linear systems with a Hessian: solutions, log-determinant, parts of the inverse."""
 
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy.typing as npt
 import scipy.linalg
 from scipy.linalg import lapack
 
+from pipeline.analysis.cholesky import DiskFactor, NotDefiniteError
 from pipeline.analysis.lanczos import Vector
 from pipeline.analysis.minres import solve_by_minres
 from pipeline.analysis.one_pass import OnePass
@@ -31,30 +33,34 @@ class Solve(Spectrum, OnePass):
         b: npt.ArrayLike,
         damping: float = 0.0,
         *,
-        method: Literal["auto", "direct", "minres"] = "auto",
+        method: Literal["auto", "direct", "minres", "cholesky"] = "auto",
         tol: float = 1e-8,
         steps: int = 1000,
+        scratch: str | Path | None = None,
     ) -> Vector:
         """Solve (H + damping I) x = b; H may be indefinite.
 
         Directly: one read, 8 P^2 bytes, P^3 / 3 operations, by Cholesky's factors; where there are none one more read
         and those of Bunch and Kaufman (LAPACK's dpotrf, dsytrf). By MINRES: one read a step for all columns, 80 P k
-        bytes, with the inverses of blocks on the diagonal to precondition it, 8 P bytes for each of up to 1,024 rows.
+        bytes, with the inverses of chunks on the diagonal to precondition it, 8 P bytes for each of up to 1,024 rows.
 
         Args:
             b: # shape: (P,) or (P, k)
             damping: added to the diagonal.
-            method: `"direct"`, `"minres"`, or `"auto"`: directly where the matrix fits into memory.
+            method: `"direct"`, `"minres"`, `"cholesky"`, by a factor on a local disk, see `cholesky`; or `"auto"`:
+                directly where the matrix fits into memory, else by MINRES.
             tol: of MINRES, |b - (H + damping I) x| <= tol |b|.
             steps: most reads of MINRES.
+            scratch: see `cholesky`.
 
         Returns:
             x.  # shape: as `b`
 
         Raises:
             BlockError: b does not fit.
-            IndefiniteError: H + damping I is singular.
+            IndefiniteError: H + damping I is singular; for `"cholesky"`, not positive definite.
             MemoryRefusedError: it is to be solved directly, and does not fit into memory.
+            OutputError: there is no room for the factor.
             ConvergenceError: MINRES takes more steps.
             IncompleteError: not all of H was computed.
         """
@@ -62,35 +68,79 @@ class Solve(Spectrum, OnePass):
         P = self.shape[0]
         if right.ndim not in {1, 2} or len(right) != P:
             raise BlockError(f"solve: got b of shape {right.shape}, expected ({P},) or ({P}, k)")
-        if method not in {"auto", "direct", "minres"}:
-            raise BlockError(f"solve: got method={method!r}, expected 'auto', 'direct' or 'minres'")
+        if method not in {"auto", "direct", "minres", "cholesky"}:
+            raise BlockError(f"solve: got method={method!r}, expected 'auto', 'direct', 'minres' or 'cholesky'")
         columns = right.reshape(P, -1)
+        if method == "cholesky":
+            with self.cholesky(damping, scratch) as factor:
+                return factor.solve(columns).reshape(right.shape)
         if method == "direct" or (method == "auto" and available_bytes() >= _F8 * P * P):
             return self._directly(columns, damping).reshape(right.shape)
         multiply, precondition = self.multiplier(), self._preconditioner(damping)
         x = solve_by_minres(lambda v: multiply(v) + damping * v, precondition, columns, tol=tol, steps=steps)
         return x.reshape(right.shape)
 
-    def logdet(self, damping: float = 0.0) -> float:
-        """Give log det (H + damping I), by Cholesky: one read, 8 P^2 bytes, P^3 / 3 operations.
+    def logdet(
+        self,
+        damping: float = 0.0,
+        *,
+        method: Literal["direct", "cholesky"] = "direct",
+        scratch: str | Path | None = None,
+    ) -> float:
+        """Return log det (H + damping I), by Cholesky: one read, 8 P^2 bytes, P^3 / 3 operations.
 
-        Beyond memory `H.spectral_density(...).trace_of(...)` estimates it.
+        Beyond memory by a factor on a local disk; or estimated, by `H.spectral_density(...).trace_of(...)`.
 
         Args:
             damping: added to the diagonal.
+            method: `"direct"`, in memory, or `"cholesky"`, by a factor on a local disk, see `cholesky`.
+            scratch: see `cholesky`.
 
         Returns:
             The natural logarithm.
 
         Raises:
+            BlockError: there is no such method.
             IndefiniteError: it is not positive definite.
             MemoryRefusedError: the matrix does not fit into memory.
+            OutputError: there is no room for the factor.
             IncompleteError: not all of H was computed.
         """
+        if method not in {"direct", "cholesky"}:
+            raise BlockError(f"logdet: got method={method!r}, expected 'direct' or 'cholesky'")
+        if method == "cholesky":
+            with self.cholesky(damping, scratch) as factor:
+                return factor.logdet
         return float(2 * np.log(self._definite(damping).diagonal()).sum())
 
+    def cholesky(self, damping: float = 0.0, scratch: str | Path | None = None) -> DiskFactor:
+        """Factorise H + damping I on a local disk, whatever fits into memory: a factor for several solves.
+
+        `with H.cholesky(damping) as factor: factor.solve(b), factor.logdet`; the factor is removed at its end. One read
+        of H; cost and room are those of `pipeline.analysis.cholesky.DiskFactor`.
+
+        Args:
+            damping: added to the diagonal.
+            scratch: a folder on a local disk; the system's for temporary files when None.
+
+        Returns:
+            The factor.
+
+        Raises:
+            IndefiniteError: it is not positive definite.
+            MemoryRefusedError: not even a panel of it fits into memory.
+            OutputError: there is no room on the disk.
+            SpecError: dask is not installed.
+            IncompleteError: not all of H was computed.
+        """
+        P = self.shape[0]
+        try:
+            return DiskFactor(self.entries, P, min(self.manifest.chunk, P), damping, scratch)
+        except NotDefiniteError:
+            raise self._indefinite(damping) from None
+
     def inverse_diagonal(self, damping: float = 0.0) -> Vector:
-        """Give the diagonal of (H + damping I)^-1: of a posterior of that precision, the marginal variances.
+        """Return the diagonal of (H + damping I)^-1: of a posterior of that precision, the marginal variances.
 
         One read, 8 P^2 bytes, P^3 operations (LAPACK's dpotrf, dpotri).
 
@@ -109,7 +159,7 @@ class Solve(Spectrum, OnePass):
         return np.array(inverse.diagonal())
 
     def inverse_block(self, a: str, b: str, damping: float = 0.0) -> Vector:
-        """Give a block of (H + damping I)^-1, the inverse of the whole, by solving for the columns of b.
+        """Return a block of (H + damping I)^-1, the inverse of the whole, by solving for the columns of b.
 
         Args:
             a: a parameter.
@@ -130,7 +180,7 @@ class Solve(Spectrum, OnePass):
 
     def _damped(self, damping: float) -> Vector:
         """Read H + damping I, in LAPACK's order."""
-        remedy = "take solve(b, method='minres'), spectral_density(), or H.select(...)"
+        remedy = "take solve(b, method='minres'), method='cholesky' on a disk, or H.select(...)"
         self.require_memory(_F8 * self.shape[0] ** 2, "a factor of H", remedy)
         full = self.to_numpy(np.float64).T
         full[np.diag_indices(len(full))] += damping
@@ -177,24 +227,21 @@ class Solve(Spectrum, OnePass):
         )
 
     def _preconditioner(self, damping: float) -> Multiply:
-        """Give X -> M X, M being |D|^-1 of blocks D on the diagonal of H + damping I: parameters, cut where large."""
+        """Return X -> M X, M being |D|^-1 of blocks D on the diagonal of H + damping I: chunks, cut where large."""
         P = self.shape[0]
         side = int(min(BLOCK, max(SHARE_OF_BLOCKS * available_bytes() // (_F8 * P), 1)))
-        blocks = [
-            slice(start, min(start + side, p.span.stop))
-            for p in self.parameters
-            for start in range(p.span.start, p.span.stop, side)
-        ]
-        inverses = [_absolute_inverse(self._square(place), damping) for place in blocks]
+        inverses: list[tuple[slice, Vector]] = []
+        for piece in self.pieces(diagonal=True):
+            for start in range(0, len(piece.values), side):
+                here = slice(start, start + side)
+                block = _absolute_inverse(piece.values[here, here].astype(np.float64), damping)
+                first = piece.rows.start + start
+                inverses.append((slice(first, first + len(block)), block))
 
         def precondition(v: Vector) -> Vector:
-            return np.concatenate([inverse @ v[place] for place, inverse in zip(blocks, inverses, strict=True)])
+            return np.concatenate([inverse @ v[place] for place, inverse in inverses])
 
         return precondition
-
-    def _square(self, place: slice) -> Vector:
-        numbers = np.arange(place.start, place.stop)
-        return self.entries(numbers, numbers).astype(np.float64)
 
 
 def _absolute_inverse(block: Vector, damping: float) -> Vector:

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import scipy.linalg
 
+from pipeline.analysis.devices import chosen, placed
 from pipeline.analysis.lanczos import SpectralDensity, Vector, Which, extreme_eigenpairs, lanczos_density, ranked
 from pipeline.analysis.products import Products
 from pipeline.errors import BlockError
@@ -35,20 +36,28 @@ class Spectrum(Products):
     rounding what is stored costs 4e-9 (P = 1,500).
     """
 
-    def eigvalsh(self) -> Vector:
-        """Give all eigenvalues: one read, 4/3 P^3 operations, 8 P^2 bytes; kept, O(P), for the next call.
+    def eigvalsh(self, device: str | None = None) -> Vector:
+        """Return all eigenvalues: one read, 4/3 P^3 operations, 8 P^2 bytes; kept, O(P), for the next call.
+
+        Args:
+            device: of torch, to compute on; a GPU where there is one, and three such matrices fit, when None.
 
         Returns:
-            Ascending, right to rounding of the largest (LAPACK's dsyevd).  # shape: (P,)
+            Ascending, right to rounding of the largest (LAPACK's or cuSOLVER's dsyevd).  # shape: (P,)
 
         Raises:
             MemoryRefusedError: the matrix does not fit into memory.
             IncompleteError: not all of H was computed.
         """
+        if device is not None:
+            self.__dict__["_eigenvalues"] = self._all(device)
         return self._eigenvalues.copy()
 
-    def eigh(self) -> tuple[Vector, Vector]:
-        """Give all eigenvalues and eigenvectors: one read, some 4 P^3 operations, 16 P^2 bytes (LAPACK's dsyevr).
+    def eigh(self, device: str | None = None) -> tuple[Vector, Vector]:
+        """Return all eigenvalues and eigenvectors: one read, some 4 P^3 operations, 16 P^2 bytes (LAPACK's dsyevr).
+
+        Args:
+            device: see `eigvalsh`; four matrices there.
 
         Returns:
             Eigenvalues, ascending, and vectors in columns.  # shape: (P,), (P, P)
@@ -57,7 +66,13 @@ class Spectrum(Products):
             MemoryRefusedError: they do not fit into memory.
             IncompleteError: not all of H was computed.
         """
-        self.require_memory(2 * _F8 * self.shape[0] ** 2, "eigh", REMEDY)
+        square = _F8 * self.shape[0] ** 2
+        self.require_memory(2 * square, "eigh", REMEDY)
+        if (on := chosen(device, 4 * square)) is not None:
+            import torch
+
+            found = torch.linalg.eigh(placed(self.to_numpy(np.float64), np.dtype(np.float64), on))
+            return found.eigenvalues.cpu().numpy(), found.eigenvectors.cpu().numpy()
         w, U = scipy.linalg.eigh(self.to_numpy(np.float64).T, driver="evr", overwrite_a=True, check_finite=False)
         return w, U
 
@@ -79,12 +94,12 @@ class Spectrum(Products):
         return int((np.abs(self._eigenvalues) > self._zero(tol)).sum())
 
     def condition_number(self) -> float:
-        """Give max|w| / min|w|, infinite where an eigenvalue is zero; see `eigvalsh` for cost and errors."""
+        """Return max|w| / min|w|, infinite where an eigenvalue is zero; see `eigvalsh` for cost and errors."""
         sizes = np.abs(self._eigenvalues)
         return float(sizes.max() / sizes.min()) if sizes.min() > 0 else float("inf")
 
     def layer_spectra(self) -> dict[str, Vector]:
-        """Give the eigenvalues of each parameter's own block, by name; see `eigvalsh`. Only these blocks are read."""
+        """Return the eigenvalues of each parameter's own block, by name; see `eigvalsh`. Only these blocks are read."""
         return {view.parameters.names[0]: view.eigvalsh() for view in self.block_diagonal()}
 
     def eigsh(
@@ -163,9 +178,19 @@ class Spectrum(Products):
 
     @cached_property
     def _eigenvalues(self) -> Vector:
-        self.require_memory(_F8 * self.shape[0] ** 2, "eigvalsh", REMEDY)
-        full = self.to_numpy(np.float64).T  # in LAPACK's order: not copied
-        w: Vector = scipy.linalg.eigvalsh(full, driver="evd", overwrite_a=True, check_finite=False)
+        return self._all(None)
+
+    def _all(self, device: str | None) -> Vector:
+        square = _F8 * self.shape[0] ** 2
+        self.require_memory(square, "eigvalsh", REMEDY)
+        full = self.to_numpy(np.float64)
+        w: Vector
+        if (on := chosen(device, 3 * square)) is not None:
+            import torch
+
+            w = torch.linalg.eigvalsh(placed(full, full.dtype, on)).cpu().numpy()
+        else:  # in LAPACK's order: not copied
+            w = scipy.linalg.eigvalsh(full.T, driver="evd", overwrite_a=True, check_finite=False)
         return w
 
     def _zero(self, tol: float | None) -> float:

@@ -54,7 +54,7 @@ def spectrum_of(
 
 
 def decades(eigenvalues: Vector) -> Vector:
-    """Give edges of bins: powers of ten on both sides of zero, down from the one above the largest.
+    """Return edges of bins: powers of ten on both sides of zero, down from the one above the largest.
 
     Args:
         eigenvalues: at least one.
@@ -68,7 +68,7 @@ def decades(eigenvalues: Vector) -> Vector:
 
 
 def _resolved(density: SpectralDensity) -> tuple[Vector, Vector, Vector]:
-    """Give bins, counts and errors; decades about zero are one bin where single ones are not told apart."""
+    """Return bins, counts and errors; decades about zero are one bin where single ones are not told apart."""
     edges = decades(density.nodes[density.weights > 0])
     while True:
         counts, errors = density.histogram(edges)

@@ -1,8 +1,9 @@
 """The rows and columns of chosen parameters, read chunk by chunk: what every method of a `Hessian` stands on."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,12 @@ from pipeline.planning.parameters import ParameterLayout, choose
 from pipeline.progress import Reporter
 from pipeline.results.hessian import StoredHessian
 from pipeline.storage.output import Output
+from pipeline.storage.read_ahead import ahead
+from pipeline.storage.zarr_store import compact
 
 Matrix = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
+Result = TypeVar("Result")
 Multiply = Callable[[Matrix], Matrix]  # X -> H X
 
 
@@ -47,6 +51,18 @@ class Piece:
     def is_diagonal(self) -> bool:
         """Whether it lies on the diagonal, and holds both sides of it."""
         return self.rows == self.cols
+
+
+class Room(threading.local):
+    """Room for a chunk in each thread, used again and again: fresh pages cost more than decoding or casting into it.
+
+    Args:
+        side: of a chunk.
+        dtype: of its entries.
+    """
+
+    def __init__(self, side: int, dtype: np.dtype[Any]) -> None:
+        self.values: Matrix = np.empty((side, side), dtype)
 
 
 class MatrixView(StoredHessian):
@@ -80,7 +96,7 @@ class MatrixView(StoredHessian):
         return np.take(super().gradient, self._flat)
 
     def select(self, *globs: str) -> Self:
-        """Give the Hessian with respect to some of the parameters, by globs of their names: a view, nothing is read.
+        """Return the Hessian with respect to some of the parameters, by globs of their names: a view, nothing is read.
 
         Args:
             globs: of names; `!glob` takes out.
@@ -97,7 +113,7 @@ class MatrixView(StoredHessian):
         return self._view(names)
 
     def block_diagonal(self) -> Iterator[Self]:
-        """Give the view of each parameter by itself, in order; nothing is read."""
+        """Return the view of each parameter by itself, in order; nothing is read."""
         for name in self.parameters.names:
             yield self._view([name])
 
@@ -108,11 +124,29 @@ class MatrixView(StoredHessian):
             diagonal: reads the chunks on the diagonal alone.
             partial: leaves out what was not computed.
 
-        Yields:
+        Returns:
             Pieces, row by row.
 
         Raises:
             IncompleteError: a chunk was not computed, is missing or damaged.
+        """
+        return self.of_pieces(_kept, diagonal=diagonal, partial=partial)
+
+    def of_pieces(
+        self, function: Callable[[Piece], Result], *, diagonal: bool = False, partial: bool = False
+    ) -> Iterator[Result]:
+        """Read the upper triangle once, and call a function with each piece in the thread that has read it.
+
+        Args:
+            function: of a piece, whose values lie there only until it returns; called by several threads at a time.
+            diagonal: see `pieces`.
+            partial: likewise.
+
+        Yields:
+            What it returns, row by row.
+
+        Raises:
+            IncompleteError: see `pieces`.
         """
         pairs = [
             (a, b)
@@ -122,13 +156,21 @@ class MatrixView(StoredHessian):
         ]
         if not partial:
             self._require_computed(pairs)
-        chunks = self.store.read_chunks((a.chunk, b.chunk) for a, b in pairs)
+
+        room = Room(self.store.chunk, self.dtype)
+
+        def read(pair: tuple[Band, Band]) -> tuple[int, Result]:
+            a, b = pair
+            try:
+                chunk = self.store.read_chunk(a.chunk, b.chunk, out=room.values)
+            except IncompleteError as fault:
+                raise IncompleteError(f"{self.url}: {fault}") from None
+            return chunk.nbytes, function(Piece(a.place, b.place, _within(chunk, a.inside, b.inside)))
+
         with self.report.tiles(len(pairs), 0, "chunks"):
-            for (a, b), chunk in zip(pairs, chunks, strict=True):
-                if isinstance(chunk, IncompleteError):
-                    raise IncompleteError(f"{self.url}: {chunk}")
-                yield Piece(a.place, b.place, _within(chunk, a.inside, b.inside))
-                self.report.advance(chunk.nbytes)
+            for read_bytes, result in ahead(read, pairs):
+                yield result
+                self.report.advance(read_bytes)
 
     @property
     def is_complete(self) -> bool:
@@ -153,10 +195,14 @@ class MatrixView(StoredHessian):
         kind = self.dtype if dtype is None else np.dtype(dtype)
         self.require_memory(self.shape[0] ** 2 * kind.itemsize, "H", "read blocks, or use H @ v, which streams")
         full = np.empty(self.shape, kind)
-        for piece in self.pieces():
+
+        def place(piece: Piece) -> None:
             full[piece.rows, piece.cols] = piece.values
             if not piece.is_diagonal:
                 full[piece.cols, piece.rows] = piece.values.T
+
+        for _ in self.of_pieces(place):
+            pass
         return full
 
     def require_memory(self, needed_bytes: int, what: str, remedy: str) -> None:
@@ -196,9 +242,9 @@ class MatrixView(StoredHessian):
         for i in np.unique(chunk_rows):
             here, above = chunk_rows == i, chunk_cols >= i
             if above.any():
-                values[np.ix_(here, above)] = self.store.read(_compact(rows[here]), _compact(cols[above]))
+                values[np.ix_(here, above)] = self.store.read(compact(rows[here]), compact(cols[above]))
             if not above.all():
-                values[np.ix_(here, ~above)] = self.store.read(_compact(cols[~above]), _compact(rows[here])).T
+                values[np.ix_(here, ~above)] = self.store.read(compact(cols[~above]), compact(rows[here])).T
         if missing := int(np.isnan(values).sum()):  # what was computed is never NaN
             raise IncompleteError(
                 f"{missing:,} of {values.size:,} entries asked for are not in {self.url}: the run "
@@ -230,18 +276,16 @@ def _bands(flat: Indices, chunk: int) -> list[Band]:
     numbers, starts = np.unique(flat // chunk, return_index=True)
     stops = np.append(starts, len(flat))[1:]
     return [
-        Band(int(i), slice(int(start), int(stop)), _compact(flat[start:stop] - i * chunk))
+        Band(int(i), slice(int(start), int(stop)), compact(flat[start:stop] - i * chunk))
         for i, start, stop in zip(numbers, starts, stops, strict=True)
     ]
+
+
+def _kept(piece: Piece) -> Piece:
+    """Copy what another chunk will lie in."""
+    return Piece(piece.rows, piece.cols, piece.values.copy())
 
 
 def _within(chunk: Matrix, rows: slice | Indices, cols: slice | Indices) -> Matrix:
     """Take rows x columns, copied only where they do not lie together."""
     return chunk[rows][:, cols]
-
-
-def _compact(index: Indices) -> slice | Indices:
-    """Give a slice where indices are consecutive: it is read without an index array."""
-    if len(index) and (np.diff(index) == 1).all():
-        return slice(int(index[0]), int(index[-1]) + 1)
-    return index

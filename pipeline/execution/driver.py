@@ -220,7 +220,7 @@ class Driver:
             self._members[number] = _Member(number, self._pool.now(), calls=deque([None]))
 
     def _require_workers(self) -> None:
-        """Give up where no worker comes up."""
+        """Return up where no worker comes up."""
         if self._up or not self._members:
             self._staffed = self._pool.now()
         elif self._pool.now() - self._staffed > START_SECONDS:

@@ -9,6 +9,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator
+from functools import wraps
 from socket import gaierror
 from threading import Event
 from typing import Any, ParamSpec, TypeVar
@@ -114,12 +115,34 @@ def patient(function: Callable[Arguments, Result], given_up: Event | None = None
         The function; after `PATIENCE_SECONDS`, or when it is given up, it raises the last error.
     """
     given_up = given_up or Event()
-    decorated: Callable[Arguments, Result] = retry(
-        retry=retry_if_exception(is_transient),
-        stop=lambda state: given_up.is_set() or _at_an_end(state),
-        wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT_SECONDS),
-        sleep=_pause(function, given_up),
-        before_sleep=_note,
-        reraise=True,
-    )(function)
-    return decorated
+
+    def retried(call: Callable[..., Any]) -> Callable[..., Any]:
+        made: Callable[..., Any] = retry(
+            retry=retry_if_exception(is_transient),
+            stop=lambda state: given_up.is_set() or _at_an_end(state),
+            wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT_SECONDS),
+            sleep=_pause(function, given_up),
+            before_sleep=_note,
+            reraise=True,
+        )(call)
+        return made
+
+    if inspect.iscoroutinefunction(function):
+        return retried(function)
+
+    @wraps(function)
+    def tried(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:  # what succeeds at once, as nearly all does, does not pay for tenacity: as much as for reading a chunk
+            return function(*args, **kwargs)
+        except Exception as error:
+            failures = [error]
+
+        def again() -> Result:
+            if failures:
+                raise failures.pop()
+            return function(*args, **kwargs)
+
+        result: Result = retried(again)()
+        return result
+
+    return tried

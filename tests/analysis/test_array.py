@@ -1,5 +1,7 @@
 """A Hessian beside the array that it is: indices, names, views, products, and what libraries do with it."""
 
+import threading
+
 import numpy as np
 import pytest
 import scipy.sparse.linalg
@@ -102,6 +104,26 @@ def test_products(case):
             H @ wrong
         with pytest.raises(BlockError, match="expected"):
             wrong @ H
+
+
+def test_last_bits_do_not_hang_on_threads(case, monkeypatch):
+    """Chunks come in any order, and are added in one."""
+    H, _ = case
+    V = np.random.default_rng(1).standard_normal((len(H), 5))
+    known, read = H @ V, H.store.read_chunk
+    waiting = threading.Semaphore(0)
+
+    def late(i, j, **options):
+        if i == j == 0:  # the first comes after the second
+            assert waiting.acquire(timeout=60)
+        found = read(i, j, **options)
+        if j == 1:
+            waiting.release()
+        return found
+
+    if H.manifest.plan.side > 1:
+        monkeypatch.setattr(H.store, "read_chunk", late)
+    np.testing.assert_array_equal(H @ V, known)
 
 
 def test_products_of_a_type_stay_in_it(case):

@@ -4,13 +4,16 @@ import json
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.linalg
 from finished import store
 
-ROWS, RANK = 4096, 5
+ROWS, RANK = 6144, 5
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
@@ -20,18 +23,32 @@ def parts():
     return A, np.linspace(1, 2, ROWS)
 
 
-def limited(url, allowed):
+def take_buffers(threads):
+    """Have BLAS take its buffers, which it keeps: one for each thread that multiplies."""
+    together, some = threading.Barrier(threads), np.eye(400)
+
+    def multiply(_):
+        together.wait()
+        for _ in range(50):
+            some @ some
+
+    scipy.linalg.eigh(some)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(multiply, range(threads)))
+
+
+def limited(url, scratch, allowed):
     """What the process with the limit does; run by the test as a process of its own."""
     import resource
-    import threading
 
+    import dask.array  # noqa: F401
     import psutil
-    import scipy.linalg
 
     from pipeline import MemoryRefusedError, open_hessian
+    from pipeline.storage.read_ahead import READERS
 
     H, (A, d) = open_hessian(url), parts()
-    scipy.linalg.eigh(np.eye(300) @ np.eye(300))  # BLAS takes its buffers once
+    take_buffers(READERS)
     V = np.random.default_rng(1).standard_normal((ROWS, 4))
     threading.stack_size(2**20)  # of readers: 8 MiB each are reserved, and counted, where nothing is said
     process = psutil.Process()
@@ -47,6 +64,9 @@ def limited(url, allowed):
     x = H.solve(V)
     found["solve"] = float(np.abs(A @ (A.T @ x) + d[:, None] * x - V).max())
     found["norm"] = H.norm()
+    with H.cholesky(scratch=scratch) as factor:
+        found["logdet"], x = factor.logdet, factor.solve(V)
+    found["cholesky"] = float(np.abs(A @ (A.T @ x) + d[:, None] * x - V).max())
     refused = []
     for ask in (H.eigvalsh, H.eigh, H.logdet, H.inverse_diagonal, H.to_numpy, lambda: H.solve(V, method="direct")):
         try:
@@ -68,9 +88,11 @@ def test_under_a_limit(tmp_path):
             values += np.diag(d[rows])
         return values
 
-    store(chunk, {"w": (ROWS,)}, tmp_path, chunk=256, codec="none")
+    store(chunk, {"w": (ROWS,)}, tmp_path / "H", chunk=256, codec="none")
     allowed = ROWS * ROWS * 8 // 4
-    code = f"import test_beyond_memory as t; t.limited({str(tmp_path)!r}, {allowed})"
+    code = (
+        f"import test_beyond_memory as t; t.limited({str(tmp_path / 'H')!r}, {str(tmp_path / 'scratch')!r}, {allowed})"
+    )
     path = f"{Path(__file__).parent}:{SUPPORT}"
     command = [sys.executable, "-c", f"import sys; sys.path[:0] = {path.split(':')!r}; {code}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -83,6 +105,10 @@ def test_under_a_limit(tmp_path):
     assert found["trace"] == pytest.approx((A**2).sum() + d.sum())
     assert found["norm"] ** 2 == pytest.approx(((A.T @ A) ** 2).sum() + 2 * (d * (A**2).sum(1)).sum() + (d**2).sum())
     assert found["solve"] < 1e-5
+    known = np.log(d).sum() + np.linalg.slogdet(np.eye(RANK) + A.T @ (A / d[:, None]))[1]
+    assert found["logdet"] == pytest.approx(known, rel=1e-12)
+    assert found["cholesky"] < 1e-9
+    assert list((tmp_path / "scratch").iterdir()) == []
     assert found["refused"] == 6
     print(f"peak {found['peak'] / 2**20:.0f} MiB of {allowed / 2**20:.0f} allowed")
     assert found["peak"] <= allowed

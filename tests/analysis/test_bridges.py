@@ -59,3 +59,9 @@ def test_what_is_not_installed(library, monkeypatch):
     monkeypatch.setitem(sys.modules, "dask.array", None)
     with pytest.raises(SpecError, match=rf"{library} is not installed: python3 -m pip install .*{library}"):
         getattr(H, f"to_{library}")()
+
+
+def test_laplace_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "laplace", None)
+    with pytest.raises(SpecError, match=r"laplace-torch is not installed: python3 -m pip install laplace-torch"):
+        pair()[0].to_laplace(None, "classification", None)

@@ -1,6 +1,7 @@
 """The examples of what a Hessian is for: each shows what it says."""
 
 import runpy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "jobs" / "examples"
 
 
+@cache
 def run(name):
     path = EXAMPLES / f"{name}.py"
     assert len(path.read_text().splitlines()) <= 40
@@ -37,3 +39,46 @@ def test_the_surgeon_costs_less_than_pruning_by_magnitude():
     losses = run("pruning")["losses"]
     assert all(surgeon < magnitude for surgeon, magnitude in losses)
     assert losses[-1][0] < 0.2 * losses[-1][1]
+
+
+def test_few_directions_matter():
+    found = run("sloppiness")
+    w, (stiff, middling) = found["w"], found["rises"]
+    assert (np.abs(w) < 1e-6 * w[-1]).sum() > len(w) / 4
+    assert (w > 1e-2 * w[-1]).sum() < len(w) / 4
+    assert stiff == pytest.approx(w[-1] * 0.05**2 / 2, rel=0.5)
+    assert middling < 1e-4 * stiff
+
+
+def test_sharpness_rises_to_two_over_the_rate():
+    found = run("sharpness")
+    sharpness, edge = found["sharpness"], 2 / found["RATE"]
+    assert sharpness[0] < 0.8 * edge
+    assert all(0.9 * edge < s < 1.1 * edge for s in sharpness[-2:])
+    assert found["losses"][-1] < 0.1 * found["losses"][0]
+
+
+@pytest.mark.full("trains nets to the last digit")
+def test_evidence_chooses_a_width():
+    found = run("evidence")
+    assert min(found["variances"]) < found["best"] < max(found["variances"])
+    inside, between, outside = (found["variances"][found["best"]][k] for k in (8, 16, 0))
+    assert inside < between / 9
+    assert inside < outside / 9
+
+
+@pytest.mark.full("trains nets to the last digit")
+def test_evidence_is_laplace_torchs():
+    pytest.importorskip("laplace")
+    found = run("evidence")
+    noise, width = found["NOISE"], max(found["evidences"])
+    posterior = found["H"].to_laplace(
+        found["model"],
+        "regression",
+        found["x"],
+        prior_precision=found["PRIOR"],
+        sigma_noise=noise,
+    )
+    assert float(posterior.log_marginal_likelihood()) == pytest.approx(found["evidences"][width], rel=1e-9)
+    _, variances = posterior(found["grid"])
+    np.testing.assert_allclose(variances[:, 0, 0], found["variances"][width], rtol=1e-6)

@@ -42,10 +42,10 @@ def test_extreme_entries(case, k):
 def test_several_cost_one_read(monkeypatch):
     H, _ = pair()
     read = []
-    chunks = H.store.read_chunks
-    monkeypatch.setattr(H.store, "read_chunks", lambda keys: chunks(k for k in keys if read.append(k) is None))
+    chunk = H.store.read_chunk
+    monkeypatch.setattr(H.store, "read_chunk", lambda *key, **options: read.append(key) or chunk(*key, **options))
     H.trace()
-    assert read == [(i, i) for i in range(4)]
+    assert sorted(read) == [(i, i) for i in range(4)]
     read.clear()
     H.norm(), H.norm(1), H.block_norms(), H.row_norms(), H.gershgorin_bounds(), H.diagonal(), H.trace()
     assert len(read) == 4 * 5 // 2

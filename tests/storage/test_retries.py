@@ -107,3 +107,21 @@ def test_what_is_given_up_is_not_tried_again(monkeypatch, call, when):
     with pytest.raises(ConnectionResetError):
         call(function, given_up)()
     assert len(attempts) == (0 if when == "before" else 1)
+
+
+@pytest.mark.parametrize("failures", [0, 1, 3])
+def test_each_attempt_is_one_call(monkeypatch, failures):
+    """The first one is made without tenacity, and counts."""
+    monkeypatch.setattr(retries, "LONGEST_WAIT_SECONDS", 0)
+    noted, calls = [], []
+    monkeypatch.setattr(retries, "_note", lambda state: noted.append(state.attempt_number))
+
+    def function(value, *, more):
+        calls.append(value + more)
+        if len(calls) <= failures:
+            refused()
+        return calls[-1]
+
+    assert patient(function)(1, more=2) == 3
+    assert calls == [3] * (failures + 1)
+    assert noted == list(range(1, failures + 1))

@@ -218,7 +218,10 @@ def test_bytes_are_zarrs_own(name, dtype):
         entries = values[i * chunk : (i + 1) * chunk, j * chunk : (j + 1) * chunk]
         data = b"".join(codec.encode(entries))
         assert data == store._store_dict[chunk_key(i, j)].to_bytes()
-        np.testing.assert_array_equal(codec.decode(data)[: entries.shape[0], : entries.shape[1]], entries)
+        for room in (None, np.zeros((chunk, chunk), dtype)):
+            found = codec.decode(data, room)
+            np.testing.assert_array_equal(found[: entries.shape[0], : entries.shape[1]], entries)
+            assert room is None or name == "none" or np.shares_memory(found, room)
 
 
 def test_foreign_bytes_are_refused():
