@@ -126,7 +126,7 @@ def test_a_bad_problem_does_not_cost_what_is_there(job):
 
 @pytest.mark.parametrize(("after", "kept"), [(0, ""), (2, "2 of 6 tiles done, which are kept, ")])
 def test_an_interruption_says_what_is_kept(job, monkeypatch, after, kept):
-    from pipeline.console.reporter import ConsoleReporter
+    from pipeline.progress.bar import ConsoleReporter
 
     seen = []
 

@@ -88,8 +88,8 @@ def run_command(
 
     spec = load_job(job, overrides, output, endpoint_url)
     from pipeline.console.logs import log_to
-    from pipeline.console.reporter import ConsoleReporter
     from pipeline.console.tables import open_console, show_outcome
+    from pipeline.progress.bar import ConsoleReporter
     from pipeline.runs.api import run_job  # takes seconds to import, by torch: a fault in the spec is said before
 
     console = open_console(stderr=True)
@@ -159,8 +159,8 @@ def run_due_command(schedule: Path, log: Path | None) -> None:
 
     load_schedule(schedule)  # a fault in it is said before torch is imported, which takes seconds
     from pipeline.console.logs import log_to
-    from pipeline.console.reporter import ConsoleReporter
     from pipeline.console.tables import open_console, show_values
+    from pipeline.progress.bar import ConsoleReporter
     from pipeline.runs.sweep import run_due
 
     console = open_console(stderr=True)

@@ -57,8 +57,8 @@ def export_command(url: str, dest: str | None, kind: Literal["parquet", "npy"], 
 
     Parquet goes into the output itself where no DEST is given; a .npy file needs a local one.
     """
-    from pipeline.console.reporter import ConsoleReporter
     from pipeline.console.tables import open_console
+    from pipeline.progress.bar import ConsoleReporter
     from pipeline.results.export import export_hessian
 
     reporter = ConsoleReporter(open_console(stderr=True))
@@ -75,8 +75,8 @@ def report_command(url: str, without: str, endpoint_url: str | None) -> None:
     Of a Hessian its parts are proof, blocks, entries, spectrum, ends (of the spectrum), layers, diagonal, time and
     memory; of a sweep loss, curvature, eigenvalues and blocks.
     """
-    from pipeline.console.reporter import ConsoleReporter
     from pipeline.console.tables import open_console
+    from pipeline.progress.bar import ConsoleReporter
     from pipeline.runs.reports import report_on
 
     left_out = [name.strip() for name in without.split(",") if name.strip()]
@@ -91,8 +91,8 @@ def report_command(url: str, without: str, endpoint_url: str | None) -> None:
 @endpoint_option
 def compare_command(urls: tuple[str, ...], page: str | None, endpoint_url: str | None, *, as_json: bool) -> None:
     """Say how far finished Hessians are from the first: by block, by spectrum, and which layers moved."""
-    from pipeline.console.reporter import ConsoleReporter
     from pipeline.console.tables import open_console, show_comparison
+    from pipeline.progress.bar import ConsoleReporter
     from pipeline.runs.reports import compared
 
     found, made = compared(urls, endpoint_url, page=page, report=ConsoleReporter(open_console(stderr=True)))
@@ -127,8 +127,8 @@ def spectrum_command(
         raise click.UsageError("--k, --density and --whole exclude each other: give one of them")
     from pipeline.analysis.hessian import open_hessian
     from pipeline.analysis.spectrum_summary import spectrum_of
-    from pipeline.console.reporter import ConsoleReporter
     from pipeline.console.tables import open_console, show_spectrum
+    from pipeline.progress.bar import ConsoleReporter
 
     hessian = open_hessian(url, endpoint_url)
     hessian.report = ConsoleReporter(open_console(stderr=True))

@@ -18,6 +18,7 @@ from pipeline.preflight.planner import make_plan
 from pipeline.problem.contexts import differentiable, unchanged
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
+from pipeline.progress.bar import for_a_person
 from pipeline.runs.attempt import Attempt, Outcome
 from pipeline.runs.checkpoint import place_checkpoint, read_checkpoint
 from pipeline.runs.executor_choice import decided, settled
@@ -29,6 +30,7 @@ from pipeline.storage.output import Output
 if TYPE_CHECKING:
     import torch
 
+NOT_SETTINGS = frozenset({"problem", "output", "check", "overwrite", "progress"})  # but arguments of `compute_hessian`
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
@@ -83,6 +85,7 @@ def compute_hessian(
     deterministic: bool = False,
     check: bool = False,
     overwrite: bool = False,
+    progress: bool = True,
 ) -> Hessian:
     """Compute the full, exact Hessian of a problem's loss: H = d2L / dtheta2, with L over all data as one batch.
 
@@ -121,6 +124,7 @@ def compute_hessian(
         check: reads back what is there already, finished or not, and computes again the tiles of which anything is
             missing or damaged.
         overwrite: replaces a Hessian that is there already, of whatever problem, once this one is planned.
+        progress: shows steps and a bar, on a terminal or in a notebook.
 
     Returns:
         The Hessian.
@@ -129,9 +133,10 @@ def compute_hessian(
         HessianError: the problem, the settings or the output cannot be used, or the result is not right; see
             `pipeline.errors` for its kinds.
     """
-    values = {key: value for key, value in locals().items() if key not in {"problem", "output", "check", "overwrite"}}
+    values = {key: value for key, value in locals().items() if key not in NOT_SETTINGS}
     settings = parse(Settings, values, "compute_hessian")
-    return run(problem, settings, output, check=check, overwrite=overwrite).hessian
+    report = for_a_person(wanted=progress)
+    return run(problem, settings, output, report=report, check=check, overwrite=overwrite).hessian
 
 
 def load_problem(spec: JobSpec, folder: Path) -> Problem:

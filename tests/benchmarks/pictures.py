@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.analysis.report.write import PARTS, write_report
-from pipeline.console.reporter import ConsoleReporter
+from pipeline.progress.bar import ConsoleReporter
 from pipeline.runs.api import run_job
 from pipeline.spec import load_job
 

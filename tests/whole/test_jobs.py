@@ -1,8 +1,5 @@
 """The jobs in the repository, run as a user runs them, against plain double backward."""
 
-import contextlib
-import os
-import pty
 import re
 import subprocess
 import sys
@@ -13,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import block_error, dense_hessian
+from terminal import shown_on_a_terminal
 
 from pipeline import open_hessian
 from pipeline.runs.problem_factory import build_problem
@@ -78,23 +76,10 @@ def test_some_rows(name, some, tmp_path):
 
 def test_progress_on_a_terminal(tmp_path):
     """A bar with counts, rate and time; rich draws it only where standard error is a terminal."""
-    main, worker = pty.openpty()
     arguments = ["run", str(JOBS / "digits_mlp.yaml"), "--output", str(tmp_path / "out")]
     small = ["--set", "problem_args.hidden=4", "--set", "problem_args.steps=1", "--set", "executor=serial"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *arguments, *small],
-        stdout=subprocess.DEVNULL,
-        stderr=worker,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
-    ) as process:
-        os.close(worker)
-        shown = b""
-        with contextlib.suppress(OSError):  # Linux's word for the end of a terminal's output
-            while part := os.read(main, 4096):
-                shown += part
-    os.close(main)
-    assert process.returncode == 0
-    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    status, lines = shown_on_a_terminal([sys.executable, "-m", "pipeline", *arguments, *small])
+    assert status == 0
     assert re.search(r"tiles \S* *(\d+)/\1 .*B/s \d:\d\d:\d\d \d:\d\d:\d\d", lines), lines
 
 

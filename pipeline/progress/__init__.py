@@ -1,4 +1,8 @@
-"""What a run tells while it goes on."""
+"""What a run tells while it goes on, and the bar that shows it.
+
+In come steps and finished tiles; out go lines, or nothing. Everything may tell; only the command and the calls of a
+person show.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

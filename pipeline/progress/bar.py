@@ -1,8 +1,9 @@
-"""Progress on standard error: a bar where there is a terminal, a line now and then where there is none."""
+"""Progress on standard error: a bar where there is a terminal or a notebook, else a line now and then."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from rich.console import Console
 from rich.progress import (
@@ -20,6 +21,16 @@ from pipeline.errors import human_bytes, human_seconds, shown
 from pipeline.progress import Reporter
 
 LINE_SECONDS = 10.0
+
+
+def for_a_person(*, wanted: bool) -> Reporter:
+    """Return a reporter on standard error where somebody looks, on a terminal or in a notebook; else a silent one.
+
+    Args:
+        wanted: whether there is to be any.
+    """
+    console = Console(stderr=True)
+    return ConsoleReporter(console) if wanted and (console.is_terminal or console.is_jupyter) else Reporter()
 
 
 class ConsoleReporter(Reporter):
@@ -45,7 +56,7 @@ class ConsoleReporter(Reporter):
         """Show a bar, or print lines."""
         self._total, self._done, self._before, self._bytes, self._unit = total, done, done, 0, unit
         self._start = self._last = time.monotonic()
-        if not self._console.is_terminal:
+        if not (self._console.is_terminal or (self._console.is_jupyter and find_spec("ipywidgets"))):
             yield self
             self._line()
             return
