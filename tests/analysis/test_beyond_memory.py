@@ -79,6 +79,7 @@ def limited(url, scratch, allowed):
     print(json.dumps(found))
 
 
+@pytest.mark.full("reads a matrix many times")
 def test_under_a_limit(tmp_path):
     A, d = parts()
 

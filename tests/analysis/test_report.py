@@ -115,13 +115,18 @@ def test_proof_in_words(tmp_path):
     assert f"({proof['worst_entry'][0]}, {proof['worst_entry'][1]})" in text
 
 
+MORE = pytest.mark.full("a page each")
+
+
 @pytest.mark.parametrize(
     ("proof", "banner"),
     [
         (None, "✗ not verified: there is no proof"),
-        (b"\xff{", "✗ not verified: there is no proof"),
-        (b'{"ok": "yes", "chunks": 3}', "✗ not verified: there is no proof"),
-        (b'{"ok": false, "chunks": 3, "method": "double backward", "block_error": Infinity}', FAILED),
+        pytest.param(b"\xff{", "✗ not verified: there is no proof", marks=MORE),
+        pytest.param(b'{"ok": "yes", "chunks": 3}', "✗ not verified: there is no proof", marks=MORE),
+        pytest.param(
+            b'{"ok": false, "chunks": 3, "method": "double backward", "block_error": Infinity}', FAILED, marks=MORE
+        ),
         (b'{"ok": false, "chunks": 3, "faults": ["c/0/0 is \\u001b[31m<b>"]}', FAILED),
     ],
 )

@@ -79,6 +79,7 @@ def test_same_as_on_the_cpu(name):
         np.testing.assert_allclose([b.max_abs, b.norm, b.asymmetry], [a.max_abs, a.norm, a.asymmetry], rtol=1e-5)
 
 
+@pytest.mark.full("once more for each")
 @pytest.mark.parametrize(
     "storing", [{"symmetry": "upper"}, {"store_dtype": "float32"}, {"formats": ("zarr", "parquet")}]
 )
@@ -156,8 +157,11 @@ LEAST = {  # of each tile, however many micro-batches and groups of rows it take
 }
 
 
+SMALLER = pytest.param({"row_group": 2, "microbatch": 2}, marks=pytest.mark.full("once more, smaller"))
+
+
 @pytest.mark.parametrize("make", [NETWORKS["dense"], sequence, attention])
-@pytest.mark.parametrize("sizes", [{"row_group": 4}, {"row_group": 2, "microbatch": 2}])
+@pytest.mark.parametrize("sizes", [{"row_group": 4}, SMALLER])
 def test_one_stop_for_each_tile(make, sizes):
     assert counted(make(), **sizes) == LEAST
 

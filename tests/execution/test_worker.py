@@ -109,6 +109,7 @@ def test_an_entry_that_is_not_finite_is_named(monkeypatch):
         compute_hessian(zoo.mlp().problem, **SETTINGS)
 
 
+@pytest.mark.full("waits for a disk")
 def test_nothing_is_computed_on_where_a_tile_cannot_be_kept(tmp_path):
     """The second tile is broken off when the first cannot be written; it would take 70 micro-batches or more."""
     calls, slow = [], []

@@ -10,6 +10,8 @@ from pipeline.storage.output import Output
 
 BODY = b"0123456789" * 1000
 
+pytestmark = pytest.mark.full("of what stands in the way in other tests")
+
 
 @pytest.fixture(scope="module", params=["moto", "seaweed"])
 def server(request):

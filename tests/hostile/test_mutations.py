@@ -62,6 +62,7 @@ def test_specs(attempts, tmp_path, examples):
 
 
 @MANY
+@pytest.mark.full("a file each")
 def test_tables(attempts, tmp_path, examples):
     """Of sweeps, in Parquet."""
     job = {"problem": "made.py:made", "problem_args": {}}

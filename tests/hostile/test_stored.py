@@ -13,7 +13,11 @@ DEEDS = {
 }
 
 
-@pytest.mark.parametrize("kind", CORPUS)
+IN_DEFAULT = {"manifest", "chunks"}
+TIERED = [kind if kind in IN_DEFAULT else pytest.param(kind, marks=pytest.mark.full("hundreds")) for kind in CORPUS]
+
+
+@pytest.mark.parametrize("kind", TIERED)
 def test_stored_objects(attempts, store, answer, tmp_path, kind):
     faults = {}
     for name, change in CORPUS[kind].items():

@@ -33,7 +33,7 @@ def state(model):
     )
 
 
-@pytest.mark.parametrize("engine", ["jacrev", "rows"])
+@pytest.mark.parametrize("engine", ["jacrev", pytest.param("rows", marks=pytest.mark.full("all once more"))])
 def test_nothing_is_changed(case, engine):
     before = state(case.problem.model)
     compute_hessian(case.problem, executor="serial", engine=engine)

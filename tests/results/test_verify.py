@@ -34,7 +34,7 @@ def compute(path, make=zoo.mlp, **options):
     return compute_hessian(make().problem, str(path), **{"executor": "serial", "chunk": 16, **options})
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.full("all once more"))])
 def test_every_problem_verifies(case, dtype, tmp_path):
     compute_hessian(case.problem, str(tmp_path), executor="serial", dtype=dtype, chunk=16)
     found = json.loads((tmp_path / "verify.json").read_text())
@@ -267,6 +267,7 @@ def problem():
 """
 
 
+@pytest.mark.full("a process each")
 @pytest.mark.parametrize(("always", "exit_code"), [(True, 2), (False, 1)])
 def test_a_wrong_engine_fails_the_command(tmp_path, always, exit_code):
     output = tmp_path / "out"

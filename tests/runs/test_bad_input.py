@@ -132,6 +132,7 @@ def test_plan_shows_what_preflight_found(job):
         assert word in found.stdout
 
 
+@pytest.mark.full("a process each")
 def test_plan_prints_all_and_starts_nothing(job):
     found = hessian("plan", "job.yaml", "--set", "executor=ray")
     assert found.returncode == 0

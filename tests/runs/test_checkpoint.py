@@ -303,6 +303,7 @@ def s3():
     yield from clouds.started(clouds.moto)
 
 
+@pytest.mark.full("a job once more")
 def test_a_job_with_a_checkpoint_in_a_bucket(tmp_path, monkeypatch, s3):
     """By the command: computed, found finished, verified; another content under the same name is refused."""
     (tmp_path / "made.py").write_text("from test_checkpoint import problem as factory\n")

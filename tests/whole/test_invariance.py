@@ -22,7 +22,7 @@ MORE_OF_RAY = pytest.mark.full("one run on Ray is of the default tier")
 TRUTH = {make: make().truth() for make in (zoo.layer_norm, zoo.weighted_ignored, zoo.uneven_batches)}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     make=st.sampled_from(sorted(TRUTH, key=lambda make: make.__name__)),
     engine=st.sampled_from(["auto", "jacrev", "rows"]),
