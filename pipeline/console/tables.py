@@ -220,7 +220,7 @@ def show_plan(made: JobPlan, *, timed: bool = True) -> None:
                 else f"{human_bytes(memory.device_bytes)} projected, {human_bytes(made.allowed_device_bytes)} allowed",
             ),
             ("measured on", made.place),
-            ("time", _predicted(made) if timed else None),
+            ("time", made.time_text() if timed else None),
         ]
     )
 
@@ -286,7 +286,3 @@ def show_outcome(outcome: Outcome) -> None:
     if outcome.lost:
         rows.insert(4, ("repeated", ", ".join(f"{counted(n, 'tile')} ({loss})" for loss, n in outcome.lost.items())))
     show_values(rows)
-
-
-def _predicted(made: JobPlan) -> str:
-    return f"{human_seconds(made.makespan_seconds())} predicted for the tiles on {counted(made.workers, 'worker')}"

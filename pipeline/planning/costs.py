@@ -97,3 +97,18 @@ def work(engine: str, rows: range, cols: range, symmetric: range) -> float:
     below = max(min(rows.stop, right.stop) - right.start, 0) / 2
     twice = max(min(symmetric.stop, right.stop) - max(symmetric.start, right.start) - below, 0) / 2
     return len(rows) * (len(right) - below - twice)
+
+
+@dataclass(frozen=True)
+class AroundTiles:
+    """Seconds of a run before its first tile and after its last.
+
+    Attributes:
+        planning: that it took.
+        start: of workers, predicted.
+        proof: predicted.
+    """
+
+    planning: float
+    start: float
+    proof: float

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from pipeline.errors import ProblemError, counted, human_bytes, human_seconds
-from pipeline.planning.costs import Finishing, Measured, Timing, work
+from pipeline.planning.costs import AroundTiles, Finishing, Measured, Timing, work
 from pipeline.planning.evaluation import LossAndGradient
 from pipeline.planning.machine_profiles import TileCost
 from pipeline.planning.manifest import Manifest
@@ -32,6 +32,7 @@ class JobPlan:
         costs: measured, by row parameter.
         timings: of calls as the run makes them, for the row parameters that take most of it.
         finishing: seconds of what comes after the engines.
+        around: seconds before and after the tiles.
         symmetric: parameters within which half of the entries are computed.
         device: that it was measured on.
         left_out: parameters of the model that are frozen or not selected.
@@ -47,6 +48,7 @@ class JobPlan:
     costs: dict[str, Measured]
     timings: dict[str, Timing]
     finishing: Finishing
+    around: AroundTiles
     symmetric: frozenset[str]
     device: str
     left_out: tuple[str, ...]
@@ -119,7 +121,7 @@ class JobPlan:
         values = [
             ("P", f"{self.tiling.size:,}"),
             ("tiles", f"{len(self.tiling.tiles()):,}, in chunks of side {manifest.chunk}"),
-            ("predicted", f"{human_seconds(self.makespan_seconds())} on {counted(self.workers, 'worker')}"),
+            ("predicted", self.time_text()),
             ("memory of each", f"{human_bytes(memory.total_bytes)}, {human_bytes(self.allowed_bytes)} allowed"),
             ("stored", f"{human_bytes(self.stored_bytes)} before compression"),
         ]
@@ -141,6 +143,18 @@ class JobPlan:
         for seconds in sorted(map(self.tile_seconds, self.tiling.tiles()), reverse=True):
             heapq.heapreplace(loads, loads[0] + seconds)
         return max(loads)
+
+    def time_text(self) -> str:
+        """Say how long the run takes, planning included, and what of it."""
+        around, tiles = self.around, self.makespan_seconds()
+        parts = {
+            "planning": around.planning,
+            "starting workers": around.start,
+            f"tiles on {counted(self.workers, 'worker')}": tiles,
+            "proof": around.proof,
+        }
+        each = ", ".join(f"{human_seconds(seconds)} {name}" for name, seconds in parts.items() if seconds)
+        return f"{human_seconds(sum(parts.values()))} predicted in all: {each}"
 
 
 def common_plan(plans: Sequence[JobPlan]) -> JobPlan:

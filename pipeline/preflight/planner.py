@@ -3,6 +3,7 @@
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,11 +17,12 @@ from pipeline.engines.cost import PROBE_SAMPLES, Segment, torch_threads
 from pipeline.engines.registry import ENGINES, add_batch, applications
 from pipeline.engines.stages import Application
 from pipeline.errors import BlockError
-from pipeline.planning.costs import Finishing
+from pipeline.planning.costs import AroundTiles, Finishing
 from pipeline.planning.evaluation import LossAndGradient
 from pipeline.planning.job_plan import (
     JobPlan,
 )
+from pipeline.planning.machine_profiles import CPU_START_SECONDS, GPU_START_SECONDS
 from pipeline.planning.manifest import Fingerprint, Manifest
 from pipeline.planning.memory import (
     FLOAT_BYTES,
@@ -45,6 +47,7 @@ from pipeline.preflight.devices import (
     require_device,
 )
 from pipeline.preflight.engine_sizes import Probed, choose_sizes
+from pipeline.preflight.proof_timing import proof_seconds
 from pipeline.problem.contexts import exact_kernels, is_deterministic, ordered_sums, unchanged
 from pipeline.problem.double_backward import (
     evaluate,
@@ -124,6 +127,7 @@ class _Planning:
     """
 
     def __init__(self, problem: Problem, settings: Settings, staff: Staff, before: JobPlan | None) -> None:
+        self.begun = time.monotonic() - (before.around.planning if before else 0.0)
         self.problem, self.settings, self.staff, self.layout = problem, settings, staff, problem.layout
         self.device = device_of(settings)
         self.dtype: torch.dtype = getattr(torch, settings.dtype) if settings.dtype else problem.dtype
@@ -170,11 +174,23 @@ class _Planning:
             costs=probed.costs,
             timings=timings,
             finishing=finishing,
+            around=self._around(manifest, finishing),
             symmetric=frozenset(segment.parameter.name for segment in segments if segment.is_symmetric),
             device=self.placed.device.type,
             left_out=tuple(each for each, _ in self.problem.model.named_parameters() if each not in selected),
             place=f"{platform.node()}, {device_name(self.device)}",
         )
+
+    def _around(self, manifest: Manifest, finishing: Finishing) -> AroundTiles:
+        """Predict what comes before the tiles and after them."""
+        proof = start = 0.0
+        if self.settings.verify:
+            exact = self.problem.place(torch.float64, self.device)
+            with unchanged(self.problem.model):
+                proof = proof_seconds(exact, manifest, finishing.chunk_seconds)
+        if self.settings.executor == "ray":
+            start = GPU_START_SECONDS if self.device == "cuda" else CPU_START_SECONDS
+        return AroundTiles(time.monotonic() - self.begun, start, proof)
 
     def _cut(self) -> TilingPlan:
         """Choose chunks and tiles."""

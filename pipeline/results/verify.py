@@ -9,6 +9,7 @@ from itertools import pairwise, starmap
 import numpy as np
 import torch
 
+from pipeline.planning.manifest import Manifest
 from pipeline.problem.contexts import differentiable, exact_kernels, unchanged
 from pipeline.problem.double_backward import (
     Vector,
@@ -21,7 +22,7 @@ from pipeline.problem.double_backward import (
     reference_samples,
 )
 from pipeline.problem.problem import PlacedProblem, Problem
-from pipeline.problem.scales import STEEPEST, Products, Yardstick, directions, yardstick
+from pipeline.problem.scales import MEASURED, STEEPEST, SWEEPS, Products, Yardstick, directions, yardstick
 from pipeline.results.chunk_scan import Scan
 from pipeline.results.fingerprint_check import require_same
 from pipeline.results.hessian import StoredHessian
@@ -39,6 +40,30 @@ DIRECTIONS = 3  # dense ones, for each group of columns
 GROUP = 16_384  # columns of a direction: rounding adds up over them, and hides what is wrong in one
 VECTOR_BYTES = 256 * 2**20  # of directions multiplied in one pass over the store
 SAMPLED_ROWS = 4  # compared entry by entry
+
+
+def effort(manifest: Manifest) -> tuple[int, int]:
+    """Return how many times a proof goes through the data, and how many products with H it takes there.
+
+    Args:
+        manifest: of the run.
+
+    Returns:
+        Passes and products, as long as nothing is wrong.
+    """
+    products = SWEEPS + 2 * 2 * MEASURED + DIRECTIONS * len(_column_groups(manifest)) + SAMPLED_ROWS
+    return SWEEPS + 2 * 2 + 2, products
+
+
+def _column_groups(manifest: Manifest) -> list[range]:
+    """Return columns whose directions are drawn together: as many as one pass over the store has room for."""
+    size = manifest.plan.size
+    if not manifest.plan.covers(range(size), range(size)):
+        return [p.span for p in manifest.layout if p.size]
+    most = max(1, (VECTOR_BYTES // (8 * size) - SAMPLED_ROWS) // DIRECTIONS)
+    count = min(most, math.ceil(size / GROUP))
+    cuts = [round(k * size / count) for k in range(count + 1)]
+    return list(starmap(range, pairwise(cuts)))
 
 
 def verify_hessian(
@@ -204,20 +229,10 @@ class _Check:
             return self._products(self._placed)(vectors)
         return differenced_products(self._placed, vectors, measure.scales, self._samples)[0]
 
-    def _groups(self) -> list[range]:
-        """Return columns whose directions are drawn together: as many as one pass over the store has room for."""
-        size = self._hessian.shape[0]
-        if not self._plan.covers(range(size), range(size)):
-            return [p.span for p in self._parameters]
-        most = max(1, (VECTOR_BYTES // (8 * size) - SAMPLED_ROWS) // DIRECTIONS)
-        count = min(most, math.ceil(size / GROUP))
-        cuts = [round(k * size / count) for k in range(count + 1)]
-        return list(starmap(range, pairwise(cuts)))
-
     def _batches(self, measure: Yardstick) -> Iterator[tuple[Vector, list[range]]]:
         """Yield directions with the columns that they are on, as many at a time as memory has room for."""
         size = self._hessian.shape[0]
-        spans = [cols for cols in self._groups() for _ in range(DIRECTIONS)]
+        spans = [cols for cols in _column_groups(self._hessian.manifest) for _ in range(DIRECTIONS)]
         spans += [range(row, row + 1) for row in self._rows]
         room = max(1, VECTOR_BYTES // (8 * size))
         for start in range(0, len(spans), room):

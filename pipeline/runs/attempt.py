@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.analysis.hessian import Hessian
-from pipeline.errors import OutputError, StoppedError, VerificationError, counted, human_seconds
+from pipeline.errors import OutputError, StoppedError, VerificationError, counted
 from pipeline.execution.events import TILE_DONE, Tally
 from pipeline.execution.executors import Executor, Serial, Work
 from pipeline.planning.job_plan import JobPlan
@@ -284,7 +284,7 @@ def _described(made: JobPlan, executor: Executor) -> str:
     return (
         f"P = {made.tiling.size:,}, {made.tiling.side} x {made.tiling.side} chunks of {manifest.chunk}, "
         f"{counted(len(made.tiling.tiles()), 'tile')}, {engines}, {where}, "
-        f"predicted {human_seconds(made.makespan_seconds())}"
+        f"{made.time_text()}"
         + (f"; without effect on the loss: {', '.join(unused)}" if unused else "")
         + (f"; left out: {', '.join(left)}" if left else "")
     )
