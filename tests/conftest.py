@@ -17,24 +17,35 @@ import pytest
 import torch
 import zoo
 from fault_table import FaultTable
+from xdist.scheduler import LoadScopeScheduling
 
 
 def pytest_addoption(parser):
     parser.addoption("--fault-table", type=Path, metavar="FILE", help="write what the tests of faults found, as JSON")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Keep together what shares a fixture of its module; other tests go one by one to whichever process is free."""
-    for item in items:
-        if shares_a_fixture(item):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+# Files of many tests that share nothing: each goes to whichever process is free. Of others all go to one, which sets up
+# once what they share.
+ONE_BY_ONE = {
+    "test_engines.py",
+    "test_hazards.py",
+    "test_peers.py",
+    "test_pretended_cuda.py",
+    "test_problem.py",
+    "test_verify.py",
+}
 
 
-def shares_a_fixture(item):
-    """Whether a test uses a fixture of these files that outlives it."""
-    fixtures = (definitions[-1] for definitions in item._fixtureinfo.name2fixturedefs.values())
-    return any(f.scope != "function" and f.baseid for f in fixtures)
+class Scheduling(LoadScopeScheduling):
+    """By files, but for those above."""
+
+    def _split_scope(self, nodeid):
+        path = nodeid.partition("::")[0]
+        return nodeid if Path(path).name in ONE_BY_ONE else path
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Scheduling(config, log)
 
 
 def pytest_configure(config):

@@ -28,7 +28,7 @@ FACTORED = [
 ]
 
 
-@pytest.mark.parametrize("engine", GENERAL)
+@pytest.mark.parametrize("engine", ["jacrev", pytest.param("rows", marks=pytest.mark.full("all once more"))])
 def test_engine_equals_oracle(case, engine):
     H = compute_hessian(case.problem, dtype=torch.float64, engine=engine, executor="serial", chunk=8, verify=False)
     assert block_error(H.to_numpy(), case.truth(), H.parameters) < 1e-10

@@ -145,6 +145,7 @@ EXAMPLES = (  # that were wrong, or refused after all the work, or are of forms 
 )
 
 
+@pytest.mark.full("problems that were wrong once")
 def test_examples_are_right_or_refused():
     failed = report([(c, judge(c)) for c in EXAMPLES[:3]])
     assert not failed, "\n".join(failed)

@@ -142,7 +142,7 @@ def assert_right_or_refused(name, device, dtype="float64"):
     assert after == before
 
 
-EVERY = 7  # hazard is of the default tier, and the first of every kind
+EVERY = 8  # hazard is of the default tier, and the first of every kind
 FIRST = {make.kind: name for name, make in reversed(HAZARDS.items()) if "checkpoint" not in name}.values()  # slow ones
 TIERED = [
     name

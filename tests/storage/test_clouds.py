@@ -106,7 +106,6 @@ def test_a_bucket_that_is_not_there(cloud):
     assert status(f"{cloud.url}/nothing") == {"state": "absent"}
 
 
-@pytest.mark.full("a job once more")
 def test_no_secret_anywhere(cloud, ran):
     """Not in what is stored, said, logged or pickled, when all goes well and when it does not."""
     secrets = [value for name, value in cloud.environment.items() if "SECRET" in name]
