@@ -38,6 +38,12 @@ class Nodes:
         """The process of each node, whose children its workers are."""
         return [node.all_processes["raylet"][0].process.pid for node in self.workers]
 
+    def is_left(self):
+        """Whether no worker of a run is on the node that `drain` and `kill` take."""
+        children = psutil.Process(self.raylets()[0]).children(recursive=True)
+        names = [" ".join(child.cmdline()[:1]) for child in children if child.is_running()]
+        return not any(name.startswith("ray::") and "IDLE" not in name for name in names)
+
     def drain(self):
         """Announce that a node is going to be taken away."""
         node = self.workers[0].node_id

@@ -205,8 +205,7 @@ def test_a_node_is_drained_and_killed(nodes, tmp_path, survived):
     """What was begun there is finished, and nothing more is given to it."""
     nodes.at_least(3)
     problem, _ = trouble.problem(tmp_path / "orders", pause=0.1)
-    drained = []
-    acts = {6: lambda: drained.append(nodes.drain()), 30: nodes.kill}
+    drained, killed = [], []
 
     class Acts(Reporter):
         def __init__(self):
@@ -214,10 +213,14 @@ def test_a_node_is_drained_and_killed(nodes, tmp_path, survived):
 
         def advance(self, tile_bytes):
             self.done += 1
-            acts.get(self.done, lambda: None)()
+            if self.done == 6:
+                drained.append(nodes.drain())
+            elif drained and not killed and nodes.is_left():
+                killed.append(nodes.kill())
 
     outcome = computed(problem, tmp_path / "out", Acts(), workers=3)
     assert drained
+    assert killed
     assert not any(outcome.lost.values())  # no tile: it was left in peace before it was killed
     survived("node drained, then killed", outcome)
 

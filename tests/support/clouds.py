@@ -234,7 +234,7 @@ def _make_s3_bucket(endpoint: str, environment: dict[str, str]) -> None:
         aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
         region_name="us-east-1",
     )
-    _until_it_answers(lambda: client.create_bucket(Bucket="bucket"), 30)
+    _until_it_answers(lambda: client.create_bucket(Bucket="bucket"), 120)
 
 
 def _until_it_answers(call, seconds: float = 60) -> None:
