@@ -122,7 +122,10 @@ def test_a_checkpoint_of_lightning(tmp_path):
     assert block_error(H.to_numpy(), truth, H.parameters) < 1e-10
 
 
-@pytest.mark.parametrize("name", NEEDS)
+SLOW = pytest.mark.full("imports for seconds")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW) if "transformers" in NEEDS[n] else n for n in NEEDS])
 def test_examples_run(name):
     for library in NEEDS[name]:
         pytest.importorskip(library)

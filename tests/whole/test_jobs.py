@@ -38,17 +38,26 @@ JOB = {
 }
 
 
-@pytest.fixture(scope="module", params=["digits_mlp", pytest.param("char_transformer", marks=pytest.mark.long)])
+WHOLE = [
+    pytest.param(("digits_mlp", {"hidden": 8}), id="digits_mlp-narrow"),
+    pytest.param(("digits_mlp", {}), id="digits_mlp", marks=pytest.mark.full("a minute of double backward")),
+    pytest.param(("char_transformer", {}), id="char_transformer", marks=pytest.mark.long),
+]
+
+
+@pytest.fixture(scope="module", params=WHOLE)
 def job(request):
-    factory, loss = JOB[request.param]
-    problem = build_problem(factory, {}, JOBS)
-    return request.param, problem, dense_hessian(problem.model, loss, problem.batches[0])
+    name, arguments = request.param
+    factory, loss = JOB[name]
+    problem = build_problem(factory, arguments, JOBS)
+    given = [word for key, value in arguments.items() for word in ("--set", f"problem_args.{key}={value}")]
+    return name, given, problem, dense_hessian(problem.model, loss, problem.batches[0])
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_every_entry(job, dtype, tmp_path):
-    name, _, truth = job
-    shown = run(name, tmp_path / "out", "--set", f"dtype={dtype}")
+    name, given, _, truth = job
+    shown = run(name, tmp_path / "out", "--set", f"dtype={dtype}", *given)
     assert "error" in shown.stdout
     H = open_hessian(str(tmp_path / "out"))
     found = H.to_numpy()
@@ -85,7 +94,7 @@ def test_progress_on_a_terminal(tmp_path):
 
 def test_double_precision_is_the_truth(job):
     """The oracle's own symmetry bounds its rounding."""
-    _, problem, truth = job
+    _, _, problem, truth = job
     assert truth.shape == (problem.layout.size,) * 2
     assert block_error(truth.T, truth, problem.layout) < 1e-10
     assert torch.get_default_dtype() == torch.float32
