@@ -201,6 +201,10 @@ def failure(words):
     return "out of memory" if "memory" in words else words.split(":")[0]
 
 
+def ratios(peer):
+    return " / ".join(f"{peer[name]:.1f}" for name in ("times_ours", "times_call") if name in peer)
+
+
 def table(rows):
     """Ratios of seconds to the engine's and to the whole call's, as Markdown."""
     lines = [
@@ -210,12 +214,9 @@ def table(rows):
     for row in rows:
         flops = row["ours"]["lower_bound_flops_per_second"]
         peers = (row.get(peer, {}) for peer in PEERS)
-        cells = [
-            f"{p['times_ours']:.1f} / {p['times_call']:.1f}" if "seconds" in p else failure(p.get("fails", ""))
-            for p in peers
-        ]
+        cells = [ratios(peer) if "seconds" in peer else failure(peer.get("fails", "")) for peer in peers]
         share = f"{100 * flops / row['environment']['matrix_product_flops_per_second']:.0f} %" if flops else ""
-        seconds, call = (f"{row[way]['seconds']:.2f}" for way in ("ours", "call"))
+        seconds, call = (f"{row[way]['seconds']:.2f}" if way in row else "" for way in ("ours", "call"))
         lines.append("| " + " | ".join([row["problem"], f"{row['P']:,}", seconds, share, call, *cells]) + " |")
     return "\n".join(lines) + "\n"
 
