@@ -69,7 +69,7 @@ class Comparison:
     differences: tuple[Difference, ...]
 
     def moved(self) -> list[tuple[str, list[float]]]:
-        """Give how far each parameter's own block moved, relative to the first, the furthest first.
+        """Return how far each parameter's own block moved, relative to the first, the furthest first.
 
         Returns:
             Names, and a number for each Hessian but the first; NaN where the first one's block is zero.
@@ -78,7 +78,7 @@ class Comparison:
         return sorted(found, key=lambda row: -np.nan_to_num(max(row[1], default=0.0)))
 
     def to_json(self) -> dict[str, Any]:
-        """Give plain values; None where there is no number."""
+        """Return plain values; None where there is no number."""
         return {
             "parameters": list(self.names),
             "hessians": [
@@ -177,11 +177,11 @@ def _both(first: Hessian, other: Hessian) -> Iterator[tuple[Piece, npt.NDArray[A
 
 
 def _blocks(hessian: Hessian) -> Vector:
-    """Give the Frobenius norm of each block.  # shape: (parameters, parameters)."""
+    """Return the Frobenius norm of each block.  # shape: (parameters, parameters)."""
     norms, names = hessian.block_norms(), hessian.parameters.names
     return np.array([[norms[a, b] for b in names] for a in names])
 
 
 def _or_none(value: float) -> float | None:
-    """Give what JSON has for a number, or for none."""
+    """Return what JSON has for a number, or for none."""
     return float(value) if np.isfinite(value) else None

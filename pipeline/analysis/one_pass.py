@@ -133,7 +133,7 @@ class OnePass(MatrixView):
         self._totals = totals
 
     def block_sizes(self) -> Vector:
-        """Give the root mean square of the entries of each block.
+        """Return the root mean square of the entries of each block.
 
         Returns:
             By row and column parameter; NaN where a block was not computed.  # shape: (parameters, parameters)

@@ -83,7 +83,7 @@ class Plots(Solve):
         return card(title, values, "parameters", ("name", "shape", "rows"), rows, self._thumbnail())
 
     def _thumbnail(self) -> bytes | None:
-        """Give a small map of the blocks, where that costs little."""
+        """Return a small map of the blocks, where that costs little."""
         is_near = self.output.is_local or self.output.is_memory
         if not is_near or self.manifest.matrix_bytes > CHEAP_BYTES:
             return None

@@ -47,12 +47,12 @@ class Raster:
             self._counts[cols, rows] += counts.T
 
     def values(self) -> npt.NDArray[np.float64]:
-        """Give the picture; NaN where nothing was added.  # shape: (n, n)."""
+        """Return the picture; NaN where nothing was added.  # shape: (n, n)."""
         with np.errstate(invalid="ignore"):
             return np.sqrt(self._squares / self._counts)
 
     def merged(self, most: int) -> "Raster":
-        """Give a smaller picture of the same: about so many rows at most, or one for each parameter."""
+        """Return a smaller picture of the same: about so many rows at most, or one for each parameter."""
         every = -(-len(self._squares) // most)
         firsts = np.unique(np.concatenate([np.arange(a, b, every) for a, b in pairwise(self.starts)]))
         smaller = copy(self)
@@ -64,7 +64,7 @@ class Raster:
         return smaller
 
     def _cut(self, place: slice) -> tuple[slice, Indices, Indices]:
-        """Give the rows of the picture that a place meets, where they begin in it, and how much of each is in it."""
+        """Return the rows of the picture that a place meets, where they begin in it, and how much of each is in it."""
         first = int(np.searchsorted(self.edges, place.start, "right")) - 1
         last = int(np.searchsorted(self.edges, place.stop))
         inner = np.clip(self.edges[first : last + 1], place.start, place.stop) - place.start

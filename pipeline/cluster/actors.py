@@ -25,9 +25,7 @@ from pipeline.planning.manifest import Manifest
 from pipeline.planning.placement import NODE, Node, workers_on_gpu
 from pipeline.planning.tiling import Tile
 from pipeline.planning.torch_environment import prepare_environment
-from pipeline.preflight.devices import (
-    require_device,
-)
+from pipeline.preflight.devices import require_device
 from pipeline.problem.problem import Problem
 from pipeline.spec import Settings, device_of
 from pipeline.storage.output import Output

@@ -15,9 +15,7 @@ from pipeline.errors import counted, human_bytes, human_seconds, printable, show
 from pipeline.execution.simulator import forecast, measured_in
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import Profile, at_hand
-from pipeline.planning.memory import (
-    PROCESS_BYTES,
-)
+from pipeline.planning.memory import PROCESS_BYTES
 from pipeline.runs.attempt import Outcome
 from pipeline.storage.output import Output
 from pipeline.storage.run_files import read_proof
@@ -55,7 +53,7 @@ def show_status(found: Mapping[str, Any]) -> None:
 
 
 def _told(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what `status` found, for people."""
+    """Return what `status` found, for people."""
     told = {name: value for name, value in found.items() if name not in {"finished", "verified"}}  # the state says so
     if "bytes" in told:
         told["bytes"] = human_bytes(told["bytes"])

@@ -36,12 +36,15 @@ class EngineTraits:
             row is pulled back through the network as a whole, or less of it, whatever its columns.
         functional: whether it swaps parameters in by torch.func: not where a loss reads them past that.
         by_differences: whether it differentiates nothing twice: for where double backward is wrong or missing alone.
+        is_reference: whether it is plain double backward, as what the proof holds others against: differences must
+            confirm that.
     """
 
     habit: Habit
     by_units: bool = False
     functional: bool = False
     by_differences: bool = False
+    is_reference: bool = False
 
 
 _BY_ROWS = Habit(8, 8, 256, 128, {"cpu": 64 * 2**20, "cuda": 2**30})
@@ -50,6 +53,6 @@ TRAITS = {
         habit=Habit(1, 512, 32, 4096, {"cpu": 2**30, "cuda": 2**32}), by_units=True, functional=True
     ),
     "jacrev": EngineTraits(habit=_BY_ROWS, functional=True),
-    "rows": EngineTraits(habit=_BY_ROWS),
+    "rows": EngineTraits(habit=_BY_ROWS, is_reference=True),
     "differences": EngineTraits(habit=_BY_ROWS, by_differences=True),
 }

@@ -19,9 +19,7 @@ from pipeline.engines.stages import Application
 from pipeline.errors import BlockError
 from pipeline.planning.costs import AroundTiles, Finishing
 from pipeline.planning.evaluation import LossAndGradient
-from pipeline.planning.job_plan import (
-    JobPlan,
-)
+from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import CPU_START_SECONDS, GPU_START_SECONDS
 from pipeline.planning.manifest import Fingerprint, Manifest
 from pipeline.planning.memory import (

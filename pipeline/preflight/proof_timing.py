@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.engines.cost import batch_of
+from pipeline.planning.engine_traits import TRAITS
 from pipeline.planning.manifest import Manifest
 from pipeline.problem.batches import sample_count
 from pipeline.problem.contexts import exact_kernels
@@ -37,7 +38,7 @@ def proof_seconds(placed: PlacedProblem, manifest: Manifest, chunk_seconds: floa
         hessian_vector_products(few, np.ones((2, placed.layout.size)), 1.0)
         each = (time.perf_counter() - start) / PASS_AND_TWO
     passes, products = effort(manifest)
-    if "differences" in manifest.engines.values():
+    if any(TRAITS[engine].by_differences for engine in manifest.engines.values()):
         products *= GRADIENTS // 2
     read = sum(len(manifest.places(tile)) for tile in manifest.plan.tiles()) * chunk_seconds
     return (passes + products) * each * placed.problem.sample_count / sample_count(batch) + read

@@ -9,6 +9,7 @@ from itertools import pairwise, starmap
 import numpy as np
 import torch
 
+from pipeline.planning.engine_traits import TRAITS
 from pipeline.planning.manifest import Manifest
 from pipeline.problem.contexts import differentiable, exact_kernels, unchanged
 from pipeline.problem.double_backward import (
@@ -133,9 +134,9 @@ class _Check:
         self._placed = problem.place(torch.float64, device)
         self._samples = reference_samples(manifest.microbatch)
         self._weight = loss_and_gradient(self._placed, self._samples).weight
-        engines = set(manifest.engines.values())
-        self._method = "differences" if "differences" in engines else "double backward"
-        self._by_rows = "rows" in engines
+        used = [TRAITS[engine] for engine in manifest.engines.values()]
+        self._method = "differences" if any(traits.by_differences for traits in used) else "double backward"
+        self._is_own_reference = any(traits.is_reference for traits in used)
         self._other = problem.place(torch.float32, device) if manifest.dtype == "float32" else jittered(self._placed)
         self._tolerance = max(TOLERANCE[kind] for kind in (manifest.dtype, manifest.store_dtype, self._method))
         self._parameters = [p for p in hessian.parameters if p.size]
@@ -160,7 +161,7 @@ class _Check:
             return self._at_fault(self._scan.faults, self._scan.chunks)
         chunks = self._scan.chunks
         worst = max(errors, key=lambda pair: errors[pair], default=None)
-        inconclusive = self._unconfirmed(measure) if self._by_rows else []
+        inconclusive = self._unconfirmed(measure) if self._is_own_reference else []
         error = errors[worst] if worst else 0.0
         return Verification(
             ok=error <= self._tolerance,

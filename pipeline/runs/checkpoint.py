@@ -20,9 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError, MemoryRefusedError, UnfitError, human_bytes, in_words, nearest
-from pipeline.planning.memory import (
-    available_bytes,
-)
+from pipeline.planning.memory import available_bytes
 from pipeline.problem.batches import dense
 from pipeline.problem.problem import Problem
 from pipeline.problem.selection import check_finite

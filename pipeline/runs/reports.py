@@ -3,9 +3,8 @@
 from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 
-from pipeline.analysis.comparison import Comparison, compare
+from pipeline.analysis.comparison import Comparison, Vector, compare
 from pipeline.analysis.hessian import Hessian, open_hessian
-from pipeline.analysis.pictures.spectra import Vector
 from pipeline.analysis.report.comparison_page import comparison_page
 from pipeline.analysis.report.page import chosen_parts, drawn, put_page, require_drawing
 from pipeline.analysis.report.subject import may_be_whole

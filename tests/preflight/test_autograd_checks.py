@@ -12,26 +12,25 @@ from pipeline.preflight.diagnosis import wrong_module
 X = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
 
 
-class Doubled(torch.autograd.Function):
-    """x^3, with a wrong first derivative."""
+class Cubed(torch.autograd.Function):
+    """x^3; its derivatives are others' to say."""
 
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
         return x**3
+
+
+class Doubled(Cubed):
+    """With a wrong first derivative."""
 
     @staticmethod
     def backward(ctx, slope):
         return 6 * ctx.saved_tensors[0] ** 2 * slope
 
 
-class Frozen(torch.autograd.Function):
-    """x^3, with a right first derivative and a second one of zero."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
+class Frozen(Cubed):
+    """With a right first derivative and a second one of zero."""
 
     @staticmethod
     def backward(ctx, slope):
@@ -105,13 +104,8 @@ class Slope(torch.autograd.Function):
         raise NotImplementedError("not twice")
 
 
-class Once(torch.autograd.Function):
-    """x^3, with a first derivative alone."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
+class Once(Cubed):
+    """With a first derivative alone."""
 
     @staticmethod
     def backward(ctx, slope):

@@ -30,9 +30,7 @@ from pipeline import (
 from pipeline.planning.tiling import require_room_in_lists
 from pipeline.runs.status import status
 from pipeline.storage.output import Output
-from pipeline.storage.parquet_store import (
-    decode,
-)
+from pipeline.storage.parquet_store import decode
 from pipeline.storage.receipts import read_receipt, record_files
 from pipeline.storage.zarr_store import StoredObject
 

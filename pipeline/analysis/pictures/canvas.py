@@ -74,7 +74,7 @@ def require_matplotlib() -> None:
 
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator["Figure"]:
-    """Give a figure of our style, which belongs to nobody else: pyplot does not know of it.
+    """Return a figure of our style, which belongs to nobody else: pyplot does not know of it.
 
     Args:
         width: inches.
@@ -110,7 +110,7 @@ def take(figure: "Figure", name: str, alt: str) -> Picture:
 
 
 def pyplot_axes(axes: "Axes | None") -> "Axes":
-    """Give axes to draw into: those given, else new ones of pyplot, which a notebook shows."""
+    """Return axes to draw into: those given, else new ones of pyplot, which a notebook shows."""
     require_matplotlib()
     if axes is not None:
         return axes
@@ -127,12 +127,12 @@ def short(name: str) -> str:
 
 
 def layer_of(name: str) -> str:
-    """Give the module that a parameter is of."""
+    """Return the module that a parameter is of."""
     return name.rpartition(".")[0]
 
 
 def grouped(names: Sequence[str]) -> list[str]:
-    """Give labels for parameters in order: the whole name for the first of a module, what follows it for the others."""
+    """Return labels for parameters in order: the whole name for the first of a module, for others what follows it."""
     before = [None, *map(layer_of, names)]
     return [
         short(name) if not (layer := layer_of(name)) or layer != last else f"· {short(name[len(layer) + 1 :])}"

@@ -50,7 +50,7 @@ def draw_map(axes: "Axes", values: Values, names: Sequence[str], starts: Sequenc
 
 
 def scale_of(values: Values) -> tuple["LogNorm | None", bool]:
-    """Give the scale of colours, and whether some values lie below it; no scale where all are equal or zero."""
+    """Return the scale of colours, and whether some values lie below it; no scale where all are equal or zero."""
     from matplotlib.colors import LogNorm
 
     seen = values[np.isfinite(values) & (values > 0)]
@@ -61,7 +61,7 @@ def scale_of(values: Values) -> tuple["LogNorm | None", bool]:
 
 
 def painted(values: Values) -> bytes:
-    """Give the colours of `draw_map` alone, a pixel for each value, transparent where nothing was computed: a PNG."""
+    """Return the colours of `draw_map` alone, a pixel for each value, transparent where nothing was computed: a PNG."""
     require_matplotlib()
     from matplotlib import colormaps
     from matplotlib.colors import Normalize

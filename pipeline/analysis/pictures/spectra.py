@@ -45,7 +45,7 @@ def draw_eigenvalues(axes: "Axes", w: Vector, zeros: int) -> None:
 
 
 def beyond(w: Vector, zeros: int) -> Vector:
-    """Give the eigenvalues that are not zero within rounding, of which there are so many."""
+    """Return the eigenvalues that are not zero within rounding, of which there are so many."""
     return w[np.argsort(np.abs(w), kind="stable")[zeros:]]
 
 
@@ -102,7 +102,6 @@ def draw_bins(axes: "Axes", bins: Sequence[Mapping[str, float]], rounding: float
 
 def draw_layers(axes: "Axes", spectra: Mapping[str, Vector]) -> None:
     """Draw the eigenvalues of each parameter's own block, a column for each."""
-    largest = np.concatenate([np.abs(w) for w in spectra.values()] or [np.zeros(0)])
     for k, w in enumerate(spectra.values()):
         for chosen, ink, mark, off in ((w > 0, POSITIVE, "_", -0.18), (w < 0, NEGATIVE, "x", 0.18)):
             here = np.abs(w[chosen])
@@ -116,12 +115,7 @@ def draw_layers(axes: "Axes", spectra: Mapping[str, Vector]) -> None:
                 alpha=0.8,
                 rasterized=True,
             )
-    for ink, mark, label in ((POSITIVE, "_", "positive"), (NEGATIVE, "x", "negative")):
-        axes.plot([], [], mark, color=ink, label=label)
-    _logarithmic(axes, largest)
-    axes.set_xticks(range(len(spectra)), grouped(list(spectra)), rotation=90, parse_math=False)
-    axes.set(ylabel="|eigenvalue|", xlim=(-0.6, len(spectra) - 0.4))
-    axes.legend(loc="upper left", bbox_to_anchor=(0, 1.12), ncols=2)
+    _label_columns(axes, spectra, "_", "|eigenvalue|")
 
 
 def draw_homes(axes: "Axes", eigenvalues: Sequence[float], layers: Sequence[str], shares: Vector) -> None:
@@ -150,11 +144,23 @@ def draw_diagonals(axes: "Axes", diagonals: Mapping[str, Vector]) -> None:
                 low, middle, high = np.quantile(np.abs(d[chosen]), [0.05, 0.5, 0.95])
                 axes.plot([k + off, k + off], [low, high], color=ink, linewidth=3, alpha=0.45, solid_capstyle="butt")
                 axes.plot([k + off], [middle], mark, color=ink, markersize=4)
-    for ink, mark, label in ((POSITIVE, "o", "positive"), (NEGATIVE, "x", "negative")):
-        axes.plot([], [], mark, color=ink, label=label)
-    _logarithmic(axes, np.concatenate([np.abs(d) for d in diagonals.values()] or [np.zeros(0)]))
-    axes.set_xticks(range(len(diagonals)), grouped(list(diagonals)), rotation=90, parse_math=False)
-    axes.set(ylabel="|second derivative|", xlim=(-0.6, len(diagonals) - 0.4))
+    _label_columns(axes, diagonals, "o", "|second derivative|")
+
+
+def _label_columns(axes: "Axes", columns: Mapping[str, Vector], positive: str, label: str) -> None:
+    """Finish a drawing of numbers of both signs with a column for each parameter.
+
+    Args:
+        axes: drawn into.
+        columns: the numbers, by parameter.
+        positive: mark of those above zero; those below have a cross.
+        label: of the axis.
+    """
+    for ink, mark, sign in ((POSITIVE, positive, "positive"), (NEGATIVE, "x", "negative")):
+        axes.plot([], [], mark, color=ink, label=sign)
+    _logarithmic(axes, np.concatenate([np.abs(values) for values in columns.values()] or [np.zeros(0)]))
+    axes.set_xticks(range(len(columns)), grouped(list(columns)), rotation=90, parse_math=False)
+    axes.set(ylabel=label, xlim=(-0.6, len(columns) - 0.4))
     axes.legend(loc="upper left", bbox_to_anchor=(0, 1.12), ncols=2)
 
 
@@ -173,7 +179,7 @@ def _power(x: float) -> str:
 
 
 def table_of_shares(shares: Vector, layers: Sequence[str], most: int = 3) -> list[list[Any]]:
-    """Give for each row the layers with the largest shares, in words."""
+    """Return for each row the layers with the largest shares, in words."""
     best = np.argsort(-shares, axis=1, kind="stable")[:, :most]
     return [
         [", ".join(f"{layers[k]} {row[k]:.0%}" for k in chosen if row[k] >= 0.005)]

@@ -124,7 +124,7 @@ def _text(value: Any) -> Any:
 
 
 def _data_uri(data: bytes, kind: str) -> str:
-    """Give data as a URL."""
+    """Return data as a URL."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 

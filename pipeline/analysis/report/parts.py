@@ -1,7 +1,7 @@
 """What a page is made of."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pipeline.analysis.pictures.canvas import Picture
 
@@ -90,11 +90,11 @@ class Page:
     verdict: str | None = None
     proven: bool = False
     about: Table | None = None
-    pictures: Sequence[Picture] = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Collect the pictures."""
-        object.__setattr__(self, "pictures", [picture for part in self.parts for picture in part.pictures])
+    @property
+    def pictures(self) -> list[Picture]:
+        """Those of all sections."""
+        return [picture for part in self.parts for picture in part.pictures]
 
 
 def as_text(value: object) -> str:

@@ -101,7 +101,7 @@ def ends_part(subject: Subject) -> Part:
 def shares_by_layer(
     layout: ParameterLayout, vectors: npt.NDArray[np.float64]
 ) -> tuple[list[str], npt.NDArray[np.float64]]:
-    """Give the modules, and of each vector the share of its square in each of them.
+    """Return the modules, and of each vector the share of its square in each of them.
 
     Args:
         layout: the parameters.

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from pipeline.analysis.hessian import Hessian
 from pipeline.analysis.pictures.canvas import new_figure, take
 from pipeline.analysis.pictures.sweeps import draw_over_steps, draw_series
 from pipeline.analysis.report.parts import Page, Part, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ENDS = 6  # eigenvalues: half of them from each end
 
@@ -150,10 +154,10 @@ def _series_part(steps: Sequence[Step], name: str, title: str, series: Mapping[s
     return Part(name, title, (), (picture,), Table.of(("checkpoint", *series), rows))
 
 
-def _label(steps: Sequence[Step], *drawn: object) -> None:
+def _label(steps: Sequence[Step], *drawn: "Axes") -> None:
     counted = places(steps) == [float(k) for k in range(1, len(steps) + 1)]
     for axes in drawn:
-        axes.set_xlabel("checkpoint" if counted else "step")  # type: ignore[attr-defined]
+        axes.set_xlabel("checkpoint" if counted else "step")
 
 
 def _ends(hessian: Hessian) -> list[float]:
