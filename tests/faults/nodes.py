@@ -7,6 +7,14 @@ import psutil
 from ray.cluster_utils import Cluster
 
 
+def title(process):
+    """Return what a process calls itself, or "" for one that has ended."""
+    try:
+        return " ".join(process.cmdline()[:1])
+    except psutil.NoSuchProcess:  # a zombie is one too
+        return ""
+
+
 class Nodes:
     """A head that takes no tiles, and nodes of one CPU that come and go."""
 
@@ -40,9 +48,8 @@ class Nodes:
 
     def is_left(self):
         """Whether no worker of a run is on the node that `drain` and `kill` take."""
-        children = psutil.Process(self.raylets()[0]).children(recursive=True)
-        names = [" ".join(child.cmdline()[:1]) for child in children if child.is_running()]
-        return not any(name.startswith("ray::") and "IDLE" not in name for name in names)
+        titles = map(title, psutil.Process(self.raylets()[0]).children(recursive=True))
+        return not any(words.startswith("ray::") and "IDLE" not in words for words in titles)
 
     def drain(self):
         """Announce that a node is going to be taken away."""
