@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.engines.meter import metered
-from pipeline.engines.registry import add_batch
+from pipeline.engines.registry import Part, add_batch
 from pipeline.engines.stages import Application
 from pipeline.errors import HessianError, ProblemError, in_words
 from pipeline.planning.costs import Measured, work
@@ -121,7 +121,7 @@ def call_engine(
 def _add(placed: PlacedProblem, row_group: int, batch: Batch, rows: range, segment: Segment, out: Tensor) -> None:
     """Run an engine; preflight let it pass, but for other columns."""
     try:
-        add_batch(segment.engine, placed, row_group, batch, rows, segment.cols, out)
+        add_batch(segment.engine, placed, row_group, batch, [Part(rows, segment.cols, out)])
     except (HessianError, torch.OutOfMemoryError):
         raise
     except Exception as error:

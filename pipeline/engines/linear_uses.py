@@ -75,7 +75,8 @@ class Uses(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         z = func(*args, **(kwargs or {}))
         # What gives no tensor has no gradient (shapes, types), but for a write into another.
-        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(z)) and func is not Tensor.__setitem__:
+        is_tensor = isinstance(z, Tensor) or any(isinstance(leaf, Tensor) for leaf in tree_leaves(z))
+        if not is_tensor and func is not Tensor.__setitem__:
             return z
         used = {self._names[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self._names}
         use = self._use(func, args, kwargs or {}, z) if used else None

@@ -7,8 +7,8 @@ consecutive flat indices. The worker alone loops micro-batches, gives each engin
 L2 term and divides by the total weight.
 """
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -36,24 +36,36 @@ class Engine(Protocol):
         """
 
 
-def add_batch(
-    name: str, placed: PlacedProblem, row_group: int, batch: Batch, rows: range, cols: range, out: Tensor
-) -> None:
+class Part(NamedTuple):
+    """A part of the matrix, and where it is summed.
+
+    Attributes:
+        rows: consecutive flat indices.
+        cols: likewise.
+        out: changed in place.  # shape: (len(rows), len(cols))
+    """
+
+    rows: range
+    cols: range
+    out: Tensor
+
+
+def add_batch(name: str, placed: PlacedProblem, row_group: int, batch: Batch, parts: Iterable[Part]) -> None:
     """Add one micro-batch by an engine; by `jacrev` where the batch is unlike those that preflight saw.
 
     Args:
         name: of the engine.
         placed: the problem.
         row_group: see `ENGINES`.
-        batch: as for `Engine.add`, and so are rows, cols and out.
-        rows: consecutive flat indices.
-        cols: consecutive flat indices.
-        out: changed in place.  # shape: (len(rows), len(cols))
+        batch: as for `Engine.add`.
+        parts: to be added to, by one engine, which need not look at the batch anew for each.
     """
-    try:
-        ENGINES[name](placed, row_group).add(batch, rows, cols, out)
-    except NotFactoredError:  # raised before anything is added: other positions, or another layer, for these samples
-        ENGINES["jacrev"](placed, row_group).add(batch, rows, cols, out)
+    engine = ENGINES[name](placed, row_group)
+    for part in parts:
+        try:
+            engine.add(batch, *part)
+        except NotFactoredError:  # raised before anything is added: other positions, or another layer, for these
+            ENGINES["jacrev"](placed, row_group).add(batch, *part)
 
 
 def applications(placed: PlacedProblem, samples: int | None) -> dict[str, Application]:

@@ -246,6 +246,7 @@ class Stages:
         """
         key = place, tuple(places)
         if self._linearised is None or self._linearised[0] != key:
+            self._linearised = None  # first, so that no two graphs are held at once
             self._linearised = key, self._linearise(place, places)
         return self._linearised[1]
 

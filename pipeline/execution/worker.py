@@ -4,7 +4,7 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from pipeline.engines.registry import add_batch
+from pipeline.engines.registry import Part, add_batch
 from pipeline.errors import FingerprintError, HessianError, NotFiniteError, ProblemError, TileError
 from pipeline.execution.way_out import Chunk, Leaving, OnHost, WayOut, at_least, part_of
 from pipeline.planning.engine_traits import TRAITS
@@ -186,13 +186,14 @@ class Worker:
             exact_kernels(self._placed.problem.model),
             ordered_sums(deterministic=is_deterministic(asked=self.manifest.deterministic)),
         ):
-            for segment, engine in self._segments(rows):
-                right = range(max(cols.start, segment.start), cols.stop)
-                if right:  # not all below the diagonal
-                    self._add(engine, segment, right, part_of(out, rows, cols, segment, right))
+            for engine, segments in self._segments(rows).items():
+                found = [(some, range(max(cols.start, some.start), cols.stop)) for some in segments]
+                parts = [Part(some, right, part_of(out, rows, cols, some, right)) for some, right in found if right]
+                if parts:  # not all below the diagonal
+                    self._add(engine, parts)
 
-    def _segments(self, rows: range) -> list[tuple[range, str]]:
-        """Cut rows at parameter borders; by units a bias goes with its weight: they share what is pulled back."""
+    def _segments(self, rows: range) -> dict[str, list[range]]:
+        """Cut rows at parameter borders, by engine; by units a bias goes with its weight, and shares what it takes."""
         found: list[tuple[range, str]] = []
         for parameter, segment in self.layout.segments(rows):
             engine = self.manifest.engines[parameter.name]
@@ -201,21 +202,24 @@ class Worker:
                 found[-1] = range(found[-1][0].start, segment.stop), engine
             else:
                 found.append((segment, engine))
-        return found
+        by_engine: dict[str, list[range]] = {}
+        for segment, engine in found:
+            by_engine.setdefault(engine, []).append(segment)
+        return by_engine
 
     def _require_writer(self) -> None:
         """Raise what went wrong with the tile before as soon as it is known: what is computed now would be lost."""
         if self._pending is not None and self._pending[1].done() and self._pending[1].exception():
             self.flush()
 
-    def _add(self, engine: str, rows: range, cols: range, out: Tensor) -> None:
+    def _add(self, engine: str, parts: Sequence[Part]) -> None:
         """Add all micro-batches; where the device runs out of memory, from then on by smaller groups."""
         while True:
             sizes = self._sizes[engine]
             try:
                 for batch in self._placed.batches(sizes.microbatch):
                     self._require_writer()
-                    add_batch(engine, self._placed, sizes.row_group, batch, rows, cols, out)
+                    add_batch(engine, self._placed, sizes.row_group, batch, parts)
                 return
             except torch.OutOfMemoryError:
                 smaller = sizes.halved(self._placed.problem.is_cuttable)
@@ -223,7 +227,8 @@ class Worker:
                     raise
                 self._sizes[engine] = smaller
                 self._halvings += 1
-            out.zero_()
+            for part in parts:
+                part.out.zero_()
 
     def _bands(self, tile: Tile) -> Iterator[tuple[range, range]]:
         """Yield a few rows at a time, with the columns of their chunks that are not below the diagonal."""

@@ -18,7 +18,7 @@ MOST_ENTRIES = 2**31 - 1  # of a chunk in Parquet: where its lists begin is coun
 MOST_SIDE = 8192  # chunks on a side of the grid: which are selected takes a byte each, several times
 MOST_TILES = 500_000  # each is an object, with a receipt
 MAX_CHUNK = 2048  # 16 MiB in float32: large enough for one request, small enough to lose
-MIN_CHUNK = 64
+MIN_CHUNK = 256  # smaller objects take more seconds to put and read than their bytes do
 SMALL_CHUNK = 512  # of a large matrix, for many workers: 1 MiB in float32, of which a store takes as many as it must
 CHUNKS_PER_SIDE = 16  # of a small matrix: some sixteen row bands to share among workers
 

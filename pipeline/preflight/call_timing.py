@@ -23,11 +23,12 @@ from pipeline.problem.contexts import exact_kernels
 from pipeline.problem.problem import PlacedProblem
 
 FEWER = 8  # times, rows of the other call that is timed
-REPEATED = 3  # since the first finds the memory it needs
+REPEATED = 2  # since the first finds the memory it needs
 LEAST_UNITS = 8  # at a time: products of few run slower
 TIMINGS_SECONDS = 4.0  # of all that are timed, at most,
-TIMINGS_SHARE = 0.03  # and no more than this share of what all rows take
+TIMINGS_SHARE = 0.02  # and no more than this share of what all rows take
 CALLS = 3  # of the longest, that they have room for
+SHORT_SECONDS = 0.5  # of all rows, below which what sizes were chosen by has to do: four calls would take longer
 
 
 def time_calls(
@@ -47,11 +48,14 @@ def time_calls(
         spans: columns of tiles, from left to right.
 
     Returns:
-        By row parameter, as far as a few seconds suffice; a bias has its weight's, whose calls do for both.
+        By row parameter, as far as a few seconds suffice, none of a short run; a bias has its weight's, whose calls do
+        for both.
     """
     timings: dict[str, Timing] = {}
     begun, samples = time.perf_counter(), placed.problem.sample_count
     takes = {s.parameter.name: s.parameter.size * samples * costs[s.parameter.name].seconds_per_row for s in segments}
+    if sum(takes.values()) < SHORT_SECONDS:
+        return timings
     allowed = min(TIMINGS_SECONDS, TIMINGS_SHARE * sum(takes.values()))
     for segment in sorted(segments, key=lambda s: -takes[s.parameter.name]):
         if time.perf_counter() - begun > allowed:

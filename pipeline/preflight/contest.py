@@ -11,7 +11,7 @@ from pipeline.planning.verdict import ParameterVerdict, PreflightVerdict
 from pipeline.problem.problem import PlacedProblem
 
 FEW_SAMPLES = 8  # of the first call
-SECONDS = 0.1  # of a call, at most, that is repeated with more rows and samples
+SECONDS = 0.04  # of a call, at most, that is repeated with more rows and samples
 
 
 def take_faster(placed: PlacedProblem, verdict: PreflightVerdict, known: Mapping[str, Application]) -> PreflightVerdict:

@@ -19,7 +19,7 @@ from pipeline.problem.batches import sample_count
 from pipeline.problem.problem import PlacedProblem
 
 PROBE_SECONDS = 5.0  # at most, of calls that are measured at the sizes chosen,
-PROBE_SHARE, LEAST_SECONDS = 0.03, 0.1  # and no more than this share of what all rows take, but always as much
+PROBE_SHARE, LEAST_SECONDS = 0.01, 0.02  # and no more than this share of what all rows take, but always as much
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class _Chooser:
         fixed = min(microbatch or self._largest, self._largest) if cuttable else self._largest
         may_cut = cuttable and microbatch is None
         target = min(self._budget, habit.bytes[self._placed.device.type])
-        model = _BytesModel.fit(self._placed, self._widest, self._largest if may_cut else fixed, habit)
-        rows = row_group or habit.most_rows
+        rows, most = row_group or habit.most_rows, self._largest if may_cut else fixed
+        model = _BytesModel.fit(self._placed, self._widest, most, habit, rows, target)
         while row_group is None and rows > 1 and model.most_samples(rows, target) < min(fixed, habit.enough_samples):
             rows //= 2
         samples = max(1, min(fixed, model.most_samples(rows, target))) if may_cut else fixed
@@ -103,9 +103,11 @@ class _Chooser:
         while True:
             try:
                 costs = self._costs(samples, rows)
-                peak = max(cost.peak_bytes for cost in costs.values())
-                if samples > PROBE_SAMPLES or costs[self._widest.parameter.name].rows < self._widest.rows(rows):
-                    peak = max(peak, model.bytes(rows, samples))  # less was measured than is going to be asked for
+                peak, widest = max(cost.peak_bytes for cost in costs.values()), costs[self._widest.parameter.name]
+                if samples > PROBE_SAMPLES or widest.rows < self._widest.rows(rows):
+                    # Less was measured than is going to be asked for, of which bytes are at most in proportion.
+                    more = max(samples / widest.samples, 1.0) * max(self._widest.rows(rows) / widest.rows, 1.0)
+                    peak = max(peak, min(model.bytes(rows, samples), int(more * widest.peak_bytes)))
                 if peak <= self._budget:
                     return EngineSizes(samples, rows), costs, peak
             except torch.OutOfMemoryError:
@@ -160,11 +162,39 @@ class _BytesModel:
     slope: float
 
     @classmethod
-    def fit(cls, placed: PlacedProblem, segment: Segment, largest: int, habit: Habit) -> "_BytesModel":
-        """Measure with few rows and samples, and twice as many of either."""
-        few, rows = max(1, min(habit.first_samples, largest // 2)), habit.first_rows
-        samples = few, min(2 * few, largest)
-        (a, b), (c, d) = ([measure(placed, segment, some, group) for some in samples] for group in (rows, 2 * rows))
+    def fit(
+        cls, placed: PlacedProblem, segment: Segment, largest: int, habit: Habit, rows: int, room: int
+    ) -> "_BytesModel":
+        """Measure with few rows and samples; where not all may fit, with twice as many of either too.
+
+        Args:
+            placed: the problem.
+            segment: the one that needs the most memory.
+            largest: samples at most.
+            habit: of its engine.
+            rows: at most, in a group.
+            room: bytes that calls may take.
+
+        Returns:
+            The model; where all fits if bytes grew with both as much as they can, that.
+        """
+        few, first = max(1, min(habit.first_samples, largest // 2)), habit.first_rows
+        a = measure(placed, segment, few, first)
+        grown = cls(0.0, 0.0, 0.0, a.peak_bytes / few / min(first, segment.units))
+        if grown.bytes(min(rows, segment.units), largest) <= room:
+            return grown
+        return cls._fitted(placed, segment, (few, min(2 * few, largest)), first, a)
+
+    @classmethod
+    def _fitted(
+        cls, placed: PlacedProblem, segment: Segment, samples: tuple[int, int], rows: int, a: Measured
+    ) -> "_BytesModel":
+        """Measure three times more, with twice as many rows, samples and both."""
+        few = samples[0]
+        b, c, d = (
+            measure(placed, segment, some, group)
+            for some, group in ((samples[1], rows), (few, 2 * rows), (samples[1], 2 * rows))
+        )
         first = min(rows, segment.units)  # there may be but one
         more, step = max(min(2 * rows, segment.units) - first, 1), max(samples[1] - few, 1)
         slope = max((d.peak_bytes - c.peak_bytes - b.peak_bytes + a.peak_bytes) / more / step, 0.0)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.engines.cost import PROBE_SAMPLES, Segment, torch_threads
-from pipeline.engines.registry import ENGINES, add_batch, applications
+from pipeline.engines.registry import ENGINES, Part, add_batch, applications
 from pipeline.engines.stages import Application
 from pipeline.errors import BlockError
 from pipeline.planning.costs import AroundTiles, Finishing
@@ -267,7 +267,7 @@ def _finishing(manifest: Manifest, placed: PlacedProblem, at: LossAndGradient) -
             if right:
                 engine = manifest.engines[p.name]
                 part = out[segment.start - rows.start : segment.stop - rows.start, right.start - cols.start :]
-                add_batch(engine, placed, manifest.sizes[engine].row_group, batch, segment, right, part)
+                add_batch(engine, placed, manifest.sizes[engine].row_group, batch, [Part(segment, right, part)])
     with np.errstate(over="ignore"):  # what the stored type cannot hold is refused with its name, by a worker
         values = out.cpu().numpy().astype(manifest.store_dtype)
     with tempfile.TemporaryDirectory(prefix="hessian-") as folder:

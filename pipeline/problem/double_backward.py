@@ -194,9 +194,17 @@ def own_sizes(pieces: list[Vector]) -> list[float]:
     return [size + SMALL * max(sizes) or 1.0 for size in sizes]
 
 
-def jittered(placed: PlacedProblem) -> PlacedProblem:
-    """Return a problem whose selected parameters are moved by their last bit: what that changes is rounding."""
-    generator = torch.Generator().manual_seed(0)
+def jittered(placed: PlacedProblem, seed: int = 0) -> PlacedProblem:
+    """Return a problem of which some selected weights are moved by their last bit: what that changes is rounding.
+
+    Args:
+        placed: the problem.
+        seed: of which.
+
+    Returns:
+        The problem, moved.
+    """
+    generator = torch.Generator().manual_seed(seed)
     last_bit = torch.finfo(placed.dtype).eps
     parameters = {
         name: t * (1 + last_bit * (torch.rand(t.shape, generator=generator) > 0.5).to(t))

@@ -29,6 +29,8 @@ class Verification:
             computed H and is its own reference: nothing but that is open.
         files: Parquet files read back against their checksums and the chunks.
         seed: of the directions.
+        unsteady: by how much the reference itself changes in the worst block as the weights move by their last bit, in
+            the same units.
     """
 
     ok: bool
@@ -44,6 +46,18 @@ class Verification:
     inconclusive: list[str] = field(default_factory=list)
     files: int = 0
     seed: int = 0
+    unsteady: float = 0.0
+
+    @property
+    def remedy(self) -> str:
+        """What to do about numbers that are not those of the reference."""
+        if self._is_unsteady:
+            return "scale the data or the weights before these parameters, or leave them out with params"
+        return "compute it again with engine=rows or dtype=float64, in another output"
+
+    @property
+    def _is_unsteady(self) -> bool:
+        return self.tolerance is not None and self.unsteady > self.tolerance
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain mapping."""
@@ -63,7 +77,10 @@ class Verification:
         )
         if self.inconclusive:
             found += f"; differences of the gradient say nothing (kinks?) at {', '.join(self.inconclusive[:3])}"
-        return found if self.ok else f"{found}; worst is {self._worst()}"
+        if self.ok:
+            return found
+        why = f", where {self.method} changes by {self.unsteady:.0e} as the weights move by their last bit"
+        return f"{found}; worst is {self._worst()}{why if self._is_unsteady else ''}"
 
     def _worst(self) -> str:
         entry = self.worst_entry

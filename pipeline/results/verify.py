@@ -41,6 +41,7 @@ DIRECTIONS = 3  # dense ones, for each group of columns
 GROUP = 16_384  # columns of a direction: rounding adds up over them, and hides what is wrong in one
 VECTOR_BYTES = 256 * 2**20  # of directions multiplied in one pass over the store
 SAMPLED_ROWS = 4  # compared entry by entry
+MOVED = 8  # times by their last bit, weights at which rounding decides what is wrong
 
 
 def effort(manifest: Manifest) -> tuple[int, int]:
@@ -163,13 +164,15 @@ class _Check:
         worst = max(errors, key=lambda pair: errors[pair], default=None)
         inconclusive = self._unconfirmed(measure) if self._is_own_reference else []
         error = errors[worst] if worst else 0.0
+        is_wrong = worst is not None and error > self._tolerance
+        place, unsteady = self._located(measure, *worst) if worst and is_wrong else (None, 0.0)
         return Verification(
-            ok=error <= self._tolerance,
+            ok=not is_wrong,
             chunks=chunks,
             faults=[],
             method=self._method,
             blocks=sum(self._plan.covers(a.span, b.span) for a in self._parameters for b in self._parameters),
-            worst_block=self._located(measure, *worst) if worst and error > self._tolerance else None,
+            worst_block=place,
             block_error=error,
             sampled_rows=len(self._rows),
             worst_entry=max(entries, key=lambda entry: entry[2], default=None),
@@ -177,6 +180,7 @@ class _Check:
             inconclusive=inconclusive,
             files=self._files,
             seed=self._seed,
+            unsteady=unsteady,
         )
 
     def _compare(self, measure: Yardstick) -> tuple[dict[tuple[str, range], float], list[Entry]]:
@@ -263,13 +267,22 @@ class _Check:
                     worst[a.name, cols] = max(worst.get((a.name, cols), 0.0), float(found[a.place].max()))
         return worst
 
-    def _located(self, measure: Yardstick, row: str, cols: range) -> tuple[str, str]:
-        """Name the block of the rows and some columns that is furthest off: each parameter's columns by themselves."""
+    def _located(self, measure: Yardstick, row: str, cols: range) -> tuple[tuple[str, str], float]:
+        """Name the block of the rows and some columns that is furthest off, each parameter's columns by themselves.
+
+        Returns:
+            The block, and by how much the reference changes there as the weights move by their last bit.
+        """
         segments = list(self._hessian.parameters.segments(cols))
-        vectors = self._along(measure, [span for _, span in segments])
-        errors = measure.errors(self._read(vectors), self._truth(vectors, measure), self._tolerance)
-        worst = int(errors[:, self._hessian.parameters[row].place].max(1).argmax())
-        return row, segments[worst][0].name
+        vectors, rows = self._along(measure, [span for _, span in segments]), self._hessian.parameters[row].place
+        truth = self._truth(vectors, measure)
+        errors = measure.errors(self._read(vectors), truth, self._tolerance)
+        worst, unsteady = int(errors[:, rows].max(1).argmax()), 0.0
+        if self._method == "double backward":
+            some = slice(worst, worst + 1)
+            moved = [self._products(jittered(self._placed, seed))(vectors[some]) for seed in range(MOVED)]
+            unsteady = max(float(measure.errors(each, truth[some], self._tolerance)[0, rows].max()) for each in moved)
+        return (row, segments[worst][0].name), unsteady
 
     def _sampled_rows(self) -> list[int]:
         """Choose the last rows of some parameters."""

@@ -255,10 +255,9 @@ class Attempt:
         found = check(hessian, self.problem, parquet="parquet" in hessian.manifest.formats)
         self.output.put(VERIFY, json.dumps(found.to_json(), indent=1).encode())
         if not found.ok:
-            remedy = REMEDY if found.faults else "compute it again with engine=rows or dtype=float64, in another output"
             raise VerificationError(
                 f"output {self.output.url}: {found.summary()}. The matrix is kept, unproven (`hessian` of this error, "
-                f"or open_hessian(url, unproven=True)); {remedy}",
+                f"or open_hessian(url, unproven=True)); {REMEDY if found.faults else found.remedy}",
                 hessian,
                 found,
             )

@@ -68,6 +68,7 @@ with pretended_cuda():
     assert status == 0
 
 
+@pytest.mark.long
 def test_a_wrong_engine_is_told(tmp_path):
     parts = "engines", "peers", "headline"
     status, found = run(RUN + SPOILT + START, tmp_path / "gpu.json", "--device", "cpu", "--only", *parts)

@@ -143,13 +143,19 @@ def assert_right_or_refused(name, device, dtype="float64"):
 
 
 EVERY = 8  # hazard is of the default tier, and the first of every kind
-FIRST = {make.kind: name for name, make in reversed(HAZARDS.items()) if "checkpoint" not in name}.values()  # slow ones
-TIERED = [
-    name
-    if (k % EVERY == 0 and "checkpoint" not in name) or name in FIRST
-    else pytest.param(name, marks=pytest.mark.full("one of seven hundred"))
-    for k, name in enumerate(HAZARDS)
-]
+SLOW = [name for name in HAZARDS if "checkpoint" in name]  # row by row, and all before each once more
+FIRST = {make.kind: name for name, make in reversed(HAZARDS.items()) if name not in SLOW}.values()
+
+
+def tier(place, name):
+    """The marks of a hazard: one of those that are slow stands for the others."""
+    if name in SLOW[1:]:
+        return [pytest.mark.long]
+    is_default = (place % EVERY == 0 and name not in SLOW) or name in FIRST
+    return [] if is_default else [pytest.mark.full("one of seven hundred")]
+
+
+TIERED = [pytest.param(name, marks=tier(place, name)) for place, name in enumerate(HAZARDS)]
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

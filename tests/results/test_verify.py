@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import zarr
 import zoo
 from oracle import block_error
@@ -16,6 +17,7 @@ import pipeline.results.verify
 from pipeline import (
     FingerprintError,
     IncompleteError,
+    Problem,
     ProblemError,
     VerificationError,
     compute_hessian,
@@ -143,6 +145,28 @@ def test_a_failed_proof_keeps_the_matrix(tmp_path, monkeypatch):
     with pytest.raises(IncompleteError, match="the proof failed"):
         open_hessian(str(tmp_path))
     assert open_hessian(str(tmp_path), unproven=True).shape == (59, 59)
+
+
+def sharp(output, target):
+    """A loss whose second derivatives the weights' last bits decide."""
+    return (1e14 * output).sin().square().sum(), len(target)
+
+
+def doubled(output, target):
+    return 2 * F.cross_entropy(output, target, reduction="sum"), len(target)
+
+
+def test_rounding_is_named_where_it_decides(tmp_path):
+    H, problem = compute(tmp_path, dtype="float64"), zoo.mlp().problem
+    found = check(H, Problem(problem.model, sharp, zoo.data()), parquet=False)
+    assert not found.ok
+    assert found.unsteady > 10 * found.tolerance
+    assert "double backward changes by" in found.summary()
+    assert "scale the data" in found.remedy
+    healthy = check(H, Problem(problem.model, doubled, zoo.data()), parquet=False)
+    assert not healthy.ok
+    assert healthy.unsteady <= healthy.tolerance
+    assert "engine=rows" in healthy.remedy
 
 
 def test_a_manifest_is_not_believed(tmp_path):

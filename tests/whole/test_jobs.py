@@ -40,7 +40,7 @@ JOB = {
 
 WHOLE = [
     pytest.param(("digits_mlp", {"hidden": 8}), id="digits_mlp-narrow"),
-    pytest.param(("digits_mlp", {}), id="digits_mlp", marks=pytest.mark.full("a minute of double backward")),
+    pytest.param(("digits_mlp", {}), id="digits_mlp", marks=pytest.mark.long),
     pytest.param(("char_transformer", {}), id="char_transformer", marks=pytest.mark.long),
 ]
 
@@ -71,7 +71,8 @@ def test_every_entry(job, dtype, tmp_path):
 
 @pytest.mark.full("minutes of double backward")
 @pytest.mark.parametrize(
-    ("name", "some"), [("digits_cnn", 40), pytest.param("char_transformer", 100, marks=pytest.mark.long)]
+    ("name", "some"),
+    [("digits_mlp", 300), ("digits_cnn", 12), pytest.param("char_transformer", 100, marks=pytest.mark.long)],
 )
 def test_some_rows(name, some, tmp_path):
     """The matrix in full; rows spread over all layers are compared: double backward takes minutes for all."""
