@@ -17,6 +17,7 @@ TOLERANCE = 1e-6  # relative, where steps agree to a tenth of it; else ten times
 INCONCLUSIVE = 1e-4  # relative gap between steps beyond which they prove nothing
 LOSS_ROUNDING = 1e-4  # of the loss, in units of the tolerance: its last bits over a step
 GRADIENT_ROUNDING = 1e-5  # of the gradient, likewise
+UNSEEN = 1e-14  # slope of a loss that is zero wherever it is asked: less than it rounds, where its terms are about 1
 ALIKE = 1e-2  # of the steepest, parameters whose slopes are compared with it in one
 SMALL = 1e-2  # share of the largest block's entry that counts in every block: zero blocks carry its rounding
 
@@ -120,6 +121,12 @@ def _slope(placed: PlacedProblem, vector: Vector, loss: float, gradient: Vector)
         lambda parts: [float(np.abs(parts[0]).max()) + least or 1.0],
     )
     change = float(found.values[0][0])
+    if loss == change == 0.0 < steepness < UNSEEN:
+        raise ProblemError(
+            f"loss: it is 0 to the last bit at these weights and near them, its gradient {steepness:.0e}: what float64 "
+            "leaves of a loss that is fitted (a softmax of outputs that are 100 apart, say), of which rounding decides "
+            "the second derivatives. Take weights of an earlier step of training"
+        )
     return abs(slope - change) / (abs(change) + least or 1.0), found.gap, slope, change
 
 

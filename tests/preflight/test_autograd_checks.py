@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import Problem, ProblemError
+from pipeline import Problem, ProblemError, compute_hessian
 from pipeline.preflight.autograd_checks import second_error, slope_error, slope_errors
 from pipeline.preflight.diagnosis import wrong_module
 
@@ -123,3 +123,15 @@ def test_steps_that_agree_nowhere_prove_nothing():
     at = placed(lambda x: x**3 + 0.01 * torch.sin(1e9 * x).detach())
     assert slope_error(at, at.layout["0.weight"], directions(at)["0.weight"]) is None
     assert "0.weight" not in slope_errors(at, directions(at))
+
+
+def test_a_loss_that_is_zero_to_the_last_bit():
+    """Its gradient is 1e-50 and more, which no difference of the loss shows."""
+    model = nn.Linear(2, 2).double()
+    with torch.no_grad():
+        model.weight.mul_(400)
+    apart = model(X.double()).diff(dim=1).flatten()
+    x = X.double()[apart.abs() > 60]
+    problem = Problem(model, nn.CrossEntropyLoss(), (x, model(x).argmax(1)))
+    with pytest.raises(ProblemError, match=r"0 to the last bit .* its gradient \de-\d+: .*an earlier step"):
+        compute_hessian(problem, executor="serial")
