@@ -43,7 +43,8 @@ class Use:
         """The input a, or tokens.  # shape: (samples, positions, inputs) or (samples, positions)."""
         if self.patches is None:
             return self.given.reshape(len(self.given), -1)
-        return _one_dimension(self.patches(self.given), 1)
+        given = self.given if self.given.layout == torch.strided else self.given.to_dense()
+        return _one_dimension(self.patches(given), 1)
 
     def by_position(self, z: Tensor) -> Tensor:
         """Rearrange what has the shape of z, and dimensions before it.  # shape: (..., samples, positions, outputs)."""

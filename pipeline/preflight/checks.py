@@ -26,6 +26,7 @@ from pipeline.preflight.loss_checks import (
     check_deterministic,
     check_reduction,
     check_separable,
+    check_weight,
     check_without_memory,
     custom_functions,
     reads_outside,
@@ -118,6 +119,7 @@ def _check_loss(problem: Problem, few: Problem, dtype: torch.dtype, device: str,
     with unchanged(problem.model):
         buffers = check_deterministic(placed)
     check_without_memory(placed, TrialPoint(few, few.batches, 0, dtype, device).exact)
+    check_weight(placed)
     all_data = problem.place(torch.float64, device)
     check_reduction(all_data, microbatch)
     if problem.separable:

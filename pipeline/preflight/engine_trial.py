@@ -162,9 +162,11 @@ class Trial:
         if right:
             return right, tried
         faults = "; ".join(f"{name} {did}" for name, did in tried.items())
+        is_double = self._point.in_run is self._point.exact
+        elsewhere = "" if is_double else "where only float32 is off, take dtype=float64 or "
         raise ProblemError(
             f"no engine computes the rows of `{p.name}`: {faults}. Leave it out with params, or change the operation; "
-            "where only float32 is off, take dtype=float64 or look for lower precision inside the model"
+            f"{elsewhere}look for lower precision inside the model (an array of NumPy's, say)"
         )
 
     def _tolerance(self, dtype: torch.dtype, uncertainty: float) -> float:

@@ -30,6 +30,7 @@ from pipeline.problem.written_out import REMEDIES
 
 PASSES = 5  # of the loss: a random branch may be rare
 LOSS_TOLERANCE = 1e-9  # relative, in float64
+ELSEWHERE = 4  # parameters, drawn, at which a weight is the same
 
 
 def check_deterministic(placed: PlacedProblem) -> list[str]:
@@ -44,18 +45,19 @@ def check_deterministic(placed: PlacedProblem) -> list[str]:
     Raises:
         ProblemError: values differ, or random numbers are drawn; the message names the module.
     """
+    placed = replace(placed, problem=placed.problem.remembering())
     with placed.own_parameters() as own:
         values = {name: digest(p) for name, p in placed.problem.model.named_parameters()}
         before = {name: digest(b) for name, b in placed.problem.model.named_buffers()}
         for batch in placed.batches(None):
             _check_passes(placed, own, batch)
-        if changed := [n for n, p in placed.problem.model.named_parameters() if digest(p) != values[n]]:
+        if changed := [n for n, p in placed.problem.model.named_parameters() if digest(p) != values.get(n)]:
             raise ProblemError(
                 f"loss: evaluating it changes the parameter `{changed[0]}` itself (an embedding's max_norm does): a "
                 "Hessian is of a function that leaves its parameters as they are. Apply the change to what is computed "
                 "from it, or leave it out of the model"
             )
-        return [name for name, b in placed.problem.model.named_buffers() if digest(b) != before[name]]
+        return [name for name, b in placed.problem.model.named_buffers() if digest(b) != before.get(name)]
 
 
 def _check_passes(placed: PlacedProblem, own: dict[str, nn.Parameter], batch: Batch) -> None:
@@ -107,6 +109,7 @@ def check_without_memory(placed: PlacedProblem, elsewhere: PlacedProblem) -> Non
         ProblemError: the model keeps something from one evaluation to the next, such as a cache that is not renewed.
     """
     model = placed.problem.model
+    placed, elsewhere = (replace(each, problem=each.problem.remembering()) for each in (placed, elsewhere))
     for batch in placed.batches(None):
         with unchanged(model):
             fresh = _numbers_at(elsewhere, batch)
@@ -125,6 +128,37 @@ def _numbers_at(placed: PlacedProblem, batch: Batch) -> tuple[float, float]:
     """Return sum and weight of a batch, evaluated on the module itself."""
     with torch.enable_grad(), placed.own_parameters():
         return _numbers(placed, batch)
+
+
+def check_weight(placed: PlacedProblem) -> None:
+    """Evaluate the weight of each batch at other parameters, of which it knows nothing.
+
+    Args:
+        placed: the problem on a few samples, in float64.
+
+    Raises:
+        ProblemError: it follows them: what stands beside the loss is something else, an accuracy say.
+    """
+    if placed.problem.reduction != "mean" or placed.problem.as_given() is not None:
+        return
+    generator = torch.Generator().manual_seed(0)
+    points = [
+        placed.at({name: torch.randn(p.shape, generator=generator).to(p) for name, p in placed.parameters.items()})
+        for _ in range(ELSEWHERE)
+    ]
+    for batch in placed.batches(None):
+        weight = _numbers_at(placed, batch)[1]
+        for point in points:
+            try:
+                other = _numbers_at(point, batch)[1]
+            except ProblemError:  # anything may come of other parameters
+                continue
+            if abs(other - weight) > LOSS_TOLERANCE * abs(weight):
+                raise ProblemError(
+                    f"loss: it gives a pair, whose second number changes with the parameters ({weight:.6g}, then "
+                    f"{other:.6g}): an accuracy? It has to be the total weight of the samples, by which the first, "
+                    "their sum, is divided. Return (sum, weight), or the loss alone"
+                )
 
 
 def check_separable(all_data: PlacedProblem, few: PlacedProblem, microbatch: int) -> None:

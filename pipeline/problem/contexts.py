@@ -3,15 +3,16 @@
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.problem.batches import digest
+from pipeline.problem.kept import Kept
 
 
 def applied_contexts(model: nn.Module, device: torch.device) -> list[str]:
@@ -78,10 +79,24 @@ def ordered_sums(*, deterministic: bool) -> Iterator[None]:
         filling.fill_uninitialized_memory = fill
 
 
-def _eager() -> AbstractContextManager[Any]:
-    """Have what was compiled run as it is written: torch.compile knows no second derivative."""
-    compiler = sys.modules.get("torch._dynamo")  # where nothing was compiled it is not loaded, which takes seconds
-    return torch.compiler.set_stance("force_eager") if compiler is not None else nullcontext()
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Have what was compiled, or is meanwhile, run as it is written: torch.compile knows no second derivative."""
+    if "torch._dynamo" in sys.modules:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+        return
+    before = torch.compile  # where nothing was compiled yet; what it is made of takes seconds to load
+    try:
+        torch.compile = _as_written
+        yield
+    finally:
+        torch.compile = before
+
+
+def _as_written(model: Any = None, **_: Any) -> Any:
+    """Take the place of torch.compile, as a function and as a decorator."""
+    return model if model is not None else lambda function: function
 
 
 def _is_recurrent(model: nn.Module) -> bool:
@@ -113,17 +128,18 @@ def differentiable() -> Iterator[None]:
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Leave a model, and the random state, bit for bit as they are, whatever happens inside."""
-    modules = [(m, dict(m._parameters), dict(m._buffers), dict(vars(m)), m.training) for m in model.modules()]
+    modules = [(m, dict(m._parameters), dict(m._buffers), m.training) for m in model.modules()]
+    kept = Kept(model)
     flags = [(p, p.requires_grad) for p in model.parameters()]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     state = random_state()
     try:
         yield
     finally:
-        for module, parameters, own_buffers, attributes, training in modules:
+        kept.put_back()
+        for module, parameters, own_buffers, training in modules:
             _put_back(module._parameters, parameters)
             _put_back(module._buffers, own_buffers)
-            _put_back_tensors(module, attributes)
             if module.training != training:
                 module.training = training
         for parameter, flag in flags:
@@ -139,7 +155,7 @@ def on_copies(model: nn.Module) -> Iterator[None]:
     """Evaluate a model as it is, on copies of its weights: a forward pass may write into them (`max_norm`)."""
     saved = [(p, p.data) for p in model.parameters()]
     try:
-        with unchanged(model), torch.enable_grad():
+        with unchanged(model), torch.enable_grad(), _eager():
             for p, data in saved:
                 p.data = data.clone()
             yield
@@ -153,16 +169,6 @@ def _put_back(place: Any, values: dict[str, Any]) -> None:
     for name, value in values.items():
         if place[name] is not value:
             place[name] = value
-
-
-def _put_back_tensors(module: nn.Module, attributes: dict[str, Any]) -> None:
-    """Put back tensors held as plain attributes: the old weight_norm makes one in every forward pass, caches do."""
-    for name, value in list(vars(module).items()):
-        before = attributes.get(name)
-        if value is not before and (isinstance(value, Tensor) or isinstance(before, Tensor)):
-            module.__dict__.pop(name)
-            if name in attributes:
-                module.__dict__[name] = before
 
 
 def random_state() -> dict[str, Any]:

@@ -187,7 +187,9 @@ def _parts(batch: Batch) -> tuple[Any, tuple[Any, ...]]:
     """Take a batch as inputs, and what the loss takes beside the output."""
     if type(batch) is not tuple:
         if isinstance(batch, Tensor | list):
-            raise ProblemError(f"batch: got {type(batch).__name__}, expected (inputs, target), or a dict of inputs")
+            raise ProblemError(
+                f"batch: got {type(batch).__name__}, expected (inputs, target), or a dict of inputs: of a list each item is a batch, a tuple is one"
+            )
         return batch, (batch,)
     if len(batch) < 2:
         raise ProblemError(f"batch: got a tuple of {len(batch)}, expected (inputs, target)")

@@ -19,6 +19,11 @@ _REMEDIES = {
     "Float did not match Double": _TYPES,
     "Inference tensors": "make the model and the data outside torch.inference_mode()",
     "can't call numpy()": "keep to torch operations: what leaves torch cannot be differentiated",
+    "argument 'input'": "what is no plain tuple goes to the model whole: give (inputs, target), or an objective",
+    "through the graph a second time": "something made of the parameters is kept from one evaluation to the next (by a "
+    "cached_property?): make it anew in each",
+    "Expected mat_a to be Float32": "grouped products know no float64: take another implementation of the experts "
+    "(experts_implementation='eager' in transformers)",
     "data-dependent": "compile nothing inside, or give the module that is not compiled",
 }
 _TORCH, _HERE = Path(torch.__file__).parent, Path(__file__).parents[1]
@@ -37,7 +42,12 @@ def explained(error: BaseException, model: nn.Module, doing: str) -> str:
         One line.
     """
     known = _REMEDIES | REMEDIES
-    remedy = next((f"; {advice}" for part, advice in known.items() if part in str(error)), "")
+    advice = next((advice for part, advice in known.items() if part in str(error)), "")
+    if advice == _TYPES and "in float32" in doing:
+        advice = "some of it is float64: take dtype=float64"
+    if isinstance(error, AssertionError) and "in float64" in doing and not advice:
+        advice = "this package evaluates in float64 too, to prove what it computes: a check of types is to let it pass"
+    remedy = f"; {advice}" if advice else ""
     return (
         f"model or loss: evaluating them raised {in_words(error)}{raising_module(model, error)}{raising_line(error)} "
         f"({doing}){remedy}"

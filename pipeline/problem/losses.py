@@ -196,10 +196,13 @@ def sum_and_weight(value: Any, reduction: Reduction, batch: Batch, name: str) ->
     """
     if isinstance(value, tuple) and len(value) == 2:
         total, weight = value
-        if isinstance(total, Tensor) and total.numel() == 1:
+        is_number = isinstance(weight, int | float) or (isinstance(weight, Tensor) and weight.numel() == 1)
+        if isinstance(total, Tensor) and total.numel() == 1 and is_number:
             return total.reshape(()), _number(weight, total)
     if not isinstance(value, Tensor) or value.numel() != 1:
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        if isinstance(value, tuple):
+            got = f"({', '.join(type(each).__name__ for each in value)})"
         raise ProblemError(f"{name} gave {got}, expected a scalar tensor or (sum, weight)")
     count = sample_count(batch)
     scale = count if reduction == "mean" else 1

@@ -88,7 +88,7 @@ def holding(values: Mapping[str, Tensor], model: nn.Module, names: Sequence[str]
         The model's own parameters.
     """
     named, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    tensors = {**named, **buffers}
+    tensors = {name: t for name, t in {**named, **buffers}.items() if name in values}  # some are made meanwhile
     saved = {name: (tensor.data, tensor.requires_grad) for name, tensor in tensors.items()}
     try:
         for name, tensor in tensors.items():
@@ -100,3 +100,42 @@ def holding(values: Mapping[str, Tensor], model: nn.Module, names: Sequence[str]
         for name, (data, requires_grad) in saved.items():
             tensors[name].data = data
             tensors[name].requires_grad_(requires_grad)
+
+
+@contextmanager
+def uncast(model: nn.Module) -> Iterator[None]:
+    """Have casts of a model's modules do nothing, as `self.head.float()` in a forward pass.
+
+    They would write into what is held in their parameters' places meanwhile, whose type is that of the evaluation. Of
+    other modules, a loss's, they are done as they are written, for lifting what they cast would change these for good;
+    and only where they change anything: under torch.func, to assign `.data` ends the process.
+
+    Args:
+        model: that is evaluated.
+
+    Yields:
+        Nothing; modules are cast again afterwards.
+    """
+    own = {id(module) for module in model.modules()}
+    modules: Any = nn.Module
+    cast, disabled = modules._apply, torch._C.DisableTorchFunction
+
+    def cast_others(module: nn.Module, function: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        if id(module) in own:
+            return module
+        with disabled():
+            tensors = [*module.parameters(), *module.buffers()]
+            if all(_is_alike(function(tensor.detach()), tensor) for tensor in tensors):
+                return module
+            return cast(module, function, *args, **kwargs)
+
+    try:
+        modules._apply = cast_others
+        yield
+    finally:
+        modules._apply = cast
+
+
+def _is_alike(one: Tensor, other: Tensor) -> bool:
+    """Whether tensors are of one type, on one device."""
+    return one.dtype == other.dtype and one.device == other.device

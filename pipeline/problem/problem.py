@@ -7,7 +7,7 @@ whole data set taken as one batch.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -33,13 +33,14 @@ from pipeline.problem.batches import (
 from pipeline.problem.contexts import unchanged
 from pipeline.problem.criteria import Objective, Term, criterion_of
 from pipeline.problem.explain import explained
+from pipeline.problem.kept import put_back
 from pipeline.problem.lifting import evaluated_in
 from pipeline.problem.losses import Reduction, SumAndWeight
-from pipeline.problem.modules import evaluate_at, holding, slots_of, unwrapped
+from pipeline.problem.modules import evaluate_at, holding, slots_of, uncast, unwrapped
 from pipeline.problem.read_once import ReadOnce
 from pipeline.problem.reading import recognise
 from pipeline.problem.selection import check_finite, constants_of, require_ready, select
-from pipeline.problem.written_out import found_in
+from pipeline.problem.written_out import Seen, found_in
 
 
 class Problem:
@@ -97,7 +98,8 @@ class Problem:
         self.model, self.unwrapped = unwrapped(model)
         require_ready(self.model)
         self._criterion, self.separable, self.l2 = criterion, separable, float(l2)  # shared by copies, as
-        self._plain: list[frozenset[str] | None] = []  # is what has to be written out
+        self._seen: list[Seen] = []  # is what an evaluation showed
+        self._forgets = True  # what one evaluation leaves in the model, before the next
         self.constants = constants_of(loss, self.model)
         self.checkpoint: str | None = None
         self._values: dict[str, Tensor] | None = None  # in place of the model's own, see `at`
@@ -196,6 +198,12 @@ class Problem:
         other._criterion = criterion
         return other
 
+    def remembering(self) -> "Problem":
+        """Return the same problem, of which an evaluation may read what others have left in the model."""
+        other = copy.copy(self)
+        other._forgets = False
+        return other
+
     def weights_digest(self) -> str:
         """Hash all parameters and buffers."""
         return weights_digest(self.tensors())
@@ -221,22 +229,26 @@ class Problem:
 
         Raises:
             ProblemError: the loss gives something else.
-            NotImplementedError: the model holds scripted modules, and parameters are given.
+            NotImplementedError: parameters are given, and the model holds scripted modules, or assigns `.data`.
         """
         sums = partial(self._criterion.sums, self.model)
-        if params is None:
-            return sums(batch)
-        values = {slot: params[name] for slot, name in self._slots.items() if name in params}
-        found: SumAndWeight = evaluate_at(values, self.model, sums, batch)
-        return found
+        seen = self._seen[0] if self._seen else Seen(None, leaves=False, assigns=False)
+        with put_back(self.model) if seen.leaves and self._forgets else nullcontext():
+            if params is None:
+                return sums(batch)
+            if seen.assigns:
+                raise NotImplementedError("torch.func does not bear that `.data` of a tensor is assigned")
+            values = {slot: params[name] for slot, name in self._slots.items() if name in params}
+            found: SumAndWeight = evaluate_at(values, self.model, sums, batch)
+            return found
 
     @property
     def written_out(self) -> frozenset[str] | None:
         """Operations without a right double backward in torch, which are written out; None for all that there are."""
-        if not self._plain:
+        if not self._seen:
             evaluate = partial(self.loss_sum, None)
-            self._plain.append(found_in(self.model, evaluate, self.batches, may_cut=self.separable))
-        return self._plain[0]
+            self._seen.append(found_in(self.model, evaluate, self.batches, may_cut=self.separable))
+        return self._seen[0].written_out
 
     def place(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> "PlacedProblem":
         """Return the problem with its tensors in one type on one device; the model itself stays as it is."""
@@ -299,9 +311,11 @@ class PlacedProblem:
             doing = f"evaluated in {name} on {sample_count(batch)} samples{through}"
             raise ProblemError(explained(error, self.problem.model, doing)) from error
 
-    def _evaluated(self) -> AbstractContextManager[None]:
-        """Set what is evaluated in this type."""
-        return evaluated_in(self.dtype, self.problem.dtype, self.problem.written_out)
+    @contextmanager
+    def _evaluated(self) -> Iterator[None]:
+        """Have evaluations be in this type."""
+        with evaluated_in(self.dtype, self.problem.dtype, self.problem.written_out), uncast(self.problem.model):
+            yield
 
     def batches(self, microbatch: int | None) -> Iterator[Batch]:
         """Yield all data in micro-batches of this type on this device."""

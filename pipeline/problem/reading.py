@@ -180,7 +180,7 @@ def _converted(value: Any, where: str) -> Any:
 
 
 def _tensor_of(array: np.ndarray[Any, Any], where: str) -> Tensor:
-    """Turn an array into a tensor, whatever its byte order, its strides, or what its objects are."""
+    """Turn an array into a tensor, whatever its byte order, its strides, its precision, or what its objects are."""
     if array.dtype == object:
         try:
             array = np.stack([np.asarray(item) for item in array.reshape(-1)]).reshape(*array.shape, -1)
@@ -191,7 +191,9 @@ def _tensor_of(array: np.ndarray[Any, Any], where: str) -> Tensor:
         raise ProblemError(
             f"{where}: got an array of dtype {array.dtype}, expected numbers in a regular shape: convert or pad it"
         )
-    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
+    wide = np.complex128 if array.dtype.kind == "c" else np.float64
+    kind = wide if array.dtype.kind in "fc" and array.dtype.itemsize > wide().itemsize else array.dtype
+    return torch.from_numpy(np.ascontiguousarray(array.astype(np.dtype(kind).newbyteorder("="), copy=False)))
 
 
 def _register(kind: type) -> None:
@@ -238,6 +240,15 @@ def _restored(graph: Any, parts: dict[Any, Any]) -> Any:
     return other
 
 
+def _remedy(leaf: Any) -> str:
+    """Say what to do about what is no tensor."""
+    if isinstance(leaf, int | float):
+        return "make one of numbers by torch.tensor"
+    if hasattr(leaf, "to_numpy"):
+        return "give its to_numpy()"
+    return "leave it out of what the data set gives, or of what a loader's collate_fn makes of it"
+
+
 def _check(batch: Batch, where: str, *, separable: bool) -> None:
     """Refuse a batch without samples, of what is no tensor, or of ragged leaves where samples are apart."""
     counts: dict[str, int] = {}
@@ -246,7 +257,7 @@ def _check(batch: Batch, where: str, *, separable: bool) -> None:
             continue
         name = f"{where}, leaf {path_of(path)}"
         if not isinstance(leaf, Tensor):
-            raise ProblemError(f"{name}: got {type(leaf).__name__}, expected a tensor")
+            raise ProblemError(f"{name}: got {type(leaf).__name__}, expected a tensor: {_remedy(leaf)}")
         if leaf.ndim == 0 and separable:
             raise ProblemError(f"{name}: got a 0-d tensor, expected dimension 0 to be the sample")
         counts[name] = sample_count(leaf)

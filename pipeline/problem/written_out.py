@@ -7,6 +7,7 @@ Each function in `PLAIN` has, in torch, no double backward; or a wrong one (weig
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from pipeline.problem import plain_forms, plain_losses, plain_special
 from pipeline.problem.batches import Batch, detached, is_cuttable, take
 from pipeline.problem.contexts import on_copies
+from pipeline.problem.kept import Kept
 from pipeline.problem.modes import within
 
 FEW = 4  # samples, in which it is looked for what to write out
@@ -92,6 +94,9 @@ PLAIN: dict[Any, Plain] = {
 }
 
 
+_ASSIGN = Tensor.data.__set__  # type: ignore[attr-defined]
+
+
 class WrittenOut(TorchFunctionMode):
     """Computes operations by forms that have right second derivatives, one call at a time.
 
@@ -102,11 +107,13 @@ class WrittenOut(TorchFunctionMode):
 
     Attributes:
         replaced: names of what was computed by another form so far.
+        assigned: whether `.data` of some tensor was.
     """
 
     def __init__(self, only: Collection[str] | None = None) -> None:
         super().__init__()
         self.replaced: set[str] = set()
+        self.assigned = False
         self._plain = {f: plain for f, plain in PLAIN.items() if only is None or plain.name in only}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -115,13 +122,27 @@ class WrittenOut(TorchFunctionMode):
         if plain is not None and (found := _written(plain, args, kwargs)) is not NotImplemented:
             self.replaced.add(plain.name)
             return found
+        self.assigned |= func == _ASSIGN
         return within(self, func, args, kwargs)
 
 
-def found_in(
-    model: nn.Module, evaluate: Callable[[Batch], object], batches: Sequence[Batch], *, may_cut: bool
-) -> frozenset[str] | None:
-    """Find what is written out in a loss, by evaluating a few samples of the first and the last batch.
+class Seen(NamedTuple):
+    """What the first evaluations of a loss showed.
+
+    Attributes:
+        written_out: names of operations that are; None where one evaluation raises, which it does again where that can
+            be explained.
+        leaves: whether the model then holds what it did not before, and another evaluation may read.
+        assigns: whether `.data` of some tensor is assigned.
+    """
+
+    written_out: frozenset[str] | None
+    leaves: bool
+    assigns: bool
+
+
+def found_in(model: nn.Module, evaluate: Callable[[Batch], object], batches: Sequence[Batch], *, may_cut: bool) -> Seen:
+    """Look at what a loss does, by evaluating a few samples of the first and the last batch.
 
     Args:
         model: that it reads.
@@ -130,17 +151,17 @@ def found_in(
         may_cut: whether some samples of a batch are one.
 
     Returns:
-        Names of operations; None where one evaluation raises, which it does again where that can be explained.
+        What was seen.
     """
     ends = [batches[0], batches[-1]]
     few = [take(b, slice(0, n)) if may_cut and is_cuttable(b) else b for b in ends for n in (1, FEW)]
     with on_copies(model), WrittenOut() as mode:
-        try:
+        kept, names = Kept(model), None
+        with suppress(Exception):
             for batch in few:
                 evaluate(detached(batch))
-        except Exception:
-            return None
-    return frozenset(mode.replaced)
+            names = frozenset(mode.replaced)
+        return Seen(names, not kept.is_as_it_was(), mode.assigned)
 
 
 def _written(plain: Plain, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
