@@ -188,7 +188,8 @@ def _parts(batch: Batch) -> tuple[Any, tuple[Any, ...]]:
     if type(batch) is not tuple:
         if isinstance(batch, Tensor | list):
             raise ProblemError(
-                f"batch: got {type(batch).__name__}, expected (inputs, target), or a dict of inputs: of a list each item is a batch, a tuple is one"
+                f"batch: got {type(batch).__name__}, expected (inputs, target), or a dict of inputs: of a list each "
+                "item is a batch, a tuple is one"
             )
         return batch, (batch,)
     if len(batch) < 2:

@@ -9,6 +9,7 @@ from hazards import outside, held, magnitudes, zeros, kinks
 from hazards import float32, float32_layers, float32_losses
 from hazards import inseparable, forms, unequal, bare, layouts, arrays
 from hazards import terms, wrapped, late, complexes, surroundings, written_out, kernels, differences, transforms
+from hazards import left
 from hazards.base import HAZARDS, Hazard, like
 
 __all__ = ["HAZARDS", "Hazard", "like"]

@@ -9,6 +9,7 @@ from pipeline.preflight.loss_checks import (
     check_deterministic,
     check_reduction,
     check_separable,
+    check_weight,
     check_without_memory,
     custom_functions,
     reads_outside,
@@ -78,6 +79,17 @@ class Caching(nn.Module):
         if self.kept is None:
             self.kept = self.dense.weight.detach().clone()
         return self.dense(x) @ self.kept
+
+
+def with_accuracy(out, y):
+    return nn.functional.cross_entropy(out, y), (out.argmax(1) == y).double().mean()
+
+
+def test_a_weight_that_follows_the_parameters_is_none():
+    weighted = placed(dense(), lambda out, y: (nn.functional.cross_entropy(out, y, reduction="sum"), (y + 1).sum()))
+    check_weight(weighted)
+    with pytest.raises(ProblemError, match=r"second number changes with the parameters \(0\.\d+, then .*an accuracy"):
+        check_weight(placed(dense(), with_accuracy, separable=False))
 
 
 def test_memory_is_found():
