@@ -61,7 +61,7 @@ def remembering_module(placed: PlacedProblem, batch: Batch) -> str:
     modules = list(placed.problem.model.named_modules())
     before = [dict(vars(module)) for _, module in modules]
     with placed.own_parameters():
-        placed.loss_sum(None, batch)
+        placed.problem.remembering().loss_sum(None, batch)
     for (path, module), attributes in zip(modules, before, strict=True):
         for name, value in vars(module).items():
             if isinstance(value, Tensor) and value is not attributes.get(name):
