@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.problem.batches import digest
 from pipeline.problem.kept import Kept
+
+COPIED = 10**6  # elements of a tensor that a model holds unregistered: it may be written into
 
 
 def applied_contexts(model: nn.Module, device: torch.device) -> list[str]:
@@ -132,6 +134,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     kept = Kept(model)
     flags = [(p, p.requires_grad) for p in model.parameters()]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    plain = _plain(model, kept)
     state = random_state()
     try:
         yield
@@ -147,7 +150,17 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         for buffer, value in buffers:
             if digest(buffer) != digest(value):
                 buffer.detach().copy_(value)
+        for tensor, value, version in plain:
+            if tensor._version != version:
+                tensor.detach().copy_(value)
         _set_random_state(state)
+
+
+def _plain(model: nn.Module, kept: Kept) -> list[tuple[Tensor, Tensor, int]]:
+    """Copy the tensors that a model holds unregistered, as far as they are small, with the number of their writes."""
+    registered = set(map(id, [*model.parameters(), *model.buffers()]))
+    tensors = [t for key, t in kept.tensors.items() if key not in registered and t.numel() <= COPIED]
+    return [(t, t.detach().clone(), t._version) for t in tensors if not t.is_inference()]
 
 
 @contextmanager
@@ -167,7 +180,7 @@ def on_copies(model: nn.Module) -> Iterator[None]:
 def _put_back(place: Any, values: dict[str, Any]) -> None:
     """Put back entries that were replaced; scripted modules hold theirs in no dict."""
     for name, value in values.items():
-        if place[name] is not value:
+        if name not in place or place[name] is not value:
             place[name] = value
 
 

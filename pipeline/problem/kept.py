@@ -1,15 +1,17 @@
 """What modules hold, as it was: attributes, and the lists and dicts in them, those of parameters and buffers too."""
 
-from collections import OrderedDict, defaultdict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-_OTHERWISE = {"_modules", "training"}  # put back: a flag that is set tells submodules
-_CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+MOST = 1000  # items of a container that is looked into: a vocabulary is read; of a longer history, what it grows by
+_OTHERWISE = {"training"}  # put back: a flag that is set tells submodules
 
 
 class Kept:
@@ -17,32 +19,64 @@ class Kept:
 
     Args:
         model: the model.
+
+    Attributes:
+        tensors: those among it that are no parameters or buffers, by identity.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        modules = [m for m in model.modules() if not isinstance(m, LazyModuleMixin)]  # these become others, once
-        self._attributes = [(m, _attributes(m)) for m in modules]
-        found: dict[int, Any] = {}
-        for _, attributes in self._attributes:
-            _find(attributes.values(), found)
-        self._containers = [(container, _content(container)) for container in found.values()]
+        self._attributes: list[tuple[Any, dict[str, Any]]] = []
+        self._containers: list[tuple[Any, list[Any]]] = []
+        self._long: list[tuple[Any, int]] = []
+        self.tensors: dict[int, Tensor] = {}
+        self._look_at(model)
+
+    def _look_at(self, model: nn.Module) -> None:
+        """Walk through all that a model holds."""
+        waiting: list[Iterator[Any]] = [iter(model.modules())]
+        seen: set[int] = set()
+        while waiting:
+            for value in waiting.pop():
+                if id(value) not in seen and (inside := self._inside(value)) is not None:
+                    seen.add(id(value))
+                    waiting.append(iter(inside))
+
+    def _inside(self, value: Any) -> Iterable[Any] | None:
+        """Note what a value holds, and return it; None of what is not looked into."""
+        if isinstance(value, Tensor):
+            self.tensors[id(value)] = value
+        elif isinstance(value, tuple):
+            return value if len(value) <= MOST else None
+        elif isinstance(value, dict | list | set | deque):
+            if len(value) <= MOST:
+                self._containers.append((value, _content(value)))
+                return list(value.values() if isinstance(value, dict) else value)
+            self._long.append((value, len(value)))
+        elif _has_attributes(value):
+            self._attributes.append((value, _attributes(value)))
+            return self._attributes[-1][1].values()
+        return None
 
     def is_as_it_was(self) -> bool:
         """Whether nothing was replaced, added or taken away."""
         attributes = all(_same(_content(_attributes(m)), _content(before)) for m, before in self._attributes)
-        return attributes and all(_same(_content(c), before) for c, before in self._containers)
+        contents = all(_same(_content(c), before) for c, before in self._containers)
+        return attributes and contents and all(len(container) == length for container, length in self._long)
 
     def put_back(self) -> None:
         """Undo what was replaced, added or taken away."""
-        for module, before in self._attributes:
-            now = _attributes(module)
+        for holder, before in self._attributes:
+            now = _attributes(holder)
             if not _same(_content(now), _content(before)):
                 for name in now.keys() - before.keys():
-                    del module.__dict__[name]
-                module.__dict__.update(before)
+                    del holder.__dict__[name]
+                holder.__dict__.update(before)
         for container, content in self._containers:
             if not _same(_content(container), content):
                 _fill(container, content)
+        for container, length in self._long:
+            while len(container) > length and not isinstance(container, set):
+                container.popitem() if isinstance(container, dict) else container.pop()
 
 
 @contextmanager
@@ -55,8 +89,16 @@ def put_back(model: nn.Module) -> Iterator[None]:
         kept.put_back()
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if name not in _OTHERWISE}
+def _has_attributes(value: Any) -> bool:
+    """Whether a value is a module, or a plain record; lazy modules become others, once."""
+    if isinstance(value, nn.Module):
+        return not isinstance(value, LazyModuleMixin)
+    is_record = isinstance(value, SimpleNamespace) or (is_dataclass(value) and not isinstance(value, type))
+    return is_record and hasattr(value, "__dict__")
+
+
+def _attributes(holder: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(holder).items() if name not in _OTHERWISE}
 
 
 def _content(container: Any) -> list[Any]:
@@ -69,21 +111,12 @@ def _fill(container: Any, content: list[Any]) -> None:
     container.clear()
     if isinstance(container, dict):
         half = len(content) // 2
-        container.update(zip(content[:half], content[half:], strict=True))
+        for key, value in zip(content[:half], content[half:], strict=True):
+            container[key] = value
     elif isinstance(container, set):
         container.update(content)
     else:
         container.extend(content)
-
-
-def _find(values: Iterable[Any], found: dict[int, Any]) -> None:
-    """Find the containers among values, and inside them; by identity."""
-    waiting: list[Iterator[Any]] = [iter(values)]
-    while waiting:
-        for value in waiting.pop():
-            if type(value) in _CONTAINERS and id(value) not in found:
-                found[id(value)] = value
-                waiting.append(iter(list(value.values() if isinstance(value, dict) else value)))
 
 
 def _same(now: list[Any], before: list[Any]) -> bool:

@@ -104,38 +104,37 @@ def holding(values: Mapping[str, Tensor], model: nn.Module, names: Sequence[str]
 
 @contextmanager
 def uncast(model: nn.Module) -> Iterator[None]:
-    """Have casts of a model's modules do nothing, as `self.head.float()` in a forward pass.
+    """Have casts of modules, as `self.head.float()` in a forward pass, last no longer than the context.
 
-    They would write into what is held in their parameters' places meanwhile, whose type is that of the evaluation. Of
-    other modules, a loss's, they are done as they are written, for lifting what they cast would change these for good;
-    and only where they change anything: under torch.func, to assign `.data` ends the process.
+    A model's own are not done: its parameters' places hold what is evaluated, whose type that is. Others, which a loss
+    casts to its input's type, are, and are undone. Nothing is written into `.data`: under torch.func that ends the
+    process.
 
     Args:
         model: that is evaluated.
 
     Yields:
-        Nothing; modules are cast again afterwards.
+        Nothing; afterwards modules are cast for good again.
     """
     own = {id(module) for module in model.modules()}
     modules: Any = nn.Module
-    cast, disabled = modules._apply, torch._C.DisableTorchFunction
+    cast = modules._apply
+    before: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = []
 
-    def cast_others(module: nn.Module, function: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
-        if id(module) in own:
-            return module
-        with disabled():
-            tensors = [*module.parameters(), *module.buffers()]
-            if all(_is_alike(function(tensor.detach()), tensor) for tensor in tensors):
-                return module
-            return cast(module, function, *args, **kwargs)
+    def cast_for_now(module: nn.Module, function: Callable[[Tensor], Tensor], *_: Any, **__: Any) -> nn.Module:
+        for each in module.modules():
+            if id(each) not in own:
+                before.append((each, dict(each._parameters), dict(each._buffers)))
+                places: tuple[dict[str, Any], ...] = each._parameters, each._buffers
+                for place in places:
+                    place.update({key: t if t is None else function(t.detach()) for key, t in place.items()})
+        return module
 
     try:
-        modules._apply = cast_others
+        modules._apply = cast_for_now
         yield
     finally:
         modules._apply = cast
-
-
-def _is_alike(one: Tensor, other: Tensor) -> bool:
-    """Whether tensors are of one type, on one device."""
-    return one.dtype == other.dtype and one.device == other.device
+        for module, parameters, buffers in reversed(before):
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)

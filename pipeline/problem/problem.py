@@ -184,8 +184,9 @@ class Problem:
 
     def on(self, batches: tuple[Batch, ...], *, l2: float) -> "Problem":
         """Return the same problem on other data, which was checked already, with another L2 term."""
+        self._criterion.weigh(self.model, self.batches)  # all data: a few of them have the same denominators,
+        _ = self.written_out  # and do what is seen of all
         other = copy.copy(self)
-        self._criterion.weigh(self.model, self.batches)  # all data: a few of them have the same denominators
         other.batches, other.l2 = batches, l2
         return other
 

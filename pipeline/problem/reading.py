@@ -243,7 +243,7 @@ def _restored(graph: Any, parts: dict[Any, Any]) -> Any:
 def _remedy(leaf: Any) -> str:
     """Say what to do about what is no tensor."""
     if isinstance(leaf, int | float):
-        return "make one of numbers by torch.tensor"
+        return "make one of numbers by torch.tensor, and a DataLoader of a list of samples"
     if hasattr(leaf, "to_numpy"):
         return "give its to_numpy()"
     return "leave it out of what the data set gives, or of what a loader's collate_fn makes of it"
@@ -259,7 +259,10 @@ def _check(batch: Batch, where: str, *, separable: bool) -> None:
         if not isinstance(leaf, Tensor):
             raise ProblemError(f"{name}: got {type(leaf).__name__}, expected a tensor: {_remedy(leaf)}")
         if leaf.ndim == 0 and separable:
-            raise ProblemError(f"{name}: got a 0-d tensor, expected dimension 0 to be the sample")
+            raise ProblemError(
+                f"{name}: got a 0-d tensor, expected dimension 0 to be the sample: of a list each item is a batch; of "
+                "samples make a DataLoader"
+            )
         counts[name] = sample_count(leaf)
     listed = ", ".join(f"{n} in {name.rpartition(' ')[2]}" for name, n in counts.items()) or "no tensor"
     if not counts or 0 in counts.values():

@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn, special
 from torch.overrides import TorchFunctionMode
 
+from pipeline.errors import ProblemError
 from pipeline.problem import plain_forms, plain_losses, plain_special
 from pipeline.problem.batches import Batch, detached, is_cuttable, take
 from pipeline.problem.contexts import on_copies
 from pipeline.problem.kept import Kept
 from pipeline.problem.modes import within
 
-FEW = 4  # samples, in which it is looked for what to write out
+FEW = 4  # samples, in which it is looked for what to write out,
+MANY = 1024  # and what only a larger batch leaves
 
 
 class Plain(NamedTuple):
@@ -152,15 +154,21 @@ def found_in(model: nn.Module, evaluate: Callable[[Batch], object], batches: Seq
 
     Returns:
         What was seen.
+
+    Raises:
+        ProblemError: the model makes parameters of its own in a forward pass.
     """
     ends = [batches[0], batches[-1]]
-    few = [take(b, slice(0, n)) if may_cut and is_cuttable(b) else b for b in ends for n in (1, FEW)]
+    few = [take(b, slice(0, n)) if may_cut and is_cuttable(b) else b for b in ends for n in (1, FEW, MANY)]
+    parameters = {name for name, _ in model.named_parameters()}
     with on_copies(model), WrittenOut() as mode:
         kept, names = Kept(model), None
         with suppress(Exception):
             for batch in few:
                 evaluate(detached(batch))
             names = frozenset(mode.replaced)
+        if made := [name for name, _ in model.named_parameters() if name not in parameters]:
+            raise ProblemError(f"model: `{made[0]}` is made by the first forward pass: call model(inputs) once before")
         return Seen(names, not kept.is_as_it_was(), mode.assigned)
 
 
