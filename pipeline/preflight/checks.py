@@ -64,7 +64,7 @@ def preflight(
             candidate gets a parameter right. The message names parameter, module and what each candidate did.
     """
     start = time.monotonic()
-    with exact_kernels(problem.model), unchanged(problem.model), _explained(problem):
+    with exact_kernels(problem.model), unchanged(*problem.modules), _explained(problem):
         few = representative(problem)
         buffers = _check_loss(problem, few, dtype, device, microbatch)
         whole = few.batches
@@ -116,7 +116,7 @@ def _check_loss(problem: Problem, few: Problem, dtype: torch.dtype, device: str,
         The buffers that evaluating it changes, and that are restored.
     """
     placed = few.place(torch.float64, device)
-    with unchanged(problem.model):
+    with unchanged(*problem.modules):
         buffers = check_deterministic(placed)
     check_without_memory(placed, TrialPoint(few, few.batches, 0, dtype, device).exact)
     check_weight(placed)

@@ -30,7 +30,7 @@ from pipeline.problem.written_out import REMEDIES
 
 PASSES = 5  # of the loss: a random branch may be rare
 LOSS_TOLERANCE = 1e-9  # relative, in float64
-ELSEWHERE = 6  # times, parameters' entries in another order, at which a weight is the same
+ELSEWHERE = 6  # times, parameters' entries in another order, or of other sign, at which a weight is the same
 
 
 def check_deterministic(placed: PlacedProblem) -> list[str]:
@@ -108,12 +108,12 @@ def check_without_memory(placed: PlacedProblem, elsewhere: PlacedProblem) -> Non
     Raises:
         ProblemError: the model keeps something from one evaluation to the next, such as a cache that is not renewed.
     """
-    model = placed.problem.model
+    modules = placed.problem.modules
     placed, elsewhere = (replace(each, problem=each.problem.remembering()) for each in (placed, elsewhere))
     for batch in placed.batches(None):
-        with unchanged(model):
+        with unchanged(*modules):
             fresh = _numbers_at(elsewhere, batch)
-        with unchanged(model):
+        with unchanged(*modules):
             _numbers_at(placed, batch)
             used = _numbers_at(elsewhere, batch)
         if abs(fresh[0] - used[0]) > LOSS_TOLERANCE * max(abs(fresh[0]), abs(used[0])):
@@ -141,12 +141,12 @@ def check_weight(placed: PlacedProblem) -> None:
     """
     if placed.problem.reduction != "mean" or placed.problem.as_given() is not None:
         return
-    generator = torch.Generator(placed.device).manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
-    def mixed(p: Tensor) -> Tensor:  # of the same size as before: what is iterated goes on to converge
-        return p.flatten()[torch.randperm(p.numel(), generator=generator, device=p.device)].view_as(p)
+    def mixed(p: Tensor, sign: int) -> Tensor:  # as large as before: what is iterated goes on to converge
+        return sign * p.flatten()[torch.randperm(p.numel(), generator=generator).to(p.device)].view_as(p)
 
-    points = [placed.at({name: mixed(p) for name, p in placed.parameters.items()}) for _ in range(ELSEWHERE)]
+    points = [placed.at({name: mixed(p, (-1) ** k) for name, p in placed.parameters.items()}) for k in range(ELSEWHERE)]
     for batch in placed.batches(None):
         weight = _numbers_at(placed, batch)[1]
         for point in points:
@@ -157,7 +157,7 @@ def check_weight(placed: PlacedProblem) -> None:
             if abs(other - weight) > LOSS_TOLERANCE * abs(weight):
                 raise ProblemError(
                     f"loss: it gives a pair, whose second number changes with the parameters ({weight:.6g}, then "
-                    f"{other:.6g}): an accuracy? It has to be the total weight of the samples, by which the first, "
+                    f"{other:.6g}; an accuracy?): it has to be the total weight of the samples, by which the first, "
                     "their sum, is divided. Return (sum, weight), or the loss alone"
                 )
 
@@ -271,7 +271,7 @@ def reads_outside(placed: PlacedProblem) -> list[str]:
                 "say), which does not follow the parameter: make it inside the loss, from the model's own"
             )
     found: set[str] = set()
-    with torch.enable_grad(), unchanged(placed.problem.model):
+    with torch.enable_grad(), unchanged(*placed.problem.modules):
         for parameter in placed.problem.model.parameters():
             parameter.requires_grad_(id(parameter) in names)
         swapped = {name: t.detach().clone().requires_grad_() for name, t in placed.parameters.items()}

@@ -135,7 +135,7 @@ class _Planning:
         self.as_workers = partial(torch_threads, threads)
         self.verdict, self.at = self._judged() if before is None else (before.manifest.preflight, before.at)
         self.placed = problem.place(self.dtype, self.device)
-        with self.as_workers(), exact_kernels(problem.model), unchanged(problem.model):
+        with self.as_workers(), exact_kernels(problem.model), unchanged(*problem.modules):
             self.known = applications(self.placed, PROBE_SAMPLES)
             if before is None:
                 self.verdict = take_faster(self.placed, self.verdict, self.known)
@@ -158,7 +158,7 @@ class _Planning:
         spans = sorted({tiling.span(tile.cols) for tile in tiles}, key=lambda span: span.start)
         measure = partial(time_calls, self.placed, segments, probed.sizes, probed.costs, spans)
         beside = _beside(self.settings, self.staff)
-        with self.as_workers(), unchanged(self.problem.model), rivals(beside, measure):
+        with self.as_workers(), unchanged(*self.problem.modules), rivals(beside, measure):
             timings = measure()
             finishing = _finishing(manifest, self.placed, self.at)
         selected = set(self.layout.names)
@@ -184,7 +184,7 @@ class _Planning:
         proof = start = 0.0
         if self.settings.verify:
             exact = self.problem.place(torch.float64, self.device)
-            with unchanged(self.problem.model):
+            with unchanged(*self.problem.modules):
                 proof = proof_seconds(exact, manifest, finishing.chunk_seconds)
         if self.settings.executor == "ray":
             start = GPU_START_SECONDS if self.device == "cuda" else CPU_START_SECONDS
@@ -217,7 +217,7 @@ class _Planning:
         """Choose micro-batches and row groups that fit beside what a worker holds."""
         free = engine_budget_bytes(self.allowed - held.total_bytes)
         budget = free if self.on_gpu is None else int((self.on_gpu - held.device_bytes) / SCRATCH)
-        with self.as_workers(), unchanged(self.problem.model):
+        with self.as_workers(), unchanged(*self.problem.modules):
             probed = choose_sizes(self.placed, segments, budget, self.settings.microbatch, self.settings.row_group)
         replace(held, engine_bytes=probed.engine_bytes).require(self.allowed, self.on_gpu)
         return probed

@@ -68,6 +68,11 @@ def detached(batch: Batch) -> Batch:
     return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, batch)
 
 
+def copied(batch: Batch) -> Batch:
+    """Return a batch that may be written into, outside of any graph."""
+    return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, batch)
+
+
 def sample_count(batch: Batch) -> int:
     """Count the samples of a batch: graphs, where the library of a batch of graphs counts them."""
     if (graphs := _graphs(batch)) is not None:

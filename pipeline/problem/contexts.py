@@ -3,7 +3,7 @@
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -128,13 +128,14 @@ def differentiable() -> Iterator[None]:
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Leave a model, and the random state, bit for bit as they are, whatever happens inside."""
-    modules = [(m, dict(m._parameters), dict(m._buffers), m.training) for m in model.modules()]
-    kept = Kept(model)
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    plain = _plain(model, kept)
+def unchanged(*models: nn.Module) -> Iterator[None]:
+    """Leave models, and the random state, bit for bit as they are, whatever happens inside."""
+    everything = nn.ModuleList(models)
+    modules = [(m, dict(m._parameters), dict(m._buffers), m.training) for m in everything.modules()]
+    kept = Kept(*models)
+    grads = [(p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone()) for p in everything.parameters()]
+    buffers = [(b, b.detach().clone()) for b in everything.buffers()]
+    plain = _plain(everything, kept)
     state = random_state()
     try:
         yield
@@ -145,8 +146,13 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             _put_back(module._buffers, own_buffers)
             if module.training != training:
                 module.training = training
-        for parameter, flag in flags:
+        for parameter, flag, grad, value in grads:
             parameter.requires_grad_(flag)
+            if parameter.grad is not grad:
+                with suppress(RuntimeError):  # in another type meanwhile: whoever put that there puts back the grad too
+                    parameter.grad = grad
+            if grad is not None and value is not None:
+                grad.detach().copy_(value)
         for buffer, value in buffers:
             if digest(buffer) != digest(value):
                 buffer.detach().copy_(value)
@@ -164,11 +170,11 @@ def _plain(model: nn.Module, kept: Kept) -> list[tuple[Tensor, Tensor, int]]:
 
 
 @contextmanager
-def on_copies(model: nn.Module) -> Iterator[None]:
+def on_copies(model: nn.Module, *beside: nn.Module) -> Iterator[None]:
     """Evaluate a model as it is, on copies of its weights: a forward pass may write into them (`max_norm`)."""
     saved = [(p, p.data) for p in model.parameters()]
     try:
-        with unchanged(model), torch.enable_grad(), _eager():
+        with unchanged(model, *beside), torch.enable_grad(), _eager():
             for p, data in saved:
                 p.data = data.clone()
             yield

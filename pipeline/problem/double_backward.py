@@ -72,7 +72,7 @@ def loss_and_gradient(placed: PlacedProblem, microbatch: int | None = None) -> L
 
 def evaluate(problem: Problem, microbatch: int) -> LossAndGradient:
     """Evaluate loss and gradient in float64, and the fingerprint's total weight; see `loss_and_gradient`."""
-    with exact_kernels(problem.model), unchanged(problem.model):
+    with exact_kernels(problem.model), unchanged(*problem.modules):
         return loss_and_gradient(problem.place(torch.float64), microbatch)
 
 

@@ -1,6 +1,6 @@
 """What modules hold, as it was: attributes, and the lists and dicts in them, those of parameters and buffers too."""
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -11,35 +11,36 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 MOST = 1000  # items of a container that is looked into: a vocabulary is read; of a longer history, what it grows by
+IN_ALL = 5000  # items of all containers that are looked into
 _OTHERWISE = {"training"}  # put back: a flag that is set tells submodules
 
 
 class Kept:
-    """What the modules of a model hold, and may hold otherwise later: a mask in a dict, a value made at the first call.
+    """What the modules of models hold, and may hold otherwise later: a mask in a dict, a value made at the first call.
 
     Args:
-        model: the model.
+        models: the models.
 
     Attributes:
         tensors: those among it that are no parameters or buffers, by identity.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, *models: nn.Module) -> None:
         self._attributes: list[tuple[Any, dict[str, Any]]] = []
         self._containers: list[tuple[Any, list[Any]]] = []
         self._long: list[tuple[Any, int]] = []
         self.tensors: dict[int, Tensor] = {}
-        self._look_at(model)
+        self._look_at(models)
 
-    def _look_at(self, model: nn.Module) -> None:
-        """Walk through all that a model holds."""
-        waiting: list[Iterator[Any]] = [iter(model.modules())]
+    def _look_at(self, models: Iterable[nn.Module]) -> None:
+        """Walk through what models hold, nearest first: all attributes, and so many items."""
+        waiting: deque[Iterable[Any]] = deque(model.modules() for model in models)
         seen: set[int] = set()
-        while waiting:
-            for value in waiting.pop():
+        while waiting and sum(len(content) for _, content in self._containers) < IN_ALL:
+            for value in waiting.popleft():
                 if id(value) not in seen and (inside := self._inside(value)) is not None:
                     seen.add(id(value))
-                    waiting.append(iter(inside))
+                    waiting.append(inside)
 
     def _inside(self, value: Any) -> Iterable[Any] | None:
         """Note what a value holds, and return it; None of what is not looked into."""
@@ -50,7 +51,7 @@ class Kept:
         elif isinstance(value, dict | list | set | deque):
             if len(value) <= MOST:
                 self._containers.append((value, _content(value)))
-                return list(value.values() if isinstance(value, dict) else value)
+                return list(_kind(value).values(value) if isinstance(value, dict) else value)
             self._long.append((value, len(value)))
         elif _has_attributes(value):
             self._attributes.append((value, _attributes(value)))
@@ -80,9 +81,9 @@ class Kept:
 
 
 @contextmanager
-def put_back(model: nn.Module) -> Iterator[None]:
-    """Have a model hold afterwards what it did before; see `Kept`."""
-    kept = Kept(model)
+def put_back(*models: nn.Module) -> Iterator[None]:
+    """Have models hold afterwards what they did before; see `Kept`."""
+    kept = Kept(*models)
     try:
         yield
     finally:
@@ -103,20 +104,30 @@ def _attributes(holder: Any) -> dict[str, Any]:
 
 def _content(container: Any) -> list[Any]:
     """Return what is in a container, in its order; of a mapping, its keys and then its values."""
-    return [*container, *container.values()] if isinstance(container, dict) else list(container)
+    if isinstance(container, dict):
+        kind = _kind(container)
+        return [*kind.keys(container), *kind.values(container)]
+    return list(container)
 
 
 def _fill(container: Any, content: list[Any]) -> None:
     """Have a container hold what `_content` gave of it."""
-    container.clear()
     if isinstance(container, dict):
-        half = len(content) // 2
+        kind, half = _kind(container), len(content) // 2
+        kind.clear(container)
         for key, value in zip(content[:half], content[half:], strict=True):
-            container[key] = value
-    elif isinstance(container, set):
+            kind.__setitem__(container, key, value)
+        return
+    container.clear()
+    if isinstance(container, set):
         container.update(content)
     else:
         container.extend(content)
+
+
+def _kind(container: dict[Any, Any]) -> Any:
+    """Return the class whose methods read and write a mapping: those of its own may refuse, or give something else."""
+    return OrderedDict if isinstance(container, OrderedDict) else dict
 
 
 def _same(now: list[Any], before: list[Any]) -> bool:

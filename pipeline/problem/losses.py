@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -196,7 +197,7 @@ def sum_and_weight(value: Any, reduction: Reduction, batch: Batch, name: str) ->
     """
     if isinstance(value, tuple) and len(value) == 2:
         total, weight = value
-        is_number = isinstance(weight, int | float) or (isinstance(weight, Tensor) and weight.numel() == 1)
+        is_number = isinstance(weight, int | float | np.number) or (isinstance(weight, Tensor) and weight.numel() == 1)
         if isinstance(total, Tensor) and total.numel() == 1 and is_number:
             return total.reshape(()), _number(weight, total)
     if not isinstance(value, Tensor) or value.numel() != 1:
@@ -211,7 +212,7 @@ def sum_and_weight(value: Any, reduction: Reduction, batch: Batch, name: str) ->
 
 def _number(value: Any, like: Tensor) -> Tensor:
     """Return a number as a 0-d tensor of another one's type, on its device."""
-    if isinstance(value, int | float):
+    if isinstance(value, int | float | np.number):
         return like.new_full((), float(value))  # filled there: nothing is copied to a device
     return torch.as_tensor(value, device=like.device).to(like.dtype).reshape(())
 

@@ -23,6 +23,7 @@ from pipeline.problem.batches import (
     byte_count,
     cast,
     cast_batch,
+    copied,
     dense,
     digest,
     is_cuttable,
@@ -98,6 +99,7 @@ class Problem:
         self.model, self.unwrapped = unwrapped(model)
         require_ready(self.model)
         self._criterion, self.separable, self.l2 = criterion, separable, float(l2)  # shared by copies, as
+        self.modules: tuple[nn.Module, ...] = (self.model, loss) if isinstance(loss, nn.Module) else (self.model,)
         self._seen: list[Seen] = []  # is what an evaluation showed
         self._forgets = True  # what one evaluation leaves in the model, before the next
         self.constants = constants_of(loss, self.model)
@@ -107,7 +109,7 @@ class Problem:
         self._types = {name: p.dtype for name, p in self.model.named_parameters()}  # while values are swapped, too
         self.layout = select(self.model, params, self.constants)
         check_finite(dict(self.model.named_parameters()), "model")
-        with unchanged(self.model):
+        with unchanged(*self.modules):
             self.batches = criterion.batches(data if terms is None else terms, separable=separable)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -233,8 +235,9 @@ class Problem:
             NotImplementedError: parameters are given, and the model holds scripted modules, or assigns `.data`.
         """
         sums = partial(self._criterion.sums, self.model)
-        seen = self._seen[0] if self._seen else Seen(None, leaves=False, assigns=False)
-        with put_back(self.model) if seen.leaves and self._forgets else nullcontext():
+        seen = self._seen[0] if self._seen else Seen()
+        batch = copied(batch) if seen.writes else batch
+        with put_back(*self.modules) if seen.leaves and self._forgets else nullcontext():
             if params is None:
                 return sums(batch)
             if seen.assigns:
@@ -248,7 +251,7 @@ class Problem:
         """Operations without a right double backward in torch, which are written out; None for all that there are."""
         if not self._seen:
             evaluate = partial(self.loss_sum, None)
-            self._seen.append(found_in(self.model, evaluate, self.batches, may_cut=self.separable))
+            self._seen.append(found_in(self.modules, evaluate, self.batches, may_cut=self.separable))
         return self._seen[0].written_out
 
     def place(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> "PlacedProblem":

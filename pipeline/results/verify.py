@@ -116,7 +116,7 @@ def check(hessian: StoredHessian, problem: Problem, *, parquet: bool) -> Verific
     Returns:
         What was found.
     """
-    with differentiable(), unchanged(problem.model), exact_kernels(problem.model):
+    with differentiable(), unchanged(*problem.modules), exact_kernels(problem.model):
         return _Check(hessian, problem, parquet=parquet).run()
 
 

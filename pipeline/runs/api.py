@@ -223,7 +223,7 @@ def run(
         settings = settings.model_copy(update={"durable": False})
     report = report or Reporter()
     problem = problem.select(settings.params)
-    with differentiable(), unchanged(problem.model), _destination(place, settings) as output:
+    with differentiable(), unchanged(*problem.modules), _destination(place, settings) as output:
         try:
             outcome = Attempt(problem, settings, output, report, name, check=check, overwrite=overwrite).outcome()
         except VerificationError as error:

@@ -1,5 +1,6 @@
 """What a forward pass or a loss leaves behind in modules: caches, casts, assigned data, buffers, compiled functions."""
 
+import copy
 import functools
 
 import numpy as np
@@ -142,6 +143,75 @@ def long_doubles():
     return (*found[:3], found[3] | {"data": (x.astype(np.longdouble), Y)})
 
 
+class ForLarger(nn.Module):
+    """Something that is made for batches of more than four samples alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.head, self.mask = nn.Linear(4, 3), nn.Linear(3, 3), None
+
+    def forward(self, x):
+        hidden = self.a(x).tanh()
+        if len(x) > 4 and self.mask is None:
+            self.mask = torch.zeros_like(hidden[0])
+        return self.head(hidden if self.mask is None else hidden + self.mask)
+
+
+class FixedPoint(nn.Module):
+    """Iterated to convergence, of a map that is no contraction at any weights but small ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.a = nn.Linear(3, 3, bias=False), nn.Linear(4, 3)
+        self.inner.weight.data.mul_(0.3)
+
+    def forward(self, x):
+        z = self.a(x)
+        for _ in range(60):
+            z = self.inner(z).tanh() + self.a(x)
+        return z
+
+
+def of_positive(o, t):
+    """A loss of some samples, with their number."""
+    mask = (t > 0).to(o)
+    return (F.cross_entropy(o, t, reduction="none") * mask).sum(), mask.sum()
+
+
+def of_some(model):
+    def whole(m, b):
+        total, weight = of_positive(call(m, b[0]), b[1])
+        return total / weight
+
+    return model, whole, (X, Y), {"loss": of_positive, "data": (X, Y)}
+
+
+def with_teacher():
+    """Kept in half precision, and cast to what it is given."""
+    teacher = [nn.Linear(4, 3).requires_grad_(False).half()]
+
+    def taught(m, x):
+        kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+        other = F.linear(x, teacher[0].weight.to(kind), teacher[0].bias.to(kind))
+        return m.a(x).tanh() + other
+
+    def casting(m, x):
+        return m.a(x).tanh() + copy.deepcopy(teacher[0]).to(x.dtype)(x)
+
+    return twinned(Fn(casting, a=nn.Linear(4, 3)), *classified(Fn(taught, a=nn.Linear(4, 3))))
+
+
+def clamped_in_place():
+    def loss(o, t):
+        return F.mse_loss(o, t.clamp_(-1, 1))
+
+    def whole(m, b):
+        return F.mse_loss(call(m, b[0]), b[1].clamp(-1, 1))
+
+    targets = normal(9, 3, seed=8)
+    return nn.Sequential(nn.Linear(4, 3), nn.Tanh()), whole, (X, targets), {"loss": loss, "data": (X, targets.clone())}
+
+
 add("a mask kept in a dict", lambda: with_masks({}))
 add(
     "an adjacency kept in a tuple",
@@ -168,3 +238,7 @@ add("a network moved in the loss", perceptual)
 add("features in compressed rows", lambda: sparse_features("csr"))
 add("features in compressed columns", lambda: sparse_features("csc"))
 add("features of long doubles", long_doubles)
+add("a mask made for larger batches", lambda: classified(ForLarger()))
+add("a fixed point, and a weight of some samples", lambda: of_some(FixedPoint()))
+add("a teacher in half precision", with_teacher)
+add("targets clamped in place", clamped_in_place)
