@@ -131,11 +131,7 @@ class Problem:
 
     def select(self, params: Sequence[str] | None) -> "Problem":
         """Return the same problem with respect to other parameters (globs as in `params`; None leaves it as it is)."""
-        if params is None:
-            return self
-        other = copy.copy(self)
-        other.layout = select(self.model, params, self.constants)
-        return other
+        return self if params is None else self._with(layout=select(self.model, params, self.constants))
 
     @property
     def reduction(self) -> Reduction:
@@ -180,31 +176,26 @@ class Problem:
         Returns:
             The problem at these values.
         """
-        other = copy.copy(self)
-        other._values, other.checkpoint = dict(tensors), checkpoint or self.checkpoint
-        return other
+        return self._with(_values=dict(tensors), checkpoint=checkpoint or self.checkpoint)
 
     def on(self, batches: tuple[Batch, ...], *, l2: float) -> "Problem":
         """Return the same problem on other data, which was checked already, with another L2 term."""
         self._criterion.weigh(self.model, self.batches)  # all data: a few of them have the same denominators,
         _ = self.written_out  # and do what is seen of all
-        other = copy.copy(self)
-        other.batches, other.l2 = batches, l2
-        return other
+        return self._with(batches=batches, l2=l2)
 
     def as_given(self) -> "Problem | None":
         """Return the same problem with its loss as torch reduces it, of weight 1; None where it is not torch's."""
         criterion = self._criterion.as_torch()
-        if criterion is None:
-            return None
-        other = copy.copy(self)
-        other._criterion = criterion
-        return other
+        return None if criterion is None else self._with(_criterion=criterion)
 
     def remembering(self) -> "Problem":
         """Return the same problem, of which an evaluation may read what others have left in the model."""
+        return self._with(_forgets=False)
+
+    def _with(self, **attributes: Any) -> "Problem":
         other = copy.copy(self)
-        other._forgets = False
+        vars(other).update(attributes)
         return other
 
     def weights_digest(self) -> str:
