@@ -106,8 +106,8 @@ def slope_error(placed: PlacedProblem, parameter: Parameter, vector: Vector) -> 
             f"loss: its gradient with respect to `{parameter.name}` is {slope:.6g} along a direction in which the "
             f"loss itself changes by {change:.6g}: autograd does not differentiate this loss"
             f"{wrong_module(placed, order=1)}. Lookups at padding_idx, straight-through estimators, .detach(), custom "
-            "backward functions and tensors made of parameters before the call do this. Change the operation, or leave "
-            f"`{parameter.name}` out with params"
+            "backward functions, checkpoints with use_reentrant=True and tensors made of parameters before the call do "
+            f"this. Change the operation, or leave `{parameter.name}` out with params"
         )
     return error
 
