@@ -116,12 +116,12 @@ def uncast(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing; afterwards modules are cast for good again.
     """
-    own = {id(module) for module in model.modules()}
     modules: Any = nn.Module
     cast = modules._apply
     before: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = []
 
     def cast_for_now(module: nn.Module, function: Callable[[Tensor], Tensor], *_: Any, **__: Any) -> nn.Module:
+        own = {id(each) for each in model.modules()}
         for each in module.modules():
             if id(each) not in own:
                 before.append((each, dict(each._parameters), dict(each._buffers)))
