@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.problem.modules import evaluate_at, holding, slots_of, unwrapped
+from pipeline.problem.modules import evaluate_at, holding, slots_of, uncast, unwrapped
 
 
 class Tied(nn.Module):
@@ -63,3 +63,16 @@ def test_held_values_are_given_back_even_after_an_error():
     assert not model.a.weight.requires_grad
     assert model.shift is shift
     assert bool((shift == 1).all())
+
+
+def test_casts_last_no_longer_than_the_context():
+    model, other = nn.Sequential(nn.Linear(2, 2)), nn.BatchNorm1d(2)
+    weight, mean = other.weight, other.running_mean
+    with uncast(model):
+        assert model.double()[0].weight.dtype == torch.float32
+        other.double()
+        assert other.weight.dtype == other.running_mean.dtype == torch.float64
+        assert other.num_batches_tracked.dtype == torch.int64
+    assert other.weight is weight
+    assert other.running_mean is mean
+    assert model.double()[0].weight.dtype == torch.float64
