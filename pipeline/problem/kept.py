@@ -22,13 +22,14 @@ class Kept:
         models: the models.
 
     Attributes:
-        tensors: those among it that are no parameters or buffers, by identity.
+        tensors: among it, by identity.
     """
 
     def __init__(self, *models: nn.Module) -> None:
         self._attributes: list[tuple[Any, dict[str, Any]]] = []
         self._containers: list[tuple[Any, list[Any]]] = []
         self._long: list[tuple[Any, int]] = []
+        self._items = 0  # of the containers that are looked into
         self.tensors: dict[int, Tensor] = {}
         self._look_at(models)
 
@@ -36,7 +37,7 @@ class Kept:
         """Walk through what models hold, nearest first: all attributes, and so many items."""
         waiting: deque[Iterable[Any]] = deque(model.modules() for model in models)
         seen: set[int] = set()
-        while waiting and sum(len(content) for _, content in self._containers) < IN_ALL:
+        while waiting and self._items < IN_ALL:
             for value in waiting.popleft():
                 if id(value) not in seen and (inside := self._inside(value)) is not None:
                     seen.add(id(value))
@@ -50,6 +51,7 @@ class Kept:
             return value if len(value) <= MOST else None
         elif isinstance(value, dict | list | set | deque):
             if len(value) <= MOST:
+                self._items += len(value)
                 self._containers.append((value, _content(value)))
                 return list(_kind(value).values(value) if isinstance(value, dict) else value)
             self._long.append((value, len(value)))
