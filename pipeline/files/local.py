@@ -88,6 +88,21 @@ def replace_file(path: Path, parts: Iterable[bytes | memoryview], *, lasting: bo
         partial.unlink(missing_ok=True)
 
 
+def remove_partial(root: Path, but: str) -> None:
+    """Remove what processes that were killed while they wrote have left.
+
+    Args:
+        root: a folder, in which nobody writes but where it is left alone.
+        but: the folder in it that is.
+    """
+    for folder, inside, names in os.walk(root):
+        if folder == str(root) and but in inside:
+            inside.remove(but)
+        for name in names:
+            if name.startswith(".") and name.endswith(PARTIAL):
+                Path(folder, name).unlink(missing_ok=True)
+
+
 def create_file(path: Path, data: bytes) -> None:
     """Write a file that is not there yet; for a moment it can be seen empty.
 

@@ -17,7 +17,7 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
 from pipeline.errors import OutputError, UnfitError, human_bytes
-from pipeline.files.local import PARTIAL, create_file, replace_file, settle
+from pipeline.files.local import PARTIAL, create_file, remove_partial, replace_file, settle
 from pipeline.storage.filesystems import at_once, endpoint_for, explained, open_filesystem, read_bounded, zarr_store
 from pipeline.storage.read_ahead import ahead
 from pipeline.storage.retries import http_status, patient
@@ -121,6 +121,11 @@ class Output:
                 pass
             for folder in (os.path.dirname(self._root), *(folder for folder, _, _ in folders)):
                 settle(folder)
+
+    def tidy(self) -> None:
+        """Remove what killed writers have left half written on a local disk; the lease is written all the time."""
+        if self.is_local:
+            remove_partial(Path(self._root), LEASE)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a small object if there is none of that name; of many that try at once, one succeeds.

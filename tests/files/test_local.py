@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from pipeline.errors import UnfitError
-from pipeline.files.local import PARTIAL, create_file, read_regular, replace_file, settle
+from pipeline.files.local import PARTIAL, create_file, read_regular, remove_partial, replace_file, settle
 
 
 def test_reads_within_bounds(tmp_path):
@@ -71,3 +71,12 @@ def test_creates_once(tmp_path):
 def test_what_is_gone_is_settled(tmp_path):
     settle(tmp_path / "gone")
     settle(tmp_path)
+
+
+def test_what_killed_writers_left_is_removed(tmp_path):
+    kept = ["c/0/1", "lease/.3.0123.partial", "c/0/.hidden", "0123.partial"]
+    for name in (*kept, ".manifest.json.0123.partial", "c/0/.1.0123.partial", "c/lease/.1.0123.partial"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    remove_partial(tmp_path, "lease")
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
