@@ -88,19 +88,22 @@ def replace_file(path: Path, parts: Iterable[bytes | memoryview], *, lasting: bo
         partial.unlink(missing_ok=True)
 
 
-def remove_partial(root: Path, but: str) -> None:
+def remove_partial(root: Path, but: str, before: float) -> None:
     """Remove what processes that were killed while they wrote have left.
 
     Args:
-        root: a folder, in which nobody writes but where it is left alone.
-        but: the folder in it that is.
+        root: a folder.
+        but: the folder in it that is left alone.
+        before: when what is removed was written last, in seconds since 1970; what is written now is younger.
     """
     for folder, inside, names in os.walk(root):
         if folder == str(root) and but in inside:
             inside.remove(but)
         for name in names:
             if name.startswith(".") and name.endswith(PARTIAL):
-                Path(folder, name).unlink(missing_ok=True)
+                with suppress(FileNotFoundError):
+                    if os.stat(path := os.path.join(folder, name)).st_mtime < before:
+                        os.unlink(path)
 
 
 def create_file(path: Path, data: bytes) -> None:

@@ -1,6 +1,7 @@
 """A finished Hessian in another format: Parquet files, or one `.npy` file."""
 
 import os
+import time
 import uuid
 from pathlib import Path
 from typing import Literal
@@ -64,7 +65,7 @@ def _to_parquet(hessian: StoredHessian, dest: str | None, endpoint_url: str | No
     manifest, own = hessian.manifest, f"{hessian.url}/{PARQUET}"
     require_room_in_lists(manifest.chunk, manifest.layout.size)
     target = Output(own, endpoint_url) if dest is None else Output(dest, endpoint_for(dest, own, endpoint_url))
-    tiles = manifest.plan.tiles()
+    tiles, begun = manifest.plan.tiles(), time.time()
     target.check_writable()
     there = target.sizes()
     foreign = there.keys() - {file_key(*place) for tile in tiles for place in manifest.places(tile)}
@@ -79,6 +80,7 @@ def _to_parquet(hessian: StoredHessian, dest: str | None, endpoint_url: str | No
             if target.url == own:
                 record_files(hessian.output, manifest, tile, written)
             report.advance(sum(file.bytes for file in written))
+    target.tidy(begun)  # another export may be at work
     return target.url
 
 

@@ -149,7 +149,7 @@ class Attempt:
 
     def _finish(self, word: Mapping[str, Any]) -> None:
         """Mark the output as finished, once all of it would survive a power cut where that is asked for."""
-        self.output.tidy()
+        self.output.tidy(time.time())
         if self.settings.durable:
             self.output.settle()
         self.output.put(SUCCESS, json.dumps(word).encode(), lasting=self.settings.durable)

@@ -122,10 +122,10 @@ class Output:
             for folder in (os.path.dirname(self._root), *(folder for folder, _, _ in folders)):
                 settle(folder)
 
-    def tidy(self) -> None:
-        """Remove what killed writers have left half written on a local disk; the lease is written all the time."""
+    def tidy(self, before: float) -> None:
+        """Remove what writers that were killed before a time left half written on a local disk, but for leases."""
         if self.is_local:
-            remove_partial(Path(self._root), LEASE)
+            remove_partial(Path(self._root), LEASE, before)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a small object if there is none of that name; of many that try at once, one succeeds.

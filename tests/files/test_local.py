@@ -78,5 +78,8 @@ def test_what_killed_writers_left_is_removed(tmp_path):
     for name in (*kept, ".manifest.json.0123.partial", "c/0/.1.0123.partial", "c/lease/.1.0123.partial"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    remove_partial(tmp_path, "lease")
+        os.utime(tmp_path / name, (100, 100))
+    remove_partial(tmp_path, "lease", before=100)
+    assert len(list(tmp_path.rglob("*.partial"))) == 5
+    remove_partial(tmp_path, "lease", before=101)
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
