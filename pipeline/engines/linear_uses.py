@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from pipeline.problem.batches import dense
+
 _LINEAR_ARGUMENTS = ("input", "weight", "bias")
 _CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _EMBEDDING_ARGUMENTS = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
@@ -43,8 +45,7 @@ class Use:
         """The input a, or tokens.  # shape: (samples, positions, inputs) or (samples, positions)."""
         if self.patches is None:
             return self.given.reshape(len(self.given), -1)
-        given = self.given if self.given.layout == torch.strided else self.given.to_dense()
-        return _one_dimension(self.patches(given), 1)
+        return _one_dimension(self.patches(dense(self.given)), 1)
 
     def by_position(self, z: Tensor) -> Tensor:
         """Rearrange what has the shape of z, and dimensions before it.  # shape: (..., samples, positions, outputs)."""

@@ -141,7 +141,7 @@ def unchanged(*models: nn.Module) -> Iterator[None]:
         yield
     finally:
         kept.put_back()
-        for module, parameters, own_buffers, training in modules:
+        for module, parameters, own_buffers, training in modules:  # of all, scripted and lazy ones and large models too
             _put_back(module._parameters, parameters)
             _put_back(module._buffers, own_buffers)
             if module.training != training:

@@ -41,17 +41,22 @@ def explained(error: BaseException, model: nn.Module, doing: str) -> str:
     Returns:
         One line.
     """
-    known = _REMEDIES | REMEDIES
-    advice = next((advice for part, advice in known.items() if part in str(error)), "")
-    if advice == _TYPES and "in float32" in doing:
-        advice = "some of it is float64: take dtype=float64"
-    if isinstance(error, AssertionError) and "in float64" in doing and not advice:
-        advice = "this package evaluates in float64 too, to prove what it computes: a check of types is to let it pass"
+    advice = _advice(error, doing)
     remedy = f"; {advice}" if advice else ""
     return (
         f"model or loss: evaluating them raised {in_words(error)}{raising_module(model, error)}{raising_line(error)} "
         f"({doing}){remedy}"
     )
+
+
+def _advice(error: BaseException, doing: str) -> str:
+    """Say what helps, where that is known."""
+    advice = next((advice for part, advice in (_REMEDIES | REMEDIES).items() if part in str(error)), "")
+    if advice == _TYPES and "in float32" in doing:
+        return "some of it is float64: take dtype=float64"
+    if not advice and isinstance(error, AssertionError) and "in float64" in doing:
+        return "this package evaluates in float64 too, to prove what it computes: a check of types is to let it pass"
+    return advice
 
 
 def raising_module(model: nn.Module, error: BaseException) -> str:

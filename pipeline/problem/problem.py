@@ -34,6 +34,7 @@ from pipeline.problem.batches import (
 from pipeline.problem.contexts import unchanged
 from pipeline.problem.criteria import Objective, Term, criterion_of
 from pipeline.problem.explain import explained
+from pipeline.problem.first_look import Seen, first_look
 from pipeline.problem.kept import put_back
 from pipeline.problem.lifting import evaluated_in
 from pipeline.problem.losses import Reduction, SumAndWeight
@@ -41,7 +42,6 @@ from pipeline.problem.modules import evaluate_at, holding, slots_of, uncast, unw
 from pipeline.problem.read_once import ReadOnce
 from pipeline.problem.reading import recognise
 from pipeline.problem.selection import check_finite, constants_of, require_ready, select
-from pipeline.problem.written_out import Seen, found_in
 
 
 class Problem:
@@ -242,7 +242,7 @@ class Problem:
         """Operations without a right double backward in torch, which are written out; None for all that there are."""
         if not self._seen:
             evaluate = partial(self.loss_sum, None)
-            self._seen.append(found_in(self.modules, evaluate, self.batches, may_cut=self.separable))
+            self._seen.append(first_look(self.modules, evaluate, self.batches, may_cut=self.separable))
         return self._seen[0].written_out
 
     def place(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> "PlacedProblem":

@@ -6,25 +6,16 @@ Each function in `PLAIN` has, in torch, no double backward; or a wrong one (weig
 `plain_forms.py`, `plain_losses.py` and `plain_special.py` in their places. `REMEDIES` is for what has no such form.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn, special
+from torch import Tensor, special
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
-from pipeline.errors import ProblemError
 from pipeline.problem import plain_forms, plain_losses, plain_special
-from pipeline.problem.batches import Batch, copied, is_cuttable, take
-from pipeline.problem.contexts import on_copies
-from pipeline.problem.kept import Kept
 from pipeline.problem.modes import within
-
-FEW = 4  # samples, in which it is looked for what to write out,
-MANY = 1024  # and, without a graph, what only a larger batch leaves
 
 
 class Plain(NamedTuple):
@@ -127,63 +118,6 @@ class WrittenOut(TorchFunctionMode):
             return found
         self.assigned |= func == _ASSIGN
         return within(self, func, args, kwargs)
-
-
-class Seen(NamedTuple):
-    """What the first evaluations of a loss showed.
-
-    Attributes:
-        written_out: names of operations that are; None where one evaluation raises, which it does again where that can
-            be explained.
-        leaves: whether the model then holds what it did not before, and another evaluation may read.
-        assigns: whether `.data` of some tensor is assigned.
-        writes: whether the data are written into.
-    """
-
-    written_out: frozenset[str] | None = None
-    leaves: bool = False
-    assigns: bool = False
-    writes: bool = False
-
-
-def found_in(
-    modules: Sequence[nn.Module], evaluate: Callable[[Batch], object], batches: Sequence[Batch], *, may_cut: bool
-) -> Seen:
-    """Look at what a loss does, by evaluating a few samples of the first and the last batch.
-
-    Args:
-        modules: the model, and others that the loss holds.
-        evaluate: evaluates a batch.
-        batches: all data.
-        may_cut: whether some samples of a batch are one.
-
-    Returns:
-        What was seen.
-
-    Raises:
-        ProblemError: the model makes parameters of its own in a forward pass.
-    """
-    ends = [batches[0], batches[-1]]
-
-    def some(count: int) -> list[Batch]:
-        return [copied(take(b, slice(0, count)) if may_cut and is_cuttable(b) else b) for b in ends]
-
-    model = modules[0]
-    parameters = {name for name, _ in model.named_parameters()}
-    with on_copies(*modules), WrittenOut() as mode:
-        kept, names = Kept(*modules), None
-        few: list[Batch] = []
-        with suppress(Exception):
-            for batch in (few := [*some(1), *some(FEW)]):
-                evaluate(batch)
-            names = frozenset(mode.replaced)
-        with suppress(Exception), torch.no_grad():
-            for batch in some(MANY):
-                evaluate(batch)
-        if made := [name for name, _ in model.named_parameters() if name not in parameters]:
-            raise ProblemError(f"model: `{made[0]}` is made by the first forward pass: call model(inputs) once before")
-        written = any(leaf._version for leaf in tree_leaves(few) if isinstance(leaf, Tensor))
-        return Seen(names, not kept.is_as_it_was(), mode.assigned, written)
 
 
 def _written(plain: Plain, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,7 +175,7 @@ def faults_of(deed, place, known, moment):
         ]
         return faults, ended
     finally:
-        subprocess.run(["rm", "-rf", str(folder)], check=True)
+        shutil.rmtree(folder)
 
 
 def tried(name, count, draw, place):
@@ -183,7 +184,7 @@ def tried(name, count, draw, place):
     deed.prepare(folder)
     seconds = finished(deed.words(folder))
     known = content(folder)
-    subprocess.run(["rm", "-rf", str(folder)], check=True)
+    shutil.rmtree(folder)
     moments = [draw.uniform(0, seconds) for _ in range(count)]
     faults, late = [], 0
     for number, moment in enumerate(moments):
