@@ -16,7 +16,7 @@ from torch.func import debug_unwrap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pipeline.problem.batches import Batch, digest
-from pipeline.problem.contexts import random_state
+from pipeline.problem.contexts import random_digest
 from pipeline.problem.explain import place
 from pipeline.problem.problem import PlacedProblem
 
@@ -115,11 +115,11 @@ def _calls(placed: PlacedProblem, batch: Batch) -> list[_Call]:
     states: list[str] = []
 
     def enter(*_: Any) -> None:
-        states.append(digest(random_state()))
+        states.append(random_digest())
 
     def leave(path: str) -> _Hook:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            drew = digest(random_state()) != states.pop()
+            drew = random_digest() != states.pop()
             if not _is_transformed((args, kwargs, output)):
                 calls.append(_Call(path, module, _frozen(args), _frozen(kwargs), _frozen(output), drew))
 

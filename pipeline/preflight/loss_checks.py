@@ -23,7 +23,7 @@ from pipeline.preflight.diagnosis import (
 )
 from pipeline.preflight.trial_point import two_parts
 from pipeline.problem.batches import Batch, digest, is_cuttable, nan_report, sample_count, take
-from pipeline.problem.contexts import random_state, unchanged
+from pipeline.problem.contexts import random_digest, unchanged
 from pipeline.problem.double_backward import gradient_sum, require_finite
 from pipeline.problem.problem import PlacedProblem
 from pipeline.problem.written_out import REMEDIES
@@ -67,7 +67,7 @@ def _check_passes(placed: PlacedProblem, own: dict[str, nn.Parameter], batch: Ba
         value, _ = placed.loss_sum(None, batch)
         values.append(float(value.detach()))
         gradients.append(gradient_sum(value, own))
-        states.add(digest(random_state()))
+        states.add(random_digest())
     if not np.isfinite(values).all():
         raise ProblemError(_not_finite(batch, values[0]))
     try:

@@ -1,5 +1,6 @@
 """What is set around every evaluation, and put back: exact kernels, and the user's model as it was."""
 
+import hashlib
 import random
 import sys
 from collections.abc import Iterator
@@ -194,6 +195,15 @@ def random_state() -> dict[str, Any]:
     """Return the state of the generators a model may draw from: torch's, CUDA's, NumPy's and Python's."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": np.random.get_state(), "python": random.getstate()}
+
+
+def random_digest() -> str:
+    """Return a hash of that state."""
+    state = random_state()
+    tensors = b"".join(part.numpy().tobytes() for part in (state["torch"], *state["cuda"]))
+    _, keys, *place = state["numpy"]
+    # Their numbers as leaves of a pytree would take milliseconds, at each call of a module.
+    return hashlib.sha256(tensors + keys.tobytes() + repr((place, state["python"])).encode()).hexdigest()
 
 
 def _set_random_state(state: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ def test_few_directions_matter():
     assert middling < 1e-4 * stiff
 
 
+@pytest.mark.full("trains a net, and takes its top eigenvalues")
 def test_sharpness_rises_to_two_over_the_rate():
     found = run("sharpness")
     sharpness, edge = found["sharpness"], 2 / found["RATE"]

@@ -127,7 +127,7 @@ MORE = pytest.mark.full("a page each")
         pytest.param(
             b'{"ok": false, "chunks": 3, "method": "double backward", "block_error": Infinity}', FAILED, marks=MORE
         ),
-        (b'{"ok": false, "chunks": 3, "faults": ["c/0/0 is \\u001b[31m<b>"]}', FAILED),
+        pytest.param(b'{"ok": false, "chunks": 3, "faults": ["c/0/0 is \\u001b[31m<b>"]}', FAILED, marks=MORE),
     ],
 )
 def test_what_is_not_proven_is_said_so(proof, banner):

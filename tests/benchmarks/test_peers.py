@@ -362,7 +362,9 @@ BACKPACK = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BACKPACK)
+@pytest.mark.parametrize(
+    "name", [name if k % 3 == 0 else pytest.param(name, marks=pytest.mark.long) for k, name in enumerate(BACKPACK)]
+)
 def test_backpack(name):
     check(*build(*BACKPACK[name]), bars=(("float64", 1e-9, 16), ("float32", 1e-5, FLOAT32)))
 

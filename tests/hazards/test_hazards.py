@@ -142,7 +142,8 @@ def assert_right_or_refused(name, device, dtype="float64"):
     assert after == before
 
 
-EVERY = 8  # hazard is of the default tier, and the first of every kind
+EVERY = 9  # hazard is of the default tier, and the first of every kind
+LONG = 3  # every third of the others is left to .ci/long
 SLOW = [name for name in HAZARDS if "checkpoint" in name]  # row by row, and all before each once more
 FIRST = {make.kind: name for name, make in reversed(HAZARDS.items()) if name not in SLOW}.values()
 
@@ -151,8 +152,9 @@ def tier(place, name):
     """The marks of a hazard: one of those that are slow stands for the others."""
     if name in SLOW[1:]:
         return [pytest.mark.long]
-    is_default = (place % EVERY == 0 and name not in SLOW) or name in FIRST
-    return [] if is_default else [pytest.mark.full("one of seven hundred")]
+    if (place % EVERY == 0 and name not in SLOW) or name in FIRST:
+        return []
+    return [pytest.mark.long if place % LONG == 1 else pytest.mark.full("one of seven hundred")]
 
 
 TIERED = [pytest.param(name, marks=tier(place, name)) for place, name in enumerate(HAZARDS)]
@@ -166,10 +168,16 @@ def test_right_or_refused(name, device):
     assert_right_or_refused(name, device)
 
 
-@pytest.mark.full("a hundred hazards once more")
+SINGLE_KINDS = {"zero diagonals", "float32 written in", "surroundings"}
+
+
+@pytest.mark.full("hazards once more")
 @pytest.mark.parametrize(
     "name",
-    [name for name, make in HAZARDS.items() if make.kind in {"zero diagonals", "float32 written in", "surroundings"}],
+    [
+        name if place % 2 == 0 else pytest.param(name, marks=pytest.mark.long)
+        for place, name in enumerate(name for name, make in HAZARDS.items() if make.kind in SINGLE_KINDS)
+    ],
 )
 def test_right_or_refused_in_single_precision(name):
     assert_right_or_refused(name, "cpu", "float32")

@@ -28,6 +28,7 @@ def cpu_seconds(**said):
     )
 
 
+@pytest.mark.full("imports torch in processes of their own")
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a second thread spins on a core of its own")
 def test_a_thread_that_waits_leaves_its_core_to_others_unless_the_environment_says_no():
     spinning = cpu_seconds(OMP_WAIT_POLICY="active")

@@ -1,12 +1,14 @@
 """What is set around evaluations is put back, and so is what they do to models."""
 
+import random
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pipeline.problem.contexts import exact_kernels, on_copies, unchanged
+from pipeline.problem.contexts import exact_kernels, on_copies, random_digest, unchanged
 
 
 def with_grads():
@@ -64,3 +66,11 @@ def test_nothing_is_compiled_meanwhile(monkeypatch):
         assert torch.compile(len) is len
         assert torch.compile(mode="default")(len) is len
     assert torch.compile is compiled
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(1), lambda: np.random.random(), random.random])
+def test_a_number_that_is_drawn_shows(draw):
+    before = random_digest()
+    assert random_digest() == before
+    draw()
+    assert random_digest() != before

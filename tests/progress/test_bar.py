@@ -27,10 +27,12 @@ def test_a_terminal_is_told():
     assert steps == sorted(steps), shown
 
 
+@pytest.mark.full("a process each")
 def test_nobody_is_told_who_does_not_want_to_be():
     assert shown_on_a_terminal([sys.executable, "-c", CALL.format(", progress=False")]) == (0, "")
 
 
+@pytest.mark.full("a process each")
 def test_a_pipe_is_not_told():
     done = subprocess.run([sys.executable, "-c", CALL.format("")], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -78,7 +78,7 @@ def hessian(*arguments):
 @pytest.mark.parametrize(
     "name",
     [
-        name if k % 5 == 0 else pytest.param(name, marks=pytest.mark.full("a process each"))
+        name if k % 10 == 0 else pytest.param(name, marks=pytest.mark.full("a process each"))
         for k, name in enumerate(CASES)
     ],
 )
