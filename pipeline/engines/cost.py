@@ -20,6 +20,7 @@ from pipeline.problem.contexts import exact_kernels
 from pipeline.problem.problem import PlacedProblem
 
 PROBE_SAMPLES = 1024  # at most, of what is timed
+SHARED_SAMPLES = 2  # of a call that computes all rows at once, which with more samples would take as long as the run
 PROBE_BYTES = 2**30  # of the rows that are computed
 
 
@@ -62,6 +63,11 @@ class Segment:
             found = known[parameter.name]
             return cls(parameter, cols, engine, found.units, found.unit_rows, found.positions == 1, found.weight)
         return cls(parameter, cols, engine, parameter.size, 1)
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether a call for one unit takes as long as for all, since all have the same rows: of an embedding."""
+        return self.units > 1 and self.unit_rows == self.parameter.size
 
     def rows(self, row_group: int) -> int:
         """Return the rows that are treated at a time."""

@@ -14,6 +14,7 @@ from pipeline.problem.finite_differences import agreeing, fourth_order
 from pipeline.problem.problem import PlacedProblem
 
 TOLERANCE = 1e-6  # relative, where steps agree to a tenth of it; else ten times their gap
+CONFIRMED = 1e-9  # relative error of autograd against a single step, which no accident brings about
 INCONCLUSIVE = 1e-4  # relative gap between steps beyond which they prove nothing
 LOSS_ROUNDING = 1e-4  # of the loss, in units of the tolerance: its last bits over a step
 GRADIENT_ROUNDING = 1e-5  # of the gradient, likewise
@@ -116,9 +117,14 @@ def _slope(placed: PlacedProblem, vector: Vector, loss: float, gradient: Vector)
     """Return the error of a slope, the gap between the steps that tell, and the slope by the gradient and by them."""
     slope, steepness = float(gradient @ vector), float(np.linalg.norm(gradient * vector))
     least = steepness + LOSS_ROUNDING * abs(loss)
+
+    def error(change: float) -> float:
+        return abs(slope - change) / (abs(change) + least or 1.0)
+
     found = agreeing(
         lambda step: [fourth_order(lambda t: np.array([_loss(moved(placed, t * vector))]), step)],
         lambda parts: [float(np.abs(parts[0]).max()) + least or 1.0],
+        is_enough=lambda parts: error(float(parts[0][0])) <= CONFIRMED and loss != 0.0,
     )
     change = float(found.values[0][0])
     if loss == change == 0.0 < steepness < UNSEEN:
@@ -127,7 +133,7 @@ def _slope(placed: PlacedProblem, vector: Vector, loss: float, gradient: Vector)
             "leaves of a loss that is fitted (a softmax of outputs that are 100 apart, say), of which rounding decides "
             "the second derivatives. Take weights of an earlier step of training"
         )
-    return abs(slope - change) / (abs(change) + least or 1.0), found.gap, slope, change
+    return error(change), found.gap, slope, change
 
 
 def second_error(placed: PlacedProblem, vector: Vector, scales: Vector) -> Second | None:
@@ -141,31 +147,38 @@ def second_error(placed: PlacedProblem, vector: Vector, scales: Vector) -> Secon
     Returns:
         What was found; None where no three steps of the differences agree.
     """
-    parts, gap = _differenced(placed, vector, scales)
-    if gap > INCONCLUSIVE:
-        return None
+    sizes, seen, raised = _sizes(placed, scales), [np.inf], ""
+    truth: list[Vector] = []
     try:
         product = hessian_vector_products(placed, vector[None], 1.0)[0] / scales
+        truth = [product[p.place] for p in placed.layout]
     except (RuntimeError, NotImplementedError) as error:
-        return Second(1.0, placed.layout.names[0], is_right=False, reason=f"raised {in_words(error)}")
-    truth = [product[p.place] for p in placed.layout]
-    errors = {
-        p.name: float(np.nan_to_num(np.abs(a - b), nan=np.inf).max(initial=0.0)) / scale
-        for p, a, b, scale in zip(placed.layout, truth, parts, _sizes(placed, scales)(parts), strict=True)
-    }
-    row = max(errors, key=lambda name: errors[name])
-    return Second(errors[row], row, is_right=errors[row] <= max(TOLERANCE, 10 * gap))
+        raised = in_words(error)
+
+    def errors(parts: list[Vector]) -> list[float]:
+        gaps = [np.nan_to_num(np.abs(a - b), nan=np.inf) for a, b in zip(truth, parts, strict=True)]
+        return [float(gap.max(initial=0.0)) / size for gap, size in zip(gaps, sizes(parts), strict=True)]
+
+    def is_enough(parts: list[Vector]) -> bool:
+        """Confirmed, or right and not getting better: from the kinks of a ReLU on, rounding grows with each step."""
+        if raised:
+            return False
+        seen.append(max(errors(parts)))
+        return seen[-1] <= CONFIRMED or min(seen[:-1]) <= min(TOLERANCE, seen[-1])
+
+    found = agreeing(lambda step: _differenced(placed, vector, scales, step), sizes, is_enough=is_enough)
+    if found.gap > INCONCLUSIVE:
+        return None
+    if raised:
+        return Second(1.0, placed.layout.names[0], is_right=False, reason=f"raised {raised}")
+    worst = max(range(len(truth)), key=(each := errors(found.values)).__getitem__)
+    return Second(each[worst], placed.layout.names[worst], is_right=each[worst] <= max(TOLERANCE, 10 * found.gap))
 
 
-def _differenced(placed: PlacedProblem, vector: Vector, scales: Vector) -> tuple[list[Vector], float]:
-    """Differentiate the scaled gradient along a direction; give it by row parameter, and the gap between steps."""
-
-    def parts(step: float) -> list[Vector]:
-        change = fourth_order(lambda t: _loss_and_gradient(moved(placed, t * vector))[1], step) / scales
-        return [change[p.place] for p in placed.layout]
-
-    found = agreeing(parts, _sizes(placed, scales))
-    return found.values, found.gap
+def _differenced(placed: PlacedProblem, vector: Vector, scales: Vector, step: float) -> list[Vector]:
+    """Differentiate the scaled gradient along a direction, by one step; give it by row parameter."""
+    change = fourth_order(lambda t: _loss_and_gradient(moved(placed, t * vector))[1], step) / scales
+    return [change[p.place] for p in placed.layout]
 
 
 def _sizes(placed: PlacedProblem, scales: Vector) -> Callable[[list[Vector]], list[float]]:

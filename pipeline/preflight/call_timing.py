@@ -64,6 +64,8 @@ def time_calls(
             timings[segment.parameter.name] = timings[segment.leader]
             continue
         size, cost = sizes[segment.engine], costs[segment.parameter.name]
+        if cost.seconds_per_row * size.microbatch * segment.unit_rows > allowed / CALLS:
+            continue  # not even its shortest call has room; what was measured with fewer samples has to do
         with suppress(torch.OutOfMemoryError):  # a worker will take a smaller group; what was measured has to do
             timings[segment.parameter.name] = _timing(placed, segment, size, cost, spans, allowed / CALLS)
     return timings

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pipeline.engines.cost import Segment, measure
+from pipeline.engines.cost import SHARED_SAMPLES, Segment, measure
 from pipeline.engines.stages import Application
 from pipeline.planning.engine_traits import TRAITS
 from pipeline.planning.verdict import ParameterVerdict, PreflightVerdict
@@ -56,7 +56,8 @@ def _seconds(placed: PlacedProblem, name: str, engine: str, known: Mapping[str, 
     """Measure an engine per row and sample, against all columns from the diagonal on, as time and memory allow."""
     parameter, habit = placed.layout[name], TRAITS[engine].habit
     segment = Segment.of(parameter, range(parameter.offset, placed.layout.size), engine, known)
-    samples, rows, largest = FEW_SAMPLES, habit.first_rows, habit.bytes[placed.device.type] // 4
+    samples, rows = SHARED_SAMPLES if segment.shares_rows else FEW_SAMPLES, habit.first_rows
+    largest = habit.bytes[placed.device.type] // 4
     while True:
         # A busy machine must not decide: on a CPU its own seconds count.
         start = time.process_time()

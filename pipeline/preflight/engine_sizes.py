@@ -20,6 +20,8 @@ from pipeline.problem.problem import PlacedProblem
 
 PROBE_SECONDS = 5.0  # at most, of calls that are measured at the sizes chosen,
 PROBE_SHARE, LEAST_SECONDS = 0.01, 0.02  # and no more than this share of what all rows take, but always as much
+CALL_SECONDS = 0.5  # of a call, beyond which it has fewer rows, and else samples, than the run's
+LEAST_SIZE = 2  # rows and samples of the first call of all, which tells whether the usual ones take too long
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,9 @@ class _Chooser:
         samples = math.ceil(fixed / math.ceil(fixed / samples))  # as few micro-batches, of one size
         while True:
             try:
-                costs = self._costs(samples, rows)
+                costs = self._costs(samples, rows, model.row_seconds)
                 peak, widest = max(cost.peak_bytes for cost in costs.values()), costs[self._widest.parameter.name]
-                if samples > PROBE_SAMPLES or widest.rows < self._widest.rows(rows):
+                if samples > widest.samples or widest.rows < self._widest.rows(rows):
                     # Less was measured than is going to be asked for, of which bytes are at most in proportion.
                     more = max(samples / widest.samples, 1.0) * max(self._widest.rows(rows) / widest.rows, 1.0)
                     peak = max(peak, min(model.bytes(rows, samples), int(more * widest.peak_bytes)))
@@ -123,11 +125,20 @@ class _Chooser:
                     "`chunk`, `tile`, `row_group` or `microbatch`"
                 )
 
-    def _costs(self, samples: int, row_group: int) -> dict[str, Measured]:
-        """Measure the row parameters for a few seconds, the rest is taken as their mean."""
+    def _costs(self, samples: int, row_group: int, row_seconds: float) -> dict[str, Measured]:
+        """Measure the row parameters for a few seconds, the rest is taken as their mean.
+
+        Args:
+            samples: in a micro-batch.
+            row_group: rows at a time.
+            row_seconds: of a row and sample, about.
+
+        Returns:
+            By name.
+        """
         # The widest is always measured: it needs the most memory. Then those with the most rows.
         costs: dict[str, Measured] = {}
-        spent = 0.0
+        spent, each = 0.0, row_seconds
         rows, all_samples = sum(s.parameter.size for s in self._segments), self._placed.problem.sample_count
         for segment in sorted(self._segments, key=lambda s: (s is not self._widest, -s.parameter.size)):
             if costs:
@@ -137,29 +148,42 @@ class _Chooser:
             if segment.leader in costs:  # a bias, whose weight's calls do for both
                 costs[segment.parameter.name] = costs[segment.leader]
                 continue
-            cost = measure(self._placed, segment, min(samples, PROBE_SAMPLES), row_group, counted=True)
+            some, group = _affordable(segment, min(samples, PROBE_SAMPLES), row_group, each)
+            cost = measure(self._placed, segment, some, group, counted=True)
             costs[segment.parameter.name] = cost
             spent += cost.seconds
         known = list(costs.values())
         mean = Measured(
             sum(c.rows for c in known),
             sum(c.work for c in known),
-            known[0].samples,
-            sum(c.seconds for c in known),
-            sum(c.flops for c in known),
+            samples,
+            float(sum(c.seconds * samples / c.samples for c in known)),
+            int(sum(c.flops * samples / c.samples for c in known)),
             max(c.peak_bytes for c in known),
         )
         return {s.parameter.name: costs.get(s.parameter.name, mean) for s in self._segments}
 
 
+def _affordable(segment: Segment, samples: int, row_group: int, row_seconds: float) -> tuple[int, int]:
+    """Return samples and rows of a call that takes no more than `CALL_SECONDS` or so, or the least there is."""
+    each = row_seconds * segment.unit_rows
+    group = max(1, min(row_group, int(CALL_SECONDS / (each * samples))))
+    return max(min(LEAST_SIZE, samples), min(samples, int(CALL_SECONDS / (each * group)))), group
+
+
 @dataclass(frozen=True)
 class _BytesModel:
-    """Bytes of an engine's call: fixed + rows x per_row + samples x (per_sample + rows x slope)."""
+    """Bytes of an engine's call: fixed + rows x per_row + samples x (per_sample + rows x slope).
+
+    Attributes:
+        row_seconds: that a row and sample took, at last.
+    """
 
     fixed: float
     per_row: float
     per_sample: float
     slope: float
+    row_seconds: float
 
     @classmethod
     def fit(
@@ -178,9 +202,13 @@ class _BytesModel:
         Returns:
             The model; where all fits if bytes grew with both as much as they can, that.
         """
-        few, first = max(1, min(habit.first_samples, largest // 2)), habit.first_rows
+        few, first = max(1, min(LEAST_SIZE, largest // 2)), min(LEAST_SIZE, habit.first_rows)
         a = measure(placed, segment, few, first)
-        grown = cls(0.0, 0.0, 0.0, a.peak_bytes / few / min(first, segment.units))
+        usual = max(1, min(habit.first_samples, largest // 2)), habit.first_rows
+        if a.seconds_per_row * usual[0] * segment.rows(usual[1]) < CALL_SECONDS:
+            few, first = usual
+            a = measure(placed, segment, few, first)
+        grown = cls(0.0, 0.0, 0.0, a.peak_bytes / few / min(first, segment.units), a.seconds_per_row)
         if grown.bytes(min(rows, segment.units), largest) <= room:
             return grown
         return cls._fitted(placed, segment, (few, min(2 * few, largest)), first, a)
@@ -201,7 +229,7 @@ class _BytesModel:
         per_row = max((c.peak_bytes - a.peak_bytes) / more - few * slope, 0.0)
         per_sample = max((b.peak_bytes - a.peak_bytes) / step - first * slope, 0.0)
         fixed = max(a.peak_bytes - first * per_row - few * (per_sample + first * slope), 0.0)
-        return cls(fixed, per_row, per_sample, slope)
+        return cls(fixed, per_row, per_sample, slope, d.seconds_per_row)
 
     def bytes(self, rows: int, samples: int) -> int:
         """Return the bytes of a call."""

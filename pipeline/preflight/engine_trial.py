@@ -1,5 +1,6 @@
 """Engines against plain double backward, on rows of every parameter: the first that is right is taken."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,7 @@ from pipeline.problem.scales import Yardstick, directions
 MANY = 8  # parameters, from which on of each
 FEW_ROWS = 8  # are given to an engine, and else
 ROWS = 32
+SLOW_SECONDS, SLOW_ROWS = 0.1, 4  # of one product in float64, beyond which so many have to do
 UNITS, MOST_ROWS = 2, 256  # of a weight, whole, where they are not more rows than this
 ROW_BYTES = 64 * 2**20  # that these may take
 TRUTH_BYTES = 256 * 2**20  # of products by plain double backward that are held
@@ -81,7 +83,10 @@ class Trial:
         self._scales, self._rounding = measure.scales, measure.rounding
         self._by_differences = by_differences
         self._random = np.random.default_rng(0)
+        start = time.process_time()  # a busy machine must not decide
         active = np.abs(self._truth(measure.directions(self._random, 1))[0]) / self._scales
+        is_slow = time.process_time() - start > SLOW_SECONDS
+        self._most_rows = SLOW_ROWS if is_slow else FEW_ROWS if len(self._layout) > MANY else ROWS
         self._top = float(active.max())
         self._active, self._known, self._candidates = active, known, candidates
         self._picked: dict[tuple[str, bool], _Picked] = {}
@@ -96,8 +101,7 @@ class Trial:
     def _rows(self, p: Parameter, *, units: bool) -> "_Picked":
         """Choose rows of a parameter, and combinations of them: whole units, or a few rows."""
         if (p.name, units) not in self._picked:
-            many = len(self._layout) > MANY
-            runs = self._units(p, many=many) if units else [self._around(p, FEW_ROWS if many else ROWS // 2)]
+            runs = self._units(p) if units else [self._around(p, min(self._most_rows, ROWS // 2))]
             rows = [row for run in runs for row in run]
             mixing = np.stack([directions(self._random, self._scales[rows]) for _ in range(DIRECTIONS)])
             self._picked[p.name, units] = _Picked(runs, rows, mixing)
@@ -110,15 +114,15 @@ class Trial:
         first = max(0, min(top - int(self._random.integers(count)), p.size - count))
         return p.span[first : first + count]
 
-    def _units(self, p: Parameter, *, many: bool) -> list[range]:
+    def _units(self, p: Parameter) -> list[range]:
         """Choose whole units of a weight around the largest curvature, and a few rows anywhere: parts of units."""
-        anywhere = self._around(p, FEW_ROWS if many else ROWS)
+        anywhere = self._around(p, self._most_rows)
         room, unit = ROW_BYTES // (8 * self._layout.size), p.size // p.shape[0] if len(p.shape) == 2 else p.size
         if UNITS * unit > min(p.size, room, MOST_ROWS):
             return [anywhere]
         start = min(int(self._active[p.place].argmax()) // unit * unit, p.size - UNITS * unit)
         whole = p.span[start : start + UNITS * unit]
-        if many or len(whole) == p.size:
+        if self._most_rows < ROWS or len(whole) == p.size:
             return [whole]
         start = p.offset + int(self._random.integers(p.size - len(anywhere) + 1))
         first, second = sorted([whole, range(start, start + len(anywhere))], key=lambda run: run.start)

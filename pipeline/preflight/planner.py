@@ -17,7 +17,7 @@ from pipeline.engines.cost import PROBE_SAMPLES, Segment, torch_threads
 from pipeline.engines.registry import ENGINES, Part, add_batch, applications
 from pipeline.engines.stages import Application
 from pipeline.errors import BlockError
-from pipeline.planning.costs import AroundTiles, Finishing
+from pipeline.planning.costs import AroundTiles, Finishing, Measured
 from pipeline.planning.evaluation import LossAndGradient
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import CPU_START_SECONDS, GPU_START_SECONDS
@@ -57,7 +57,8 @@ from pipeline.storage.chunk_formats import store_chunk
 from pipeline.storage.output import Output
 from pipeline.storage.zarr_store import MatrixStore
 
-FEW_SAMPLES = 8  # from which a chunk is computed that is like those of the run
+FEW_SAMPLES = 8  # from which a chunk is computed that is like those of the run,
+CHUNK_SECONDS = 0.25  # in about that time: where it takes longer, from fewer rows
 
 
 def fingerprint(problem: Problem, at: LossAndGradient) -> Fingerprint:
@@ -160,7 +161,7 @@ class _Planning:
         beside = _beside(self.settings, self.staff)
         with self.as_workers(), unchanged(*self.problem.modules), rivals(beside, measure):
             timings = measure()
-            finishing = _finishing(manifest, self.placed, self.at)
+            finishing = _finishing(manifest, self.placed, self.at, probed.costs)
         selected = set(self.layout.names)
         return JobPlan(
             manifest=manifest,
@@ -253,7 +254,9 @@ def _beside(settings: Settings, staff: Staff) -> int:
     return min(staff.beside, len(os.sched_getaffinity(0)) // settings.cpus_per_worker) - 1
 
 
-def _finishing(manifest: Manifest, placed: PlacedProblem, at: LossAndGradient) -> Finishing:
+def _finishing(
+    manifest: Manifest, placed: PlacedProblem, at: LossAndGradient, costs: Mapping[str, Measured]
+) -> Finishing:
     """Compute a chunk from a few samples, and time what a worker does with it."""
     tiling = manifest.plan
     tile = tiling.tiles()[len(tiling.tiles()) // 2]
@@ -267,7 +270,12 @@ def _finishing(manifest: Manifest, placed: PlacedProblem, at: LossAndGradient) -
             if right:
                 engine = manifest.engines[p.name]
                 part = out[segment.start - rows.start : segment.stop - rows.start, right.start - cols.start :]
-                add_batch(engine, placed, manifest.sizes[engine].row_group, batch, [Part(segment, right, part)])
+                affordable = CHUNK_SECONDS * len(segment) / len(rows) / (FEW_SAMPLES * costs[p.name].seconds_per_row)
+                some = segment[: max(1, int(affordable))]
+                add_batch(
+                    engine, placed, manifest.sizes[engine].row_group, batch, [Part(some, right, part[: len(some)])]
+                )
+                _fill(part, len(some))
     with np.errstate(over="ignore"):  # what the stored type cannot hold is refused with its name, by a worker
         values = out.cpu().numpy().astype(manifest.store_dtype)
     with tempfile.TemporaryDirectory(prefix="hessian-") as folder:
@@ -278,6 +286,13 @@ def _finishing(manifest: Manifest, placed: PlacedProblem, at: LossAndGradient) -
             writing = seconds_of(lambda: putter.submit(put).result())
     passes = seconds_of(lambda: bool(out.zero_().div_(2).sum().isfinite()))
     return Finishing(passes / out.numel(), writing / len(manifest.images(i, j)))
+
+
+def _fill(part: torch.Tensor, computed: int) -> None:
+    """Fill rows with those that were computed, each times a number of its own: to a codec they are as new."""
+    for start in range(computed, len(part), computed):
+        here = part[start : start + computed]
+        torch.mul(part[: len(here)], torch.linspace(0.5, 1.5, len(here), device=part.device)[:, None] + start, out=here)
 
 
 def versions() -> dict[str, str]:

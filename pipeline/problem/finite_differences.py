@@ -37,6 +37,7 @@ def agreeing(
     pieces: Callable[[float], list[Vector]],
     scales: Callable[[list[Vector]], list[float]],
     largest: float = max(STEPS),
+    is_enough: Callable[[list[Vector]], bool] = lambda _: False,
 ) -> Differences:
     """Try steps until three neighbours agree; two may agree by accident where there is noise.
 
@@ -44,6 +45,7 @@ def agreeing(
         pieces: the derivative by one step, in pieces that are judged apart: one may need other steps than another.
         scales: of the pieces of a derivative; a gap counts relative to its piece's.
         largest: step that is tried: far away, steps may agree on something else.
+        is_enough: asked of each step's derivative, whether it tells by itself, by what it is held against.
 
     Returns:
         Of each piece the value at the middle one of the three steps that agree best. Whether that is enough is the
@@ -53,6 +55,8 @@ def agreeing(
     best = Differences([], [])
     for step in (s for s in STEPS if s <= largest):
         tried[step] = pieces(step)
+        if is_enough(tried[step]):
+            return Differences(tried[step], [0.0] * len(tried[step]))
         steps = sorted(tried)
         for window in zip(steps, steps[1:], steps[2:], strict=False):
             middle = tried[window[1]]

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from pipeline import Problem, ProblemError, compute_hessian
+from pipeline.preflight import autograd_checks
 from pipeline.preflight.autograd_checks import second_error, slope_error, slope_errors
 from pipeline.preflight.diagnosis import wrong_module
 
@@ -70,6 +71,19 @@ def test_right_derivatives():
         found = second_error(at, vector, np.ones(at.layout.size))
         assert found.is_right
         assert found.error < 1e-6
+
+
+@pytest.mark.parametrize(("activation", "steps"), [(nn.Tanh(), 1), (nn.LeakyReLU(0.3), 2)])
+def test_a_step_that_confirms_is_the_last(monkeypatch, activation, steps):
+    """Of LeakyReLU the first may lie beyond a kink; it would take three that agree, four evaluations each."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 8), activation, nn.Linear(8, 1))
+    at = Problem(model, nn.MSELoss(), (X, X[:, :1])).place(torch.float64)
+    asked, evaluate = [], autograd_checks._loss_and_gradient
+    monkeypatch.setattr(autograd_checks, "_loss_and_gradient", lambda placed: asked.append(1) or evaluate(placed))
+    vector = sum(directions(at).values())
+    assert second_error(at, vector / np.linalg.norm(vector), np.ones(at.layout.size)).is_right
+    assert len(asked) <= 1 + 4 * steps
 
 
 def test_a_wrong_gradient_is_traced_to_parameter_and_module():
