@@ -16,8 +16,6 @@ from pipeline.problem.problem import PlacedProblem
 ByPlace = dict[int, Tensor]
 _PullBack = Callable[[range], tuple[ByPlace, ByPlace]]
 
-FEWER = 2  # times, directions than weights, from which on a layer at positions is worth its products
-
 
 class NotFactoredError(NotImplementedError):
     """A parameter is not used as the factored engine needs it."""
@@ -158,11 +156,7 @@ class Stages:
         return Application(self.positions(name), units, unit_rows, uses[0].weight or name)
 
     def require_fewer_directions(self, name: str) -> None:
-        """Refuse rows of a layer at positions whose directions, its units at each, are not far fewer than its weights.
-
-        Half as many gain nothing: what they save in pull-backs, products take. Of a transformer of width 32 such layers
-        take 1.3 to 2.5 times as long as by `jacrev`, of a small convolutional net as long; with a fifth of the
-        directions the latter takes half as long.
+        """Refuse rows of a layer whose directions, its units at each position, are not fewer than its weights.
 
         Args:
             name: of the parameter; a bias goes with its weight.
@@ -172,7 +166,7 @@ class Stages:
         """
         positions, use = self.positions(name), self._uses[self._places(name)[0]]
         inputs = self._problem.layout[use.weight or name].size // use.shape[use.channel]
-        if positions > 1 and FEWER * positions >= inputs:
+        if 1 < positions >= inputs:
             raise NotFactoredError(f"`{name}` has {inputs} inputs at {positions} positions: jacrev does less")
 
     def is_factored(self, name: str) -> bool:

@@ -120,7 +120,10 @@ def test_preflight_multiplies_whole_units(monkeypatch):
 
 def test_a_contest_is_decided_by_the_times_it_shows():
     """At several positions both engines are right, and both are timed; a bias goes with its weight."""
-    manifest = compute_hessian(zoo.small_maps().problem, verify=False, **SETTINGS).manifest
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3))
+    problem = Problem(net, nn.CrossEntropyLoss(), (torch.randn(8, 3, 6, 6), torch.randint(0, 3, (8,))))
+    manifest = compute_hessian(problem, verify=False, **SETTINGS).manifest
     found = manifest.preflight.parameters["0.weight"]
     times = {engine: float(did.split("; ")[1].split(" ms")[0]) for engine, did in found.tried.items()}
     assert set(times) == {"factored", "jacrev"}

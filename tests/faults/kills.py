@@ -129,6 +129,15 @@ def left(mark):
     return found
 
 
+def shared_memory():
+    """Name what lies in shared memory and is of no process that is alive: a killed one has left it."""
+    held = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            held |= {Path(each.path).name for each in process.memory_maps() if each.path.startswith("/dev/shm/")}
+    return set(os.listdir("/dev/shm")) - held
+
+
 def content(folder):
     """Return the entries of each matrix below a folder, and the names of what lies beside them."""
     matrices = {
@@ -145,7 +154,7 @@ def content(folder):
 
 def killed(deed, folder, moment):
     """Kill a command at a moment, in seconds; return what remained of it, and whether it had ended before."""
-    mark, shared = uuid.uuid4().hex, set(os.listdir("/dev/shm"))
+    mark, shared = uuid.uuid4().hex, set(os.listdir("/dev/shm"))  # others' too, which may end meanwhile
     process = started(deed.words(folder), mark)
     with suppress(subprocess.TimeoutExpired):
         process.wait(moment)
@@ -155,7 +164,7 @@ def killed(deed, folder, moment):
     deadline = time.monotonic() + PATIENCE
     while (remain := left(mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return remain + sorted(set(os.listdir("/dev/shm")) - shared), ended
+    return remain + sorted(shared_memory() - shared), ended
 
 
 def faults_of(deed, place, known, moment):
@@ -185,17 +194,17 @@ def tried(name, count, draw, place):
     seconds = finished(deed.words(folder))
     known = content(folder)
     shutil.rmtree(folder)
-    moments = [draw.uniform(0, seconds) for _ in range(count)]
-    faults, late = [], 0
-    for number, moment in enumerate(moments):
+    faults, kills, late = [], 0, 0
+    while kills < count:
+        moment = draw.uniform(0, seconds)
         found, ended = faults_of(deed, place, known, moment)
-        late += ended
+        kills, late = kills + (not ended), late + ended
         faults += [f"at {moment:.2f} s: {each}" for each in found]
-        print(
-            f"{name} {number + 1}/{count}, at {moment:.2f} of {seconds:.2f} s: {'; '.join(found) or 'right'}",
-            flush=True,
-        )
-    return {"kills": count - late, "ended_before": late, "seconds_undisturbed": seconds, "faults": faults}
+        said = "; ".join(found) or "right"
+        print(f"{name} {kills}/{count}, at {moment:.2f} of {seconds:.2f} s: {said}", flush=True)
+        if late > count:
+            raise AssertionError(f"{name}: of {kills + late} commands {late} had ended before they were killed")
+    return {"kills": kills, "ended_before": late, "seconds_undisturbed": seconds, "faults": faults}
 
 
 def main():
