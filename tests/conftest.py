@@ -3,6 +3,7 @@ import os
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before Ray is imported: no word leaves the machine from a test
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # before gcsfs is: it would ask Google about a bucket
 os.environ["NO_GCE_CHECK"] = "true"
+os.environ["HESSIAN_CACHE"] = ""  # what was measured in one test is measured anew in the next
 # Workers must not starve beside the other process that runs tests.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"

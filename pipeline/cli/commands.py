@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.group import address_option, cli, endpoint_option, job_argument, log_option, set_option
-from pipeline.errors import shown
+from pipeline.errors import counted, human_bytes, shown
 
 
 @cli.command("init")
@@ -61,6 +61,24 @@ def plan_command(
         show_forecast(made, profile, measured)
     if spec.output is not None:
         Output(spec.output, spec.endpoint_url).check_room(made.stored_bytes, made.smaller)
+
+
+@cli.command("cache")
+@click.option("--clear", is_flag=True, help="Forget it: the next run measures anew.")
+def cache_command(*, clear: bool) -> None:
+    """Say what plans remember of how fast networks are on this machine."""
+    from pipeline.preflight.remembered import ENVIRONMENT, folder, forget, kept
+
+    if (place := folder()) is None:
+        click.echo(f"nothing is remembered: {ENVIRONMENT} is set, and empty")
+        return
+    files = kept()
+    size = human_bytes(sum(path.stat().st_size for path in files))
+    click.echo(
+        f"{counted(forget(), 'network')} forgotten"
+        if clear
+        else f"{counted(len(files), 'network')}, {size}, in {place}"
+    )
 
 
 @cli.command("run")

@@ -72,6 +72,11 @@ class WorkerMemory:
             + self.host_engine_bytes
         )
 
+    def fits(self, allowed_bytes: int, allowed_device_bytes: int | None = None) -> bool:
+        """Whether there is room for all; see `require`."""
+        on_device = allowed_device_bytes is None or self.device_bytes <= allowed_device_bytes
+        return on_device and self.total_bytes <= allowed_bytes
+
     def require(self, allowed_bytes: int, allowed_device_bytes: int | None = None) -> None:
         """Refuse a plan whose worst tile does not fit.
 

@@ -1,6 +1,6 @@
 """What preflight and probe found and chose, for each parameter and engine: records of the manifest."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _STRICT = {"strict": True, "extra": "forbid"}  # read by pydantic, which a machine that only computes need not have
 
@@ -50,6 +50,21 @@ class PreflightVerdict:
     def engines(self) -> dict[str, str]:
         """The engine of each parameter."""
         return {name: verdict.engine for name, verdict in self.parameters.items()}
+
+    def led_by(self, engines: dict[str, str]) -> "PreflightVerdict":
+        """Take, of two engines that are right, that which is the faster by others' measurement.
+
+        Args:
+            engines: by parameter, each of those that are right.
+
+        Returns:
+            The verdict with these.
+        """
+        led = {
+            name: found if found.engine == engines[name] else replace(found, engine=engines[name], rival=found.engine)
+            for name, found in self.parameters.items()
+        }
+        return replace(self, parameters=led)
 
 
 @dataclass(frozen=True)

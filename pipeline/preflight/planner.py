@@ -46,6 +46,7 @@ from pipeline.preflight.devices import (
 )
 from pipeline.preflight.engine_sizes import Probed, choose_sizes
 from pipeline.preflight.proof_timing import proof_seconds
+from pipeline.preflight.remembered import Measurements, kind, recall, remember
 from pipeline.problem.contexts import exact_kernels, is_deterministic, ordered_sums, unchanged
 from pipeline.problem.double_backward import (
     evaluate,
@@ -138,7 +139,11 @@ class _Planning:
         self.placed = problem.place(self.dtype, self.device)
         with self.as_workers(), exact_kernels(problem.model), unchanged(*problem.modules):
             self.known = applications(self.placed, PROBE_SAMPLES)
-            if before is None:
+            self.kind = self._kind()
+            self.before = recall(self.kind)
+            if self.before is not None:
+                self.verdict = self.verdict.led_by(self.before.engines)
+            elif before is None:
                 self.verdict = take_faster(self.placed, self.verdict, self.known)
 
     def _judged(self) -> tuple[PreflightVerdict, LossAndGradient]:
@@ -148,45 +153,65 @@ class _Planning:
         verdict = preflight(self.problem, candidates, self.dtype, self.device, samples)
         return verdict, evaluate(self.problem, samples)
 
+    def _kind(self) -> str:
+        """Identify runs that measure the same: each engine is one of the same two that are right."""
+        right = {name: sorted({v.engine, v.rival or v.engine}) for name, v in self.verdict.parameters.items()}
+        return kind(self.problem, self.settings, self.staff, self.dtype, self._place(), versions(), right)
+
+    def _place(self) -> str:
+        return f"{platform.node()}, {device_name(self.device)}"
+
     def plan(self, name: str | None) -> JobPlan:
         """Cut, size, time and freeze; see `make_plan`."""
         tiling = self._cut()
         tiles = tiling.tiles()
         held = self._held(tiling, tiles)
         segments = _segments(tiling, tiles, self.problem, self.verdict.engines, self.known)
-        probed = self._sizes(held, segments)
-        manifest = self._manifest(tiling, probed.sizes, name)
-        spans = sorted({tiling.span(tile.cols) for tile in tiles}, key=lambda span: span.start)
-        measure = partial(time_calls, self.placed, segments, probed.sizes, probed.costs, spans)
-        beside = _beside(self.settings, self.staff)
-        with self.as_workers(), unchanged(*self.problem.modules), rivals(beside, measure):
-            timings = measure()
-            finishing = _finishing(manifest, self.placed, self.at, probed.costs)
+        found = self.before
+        if found is None or not replace(held, engine_bytes=found.engine_bytes).fits(self.allowed, self.on_gpu):
+            found = self._measured(tiling, held, segments, name)
+            remember(self.kind, found)
+        manifest = self._manifest(tiling, found.sizes, name)
         selected = set(self.layout.names)
         return JobPlan(
             manifest=manifest,
             at=self.at,
-            memory=replace(held, engine_bytes=probed.engine_bytes),
+            memory=replace(held, engine_bytes=found.engine_bytes),
             allowed_bytes=self.allowed,
             allowed_device_bytes=self.on_gpu,
             workers=self.staff.workers,
-            costs=probed.costs,
-            timings=timings,
-            finishing=finishing,
-            around=self._around(manifest, finishing),
+            costs=found.costs,
+            timings=found.timings,
+            finishing=found.finishing,
+            around=self._around(found.proof_seconds),
             symmetric=frozenset(segment.parameter.name for segment in segments if segment.is_symmetric),
             device=self.placed.device.type,
             left_out=tuple(each for each, _ in self.problem.model.named_parameters() if each not in selected),
-            place=f"{platform.node()}, {device_name(self.device)}",
+            place=self._place() + (", earlier (`hessian cache --clear` forgets it)" if found is self.before else ""),
         )
 
-    def _around(self, manifest: Manifest, finishing: Finishing) -> AroundTiles:
-        """Predict what comes before the tiles and after them."""
-        proof = start = 0.0
+    def _measured(
+        self, tiling: TilingPlan, held: WorkerMemory, segments: Sequence[Segment], name: str | None
+    ) -> Measurements:
+        """Choose sizes, and time engines, what comes after them, and the proof."""
+        probed = self._sizes(held, segments)
+        manifest = self._manifest(tiling, probed.sizes, name)
+        spans = sorted({tiling.span(tile.cols) for tile in tiling.tiles()}, key=lambda span: span.start)
+        measure = partial(time_calls, self.placed, segments, probed.sizes, probed.costs, spans)
+        beside, proof = _beside(self.settings, self.staff), 0.0
+        with self.as_workers(), unchanged(*self.problem.modules), rivals(beside, measure):
+            timings = measure()
+            finishing = _finishing(manifest, self.placed, self.at, probed.costs)
         if self.settings.verify:
             exact = self.problem.place(torch.float64, self.device)
             with unchanged(*self.problem.modules):
                 proof = proof_seconds(exact, manifest, finishing.chunk_seconds)
+        sizes, costs, peak = probed.sizes, probed.costs, probed.engine_bytes
+        return Measurements(self.verdict.engines, sizes, costs, peak, timings, finishing, proof)
+
+    def _around(self, proof: float) -> AroundTiles:
+        """Predict what comes before the tiles and after them."""
+        start = 0.0
         if self.settings.executor == "ray":
             start = GPU_START_SECONDS if self.device == "cuda" else CPU_START_SECONDS
         return AroundTiles(time.monotonic() - self.begun, start, proof)

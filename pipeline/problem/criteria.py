@@ -27,6 +27,11 @@ class Criterion:
 
     reduction: Reduction
 
+    @property
+    def functions(self) -> tuple[Callable[..., Any], ...]:
+        """What is called to evaluate a batch, besides the model."""
+        raise NotImplementedError
+
     def sums(self, model: nn.Module, batch: Batch) -> SumAndWeight:
         """Evaluate a batch with what the model holds.
 
@@ -62,6 +67,11 @@ class OfOutput(Criterion):
     def __init__(self, loss: Callable[..., Any], reduction: Reduction | None) -> None:
         self._loss, self._given, self.reduction = as_terms(loss, reduction)
 
+    @property
+    def functions(self) -> tuple[Callable[..., Any], ...]:
+        """See `Criterion`."""
+        return (self._loss,)
+
     def sums(self, model: nn.Module, batch: Batch) -> SumAndWeight:
         """Run the model once, and its loss; see `Criterion`."""
         inputs, targets = _parts(batch)
@@ -95,6 +105,11 @@ class OfCalls(Criterion):
     def __init__(self, objective: Objective, reduction: Reduction | None) -> None:
         self._objective, self.reduction = objective, known_reduction(reduction)
 
+    @property
+    def functions(self) -> tuple[Callable[..., Any], ...]:
+        """See `Criterion`."""
+        return (self._objective,)
+
     def sums(self, model: nn.Module, batch: Batch) -> SumAndWeight:
         """See `Criterion`."""
         return sum_and_weight(self._objective(model, batch), self.reduction, batch, "objective")
@@ -114,6 +129,11 @@ class OfTerms(Criterion):
         self._terms = tuple((float(coefficient), function) for coefficient, function, _ in terms)
         self._each, self.reduction = known_reduction(reduction), "sum"
         self._totals: dict[int, float] = {}  # weight of all data of a term, once it is known
+
+    @property
+    def functions(self) -> tuple[Callable[..., Any], ...]:
+        """See `Criterion`."""
+        return tuple(function for _, function in self._terms)
 
     def sums(self, model: nn.Module, batch: Batch) -> SumAndWeight:
         """Divide a term's sum by the weight of all its data; see `Criterion`."""

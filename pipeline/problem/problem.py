@@ -139,6 +139,11 @@ class Problem:
         return self._criterion.reduction
 
     @property
+    def functions(self) -> tuple[Callable[..., Any], ...]:
+        """The loss, the objective or those of the terms."""
+        return self._criterion.functions
+
+    @property
     def sample_count(self) -> int:
         """N, samples in all batches."""
         return sum(map(sample_count, self.batches))
