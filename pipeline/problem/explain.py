@@ -26,6 +26,7 @@ _REMEDIES = {
     "(experts_implementation='eager' in transformers)",
     "data-dependent": "compile nothing inside, or give the module that is not compiled",
 }
+_CALLS = "the calls are objective(call, batch), loss(output, target) and model(inputs): unpack a batch inside"
 _TORCH, _HERE = Path(torch.__file__).parent, Path(__file__).parents[1]
 _PYTHON = Path(sysconfig.get_path("stdlib"))
 
@@ -54,6 +55,8 @@ def _advice(error: BaseException, doing: str) -> str:
     advice = next((advice for part, advice in (_REMEDIES | REMEDIES).items() if part in str(error)), "")
     if advice == _TYPES and "in float32" in doing:
         return "some of it is float64: take dtype=float64"
+    if not advice and isinstance(error, TypeError) and "argument" in str(error) and _is_of_a_call(error):
+        return _CALLS
     if not advice and isinstance(error, AssertionError) and "in float64" in doing:
         return "this package evaluates in float64 too, to prove what it computes: a check of types is to let it pass"
     return advice
@@ -75,6 +78,12 @@ def place(what: str, path: str, module: nn.Module) -> str:
 def raising_line(error: BaseException) -> str:
     """Name the innermost line outside torch and this package, as in ", net.py line 31"; empty where there is none."""
     return _line(error.__traceback__)
+
+
+def _is_of_a_call(error: BaseException) -> bool:
+    """Whether a function could not even be called: nothing of it is in the trace, whose last is who called."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return _is_ours(Path(frame.f_code.co_filename))
 
 
 def _line(trace: TracebackType | None) -> str:
