@@ -172,6 +172,8 @@ class Trial:
         faults = "; ".join(f"{name} {did}" for name, did in tried.items())
         is_double = self._point.in_run is self._point.exact
         elsewhere = "" if is_double else "where only float32 is off, take dtype=float64 or "
+        was_asked = len(self._candidates) == 1 and TRAITS[self._candidates[0]].functional
+        elsewhere += "take engine=auto, which tries others, or " if was_asked else ""
         raise ProblemError(
             f"no engine computes the rows of `{p.name}`: {faults}. Leave it out with params, or change the operation; "
             f"{elsewhere}look for lower precision inside the model (an array of NumPy's, say)"

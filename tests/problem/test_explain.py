@@ -41,6 +41,25 @@ def test_a_remedy_that_is_known():
     assert "x.new_zeros(...)" in found
 
 
+def test_a_tensor_that_is_kept_and_written():
+    """Which torch.func refuses, and plain double backward takes."""
+    kept, model = {}, nn.Linear(2, 2)
+
+    def loss(output, target):
+        if output.shape not in kept:
+            kept[output.shape] = torch.empty_like(output.detach())
+        kept[output.shape].copy_(output.detach())
+        return (output - target).square().mean()
+
+    given = model, loss, (torch.ones(3, 2), torch.ones(3, 2))
+    loss(torch.ones(2), torch.ones(2))
+    found = explained(raised(torch.func.grad(lambda x: loss(x, 0 * x)), torch.ones(2)), model, "differentiated")
+    assert found.endswith("or take engine=rows")
+    assert compute_hessian(Problem(*given), engine="rows").shape == (6, 6)
+    with pytest.raises(ProblemError, match="take engine=auto"):
+        compute_hessian(Problem(*given), engine="jacrev")
+
+
 def test_a_function_that_takes_other_arguments():
     """Which is not what a function raises that could be called."""
     model, data = nn.Linear(2, 2), (torch.ones(3, 2), torch.ones(3, 2))
