@@ -24,7 +24,7 @@ _REMEDIES = {
     "cached_property?): make it anew in each",
     "Expected mat_a to be Float32": "grouped products know no float64: take another implementation of the experts "
     "(experts_implementation='eager' in transformers)",
-    "mutate a captured Tensor": "it writes into a tensor that it keeps: make that anew in each call, or take engine=rows",
+    "mutate a captured Tensor": "it writes into a tensor that it keeps: make one in each call, or take engine=rows",
     "data-dependent": "compile nothing inside, or give the module that is not compiled",
 }
 _CALLS = "the calls are objective(call, batch), loss(output, target) and model(inputs): unpack a batch inside"
