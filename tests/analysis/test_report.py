@@ -178,6 +178,7 @@ def test_layers():
     assert column(part, "negative") == [str((w < 0).sum()) for w in known]
 
 
+@MORE
 def test_of_some_blocks_alone():
     full = symmetric(np.linspace(-1, 2, P))
     page = Read(page_of(store(lambda rows, cols: full[rows, cols], RAGGED, chunk=1, blocks="diagonal")))

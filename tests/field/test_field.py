@@ -19,7 +19,7 @@ NEEDS = {"physics": [], "graph": [], "hugging_face": ["transformers"], "lora": [
 pytestmark = pytest.mark.filterwarnings("ignore")  # of other libraries
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.full("once more"))])
 @pytest.mark.parametrize(("library", "make"), [(name, make) for name, made in CASES.items() for make in made])
 def test_right(library, make, dtype):
     pytest.importorskip(library)
@@ -125,7 +125,7 @@ def test_a_checkpoint_of_lightning(tmp_path):
 SLOW = pytest.mark.full("imports for seconds")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW) if "transformers" in NEEDS[n] else n for n in NEEDS])
+@pytest.mark.parametrize("name", [n if n == "physics" else pytest.param(n, marks=SLOW) for n in NEEDS])
 def test_examples_run(name):
     for library in NEEDS[name]:
         pytest.importorskip(library)

@@ -82,6 +82,7 @@ def ran(cloud):
     return url, shown.stdout, [shown.stderr, *logged]
 
 
+@pytest.mark.full("a run on Ray in each cloud")
 def test_the_main_job(ran):
     """Run, found finished, verified with and without the problem, and read."""
     url, shown, _ = ran
@@ -106,6 +107,7 @@ def test_a_bucket_that_is_not_there(cloud):
     assert status(f"{cloud.url}/nothing") == {"state": "absent"}
 
 
+@pytest.mark.full("a run on Ray in each cloud")
 def test_no_secret_anywhere(cloud, ran):
     """Not in what is stored, said, logged or pickled, when all goes well and when it does not."""
     secrets = [value for name, value in cloud.environment.items() if "SECRET" in name]

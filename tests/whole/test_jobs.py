@@ -54,7 +54,7 @@ def job(request):
     return name, given, problem, dense_hessian(problem.model, loss, problem.batches[0])
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.full("once more"))])
 def test_every_entry(job, dtype, tmp_path):
     name, given, _, truth = job
     shown = run(name, tmp_path / "out", "--set", f"dtype={dtype}", *given)
