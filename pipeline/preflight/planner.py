@@ -140,7 +140,7 @@ class _Planning:
         with self.as_workers(), exact_kernels(problem.model), unchanged(*problem.modules):
             self.known = applications(self.placed, PROBE_SAMPLES)
             self.kind = self._kind()
-            self.before = recall(self.kind)
+            self.before = recall(self.kind, self.verdict)
             if self.before is not None:
                 self.verdict = self.verdict.led_by(self.before.engines)
             elif before is None:
@@ -168,7 +168,7 @@ class _Planning:
         held = self._held(tiling, tiles)
         segments = _segments(tiling, tiles, self.problem, self.verdict.engines, self.known)
         found = self.before
-        if found is None or not replace(held, engine_bytes=found.engine_bytes).fits(self.allowed, self.on_gpu):
+        if found is None or not self._has_all(found, held, segments):
             found = self._measured(tiling, held, segments, name)
             remember(self.kind, found)
         manifest = self._manifest(tiling, found.sizes, name)
@@ -189,6 +189,11 @@ class _Planning:
             left_out=tuple(each for each, _ in self.problem.model.named_parameters() if each not in selected),
             place=self._place() + (", earlier (`hessian cache --clear` forgets it)" if found is self.before else ""),
         )
+
+    def _has_all(self, found: Measurements, held: WorkerMemory, segments: Sequence[Segment]) -> bool:
+        """Whether what was measured before tells of all rows, and there is room for it now."""
+        fits = replace(held, engine_bytes=found.engine_bytes).fits(self.allowed, self.on_gpu)
+        return fits and {segment.parameter.name for segment in segments} <= found.costs.keys()
 
     def _measured(
         self, tiling: TilingPlan, held: WorkerMemory, segments: Sequence[Segment], name: str | None
@@ -315,9 +320,9 @@ def _finishing(
 
 def _fill(part: torch.Tensor, computed: int) -> None:
     """Fill rows with those that were computed, each times a number of its own: to a codec they are as new."""
-    for start in range(computed, len(part), computed):
-        here = part[start : start + computed]
-        torch.mul(part[: len(here)], torch.linspace(0.5, 1.5, len(here), device=part.device)[:, None] + start, out=here)
+    if more := len(part) - computed:
+        own = torch.linspace(0.5, 1.5, more, dtype=part.dtype, device=part.device)
+        part[computed:] = part[torch.arange(more, device=part.device) % computed] * own[:, None]
 
 
 def versions() -> dict[str, str]:

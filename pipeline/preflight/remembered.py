@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 from pipeline.errors import UnfitError
 from pipeline.files.local import read_regular, replace_file
 from pipeline.planning.costs import Finishing, Measured, Timing
-from pipeline.planning.verdict import EngineSizes
+from pipeline.planning.verdict import EngineSizes, PreflightVerdict
 from pipeline.problem.problem import Problem
 
 ENVIRONMENT = "HESSIAN_CACHE"
@@ -52,6 +52,15 @@ class Measurements:
     timings: dict[str, Timing]
     finishing: Finishing
     proof_seconds: float
+
+    def suits(self, verdict: PreflightVerdict) -> bool:
+        """Whether it tells of all parameters, and takes no engine for them that is not right here."""
+        found = verdict.parameters
+        return (
+            self.engines.keys() == found.keys()
+            and all(self.engines[name] in {each.engine, each.rival} for name, each in found.items())
+            and set(self.engines.values()) <= self.sizes.keys()
+        )
 
 
 _MEASUREMENTS = TypeAdapter(Measurements)
@@ -86,8 +95,8 @@ def kind(problem: Problem, *about: Any) -> str:
     for module in problem.modules:
         tensors = [*module.named_parameters(), *module.named_buffers()]
         sha.update(f"{module}{[(name, _shape(t)) for name, t in tensors]}".encode())
-        for kind in {type(each): None for each in module.modules()}:
-            sha.update(b"".join(_class_code(kind)))
+        for each in {type(each): None for each in module.modules()}:
+            sha.update(b"".join(_class_code(each)))
     for function in problem.functions:
         sha.update(b"".join(_code(function)))
     sha.update(repr(tree_map(_shape, problem.batches)).encode())
@@ -95,13 +104,22 @@ def kind(problem: Problem, *about: Any) -> str:
     return sha.hexdigest()
 
 
-def recall(name: str) -> Measurements | None:
-    """Return what was measured of a kind; None where nothing was, or what is there cannot be read."""
+def recall(name: str, verdict: PreflightVerdict) -> Measurements | None:
+    """Return what was measured of a kind.
+
+    Args:
+        name: of the kind.
+        verdict: of preflight, on the problem at hand.
+
+    Returns:
+        The measurements; None where there are none, or what is there cannot be read or is of something else.
+    """
     place = folder()
     if place is None:
         return None
     with suppress(OSError, UnfitError, ValidationError):
-        return _MEASUREMENTS.validate_json(read_regular(place / f"{name}.json", MOST_BYTES))
+        found = _MEASUREMENTS.validate_json(read_regular(place / f"{name}.json", MOST_BYTES))
+        return found if found.suits(verdict) else None
     return None
 
 

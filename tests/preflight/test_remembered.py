@@ -80,6 +80,7 @@ def test_other_weights_of_the_same_network(place, measuring):
         ({"loss": lambda out, target: (out.sum(1) - target).square().mean()}, {}),
         ({}, {"dtype": "float64"}),
         ({}, {"chunk": 16}),
+        ({}, {"blocks": "diagonal"}),
     ],
 )
 def test_what_measures_otherwise(place, measuring, given, settings):
@@ -98,6 +99,15 @@ def test_what_cannot_be_read_is_measured_anew(place, measuring, content):
     planned(problem())
     assert "choose_sizes" in measuring
     assert len(remembered.kept()[0].read_bytes()) > len(content)
+
+
+def test_an_engine_that_is_not_right_is_not_taken(place, measuring):
+    planned(problem())
+    path = remembered.kept()[0]
+    path.write_text(path.read_text().replace('"3.weight":"factored"', '"3.weight":"rows"'))
+    measuring.clear()
+    assert planned(problem()).manifest.engines["3.weight"] == "factored"
+    assert "choose_sizes" in measuring
 
 
 def test_what_has_no_room_now_is_measured_anew(place, measuring, monkeypatch):
