@@ -5,6 +5,7 @@ they hold. It lies in the user's folder of caches, or in that which `HESSIAN_CAC
 """
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Iterator
@@ -12,14 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import platformdirs
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten
 
 from pipeline.errors import UnfitError
 from pipeline.files.local import read_regular, replace_file
@@ -99,7 +100,8 @@ def kind(problem: Problem, *about: Any) -> str:
             sha.update(b"".join(_class_code(each)))
     for function in problem.functions:
         sha.update(b"".join(_code(function)))
-    sha.update(repr(tree_map(_shape, problem.batches)).encode())
+    leaves, structure = tree_flatten(problem.batches)
+    sha.update(f"{[_shape(leaf) for leaf in leaves]}{structure}".encode())
     sha.update(f"{problem.reduction} {problem.separable} {bool(problem.l2)} {torch.get_num_threads()}".encode())
     return sha.hexdigest()
 
@@ -157,10 +159,13 @@ def _code(value: Any) -> Iterator[bytes]:
     if isinstance(value, partial):
         yield from (part for each in (value.func, *value.args, *value.keywords.items()) for part in _code(each))
         return
-    code = value if isinstance(value, CodeType) else getattr(value, "__code__", None)
-    if code is None:
+    if isinstance(value, staticmethod | classmethod | MethodType):
+        value = value.__func__
+    if isinstance(value, FunctionType):
+        value = inspect.unwrap(value).__code__
+    if not isinstance(value, CodeType):
         yield repr(value if isinstance(value, nn.Module | str | float | int) else type(value)).encode()
         return
-    yield code.co_code + repr(code.co_names).encode()
-    for constant in code.co_consts:
+    yield value.co_code + repr(value.co_names).encode()
+    for constant in value.co_consts:
         yield from _code(constant) if isinstance(constant, CodeType | FunctionType) else (repr(constant).encode(),)

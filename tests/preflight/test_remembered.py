@@ -91,6 +91,18 @@ def test_what_measures_otherwise(place, measuring, given, settings):
     assert len(remembered.kept()) == 2
 
 
+def test_data_of_any_form(place, measuring):
+    """A packed sequence is a tuple that cannot be made of anything else."""
+    torch.manual_seed(0)
+    packed = nn.utils.rnn.pack_sequence([torch.randn(n, 2) for n in (4, 3, 2)])
+    net = nn.Linear(2, 3)
+    for _ in range(2):
+        planned(
+            Problem(net, objective=lambda call, batch: call(batch.data).square().mean(), data=[packed], separable=False)
+        )
+    assert measuring.count("choose_sizes") == 1
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"engines": {}}'])
 def test_what_cannot_be_read_is_measured_anew(place, measuring, content):
     planned(problem())
