@@ -168,4 +168,7 @@ def _code(value: Any) -> Iterator[bytes]:
         return
     yield value.co_code + repr(value.co_names).encode()
     for constant in value.co_consts:
-        yield from _code(constant) if isinstance(constant, CodeType | FunctionType) else (repr(constant).encode(),)
+        if isinstance(constant, CodeType):
+            yield from _code(constant)
+        else:  # a set has another order in each process
+            yield repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant).encode()
