@@ -21,17 +21,20 @@ def take_faster(placed: PlacedProblem, verdict: PreflightVerdict, known: Mapping
         placed: the problem in the run's type, on its device.
         verdict: of preflight.
         known: how parameters are applied. A bias goes with its weight, since they share what is pulled back; parameters
-            of one shape that are applied alike are timed once.
+            of one shape that are applied alike are timed once, but for the last: behind a head there is little to pull
+            back through, and products decide.
 
     Returns:
         The verdict with the faster engines, and the times in what was tried.
     """
     contested = {name: found.rival for name, found in verdict.parameters.items() if found.rival}
     parameters, timed = dict(verdict.parameters), {}
+    last = next((name for name in reversed(contested) if known[name].weight == name), None)
     for name, rival in contested.items():
         if known[name].weight == name or known[name].weight not in contested:
             found = parameters[name]
-            alike = (placed.layout[name].shape, replace(known[name], weight=""), found.engine, rival)
+            is_last = name == last
+            alike = (placed.layout[name].shape, replace(known[name], weight=""), found.engine, rival, is_last)
             if alike not in timed:
                 timed[alike] = {engine: _seconds(placed, name, engine, known) for engine in (found.engine, rival)}
             parameters[name] = _decided(found, timed[alike], placed.problem.sample_count)

@@ -2,7 +2,9 @@
 
 import torch
 import zoo
+from torch import nn
 
+from pipeline import Problem
 from pipeline.engines.cost import PROBE_SAMPLES
 from pipeline.engines.registry import applications
 from pipeline.planning.verdict import ParameterVerdict, PreflightVerdict
@@ -19,9 +21,9 @@ def contested(problem, rivals):
     return PreflightVerdict(4, [], parameters, 0.0, 0.0)
 
 
-def held(monkeypatch, seconds, rivals=("0.weight", "0.bias")):
+def held(monkeypatch, seconds, rivals=("0.weight", "0.bias"), problem=None):
     """Have the contest be won by times that are given, on a convolution."""
-    problem = zoo.conv().problem
+    problem = problem or zoo.conv().problem
     placed, timed = problem.place(torch.float64), []
 
     def measured(placed, name, engine, known):
@@ -52,6 +54,16 @@ def test_what_has_no_rival_is_not_timed(monkeypatch):
     found, timed = held(monkeypatch, {"factored": 2e-3, "jacrev": 1e-3}, rivals=())
     assert not timed
     assert set(found.engines.values()) == {"factored"}
+
+
+def test_what_is_alike_is_timed_once_but_for_the_last(monkeypatch):
+    torch.manual_seed(0)
+    layers = [layer for _ in range(4) for layer in (nn.Linear(6, 6), nn.Tanh())]
+    data = torch.randn(5, 2, 6), torch.randn(5, 2, 6)
+    names = ["0.weight", "2.weight", "4.weight", "6.weight"]
+    problem = Problem(nn.Sequential(*layers), nn.MSELoss(), data)
+    _, timed = held(monkeypatch, {"factored": 2e-3, "jacrev": 1e-3}, names, problem)
+    assert [name for name, _ in timed] == ["0.weight", "0.weight", "6.weight", "6.weight"]
 
 
 def test_a_measurement():
