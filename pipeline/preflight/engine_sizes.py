@@ -20,8 +20,9 @@ from pipeline.problem.problem import PlacedProblem
 
 PROBE_SECONDS = 5.0  # at most, of calls that are measured at the sizes chosen,
 PROBE_SHARE, LEAST_SECONDS = 0.01, 0.02  # and no more than this share of what all rows take, but always as much
-CALL_SECONDS = 0.5  # of a call, beyond which it has fewer rows, and else samples, than the run's
-LEAST_SIZE = 2  # rows and samples of the first call of all, which tells whether the usual ones take too long
+CALL_SECONDS = 2.0  # of one of them, beyond which it has fewer rows, and else samples, than the run's
+BYTES_SECONDS = 0.5  # of a call that bytes are measured by, likewise
+LEAST_SIZE, GROWTH = 2, 4  # rows and samples of the first call of all, and times as many samples of the next
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class _Chooser:
         Args:
             samples: in a micro-batch.
             row_group: rows at a time.
-            row_seconds: of a row and sample, about.
+            row_seconds: of one more row and sample, about.
 
         Returns:
             By name.
@@ -166,9 +167,15 @@ class _Chooser:
 
 def _affordable(segment: Segment, samples: int, row_group: int, row_seconds: float) -> tuple[int, int]:
     """Return samples and rows of a call that takes no more than `CALL_SECONDS` or so, or the least there is."""
-    each = row_seconds * segment.unit_rows
+    each = max(row_seconds, 1e-12) * segment.unit_rows
     group = max(1, min(row_group, int(CALL_SECONDS / (each * samples))))
     return max(min(LEAST_SIZE, samples), min(samples, int(CALL_SECONDS / (each * group)))), group
+
+
+def _marginal(less: Measured, more: Measured) -> float:
+    """Return the seconds of one more row and sample: most of a small call's are no row's."""
+    done = more.rows * more.samples - less.rows * less.samples
+    return max(more.seconds - less.seconds, 0.0) / done if done > 0 else more.seconds_per_row
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,7 @@ class _BytesModel:
     """Bytes of an engine's call: fixed + rows x per_row + samples x (per_sample + rows x slope).
 
     Attributes:
-        row_seconds: that a row and sample took, at last.
+        row_seconds: of one more row and sample.
     """
 
     fixed: float
@@ -202,20 +209,29 @@ class _BytesModel:
         Returns:
             The model; where all fits if bytes grew with both as much as they can, that.
         """
-        few, first = max(1, min(LEAST_SIZE, largest // 2)), min(LEAST_SIZE, habit.first_rows)
-        a = measure(placed, segment, few, first)
         usual = max(1, min(habit.first_samples, largest // 2)), habit.first_rows
-        if a.seconds_per_row * usual[0] * segment.rows(usual[1]) < CALL_SECONDS:
-            few, first = usual
+        few, first = min(LEAST_SIZE, usual[0]), min(LEAST_SIZE, usual[1])
+        a = least = measure(placed, segment, few, first)
+        for more, group in ((min(GROWTH * few, usual[0]), first), usual):
+            done = segment.rows(group) * more - a.rows * a.samples
+            if a.seconds + _marginal(least, a) * done > BYTES_SECONDS:
+                break
+            few, first = more, group
             a = measure(placed, segment, few, first)
-        grown = cls(0.0, 0.0, 0.0, a.peak_bytes / few / min(first, segment.units), a.seconds_per_row)
+        grown = cls(0.0, 0.0, 0.0, a.peak_bytes / few / min(first, segment.units), _marginal(least, a))
         if grown.bytes(min(rows, segment.units), largest) <= room:
             return grown
-        return cls._fitted(placed, segment, (few, min(2 * few, largest)), first, a)
+        return cls._fitted(placed, segment, (few, min(2 * few, largest)), first, a, least)
 
     @classmethod
     def _fitted(
-        cls, placed: PlacedProblem, segment: Segment, samples: tuple[int, int], rows: int, a: Measured
+        cls,
+        placed: PlacedProblem,
+        segment: Segment,
+        samples: tuple[int, int],
+        rows: int,
+        a: Measured,
+        least: Measured,
     ) -> "_BytesModel":
         """Measure three times more, with twice as many rows, samples and both."""
         few = samples[0]
@@ -229,7 +245,7 @@ class _BytesModel:
         per_row = max((c.peak_bytes - a.peak_bytes) / more - few * slope, 0.0)
         per_sample = max((b.peak_bytes - a.peak_bytes) / step - first * slope, 0.0)
         fixed = max(a.peak_bytes - first * per_row - few * (per_sample + first * slope), 0.0)
-        return cls(fixed, per_row, per_sample, slope, d.seconds_per_row)
+        return cls(fixed, per_row, per_sample, slope, _marginal(least, d))
 
     def bytes(self, rows: int, samples: int) -> int:
         """Return the bytes of a call."""
