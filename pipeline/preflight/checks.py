@@ -271,13 +271,15 @@ class _Comparison:
 def _yardstick(point: TrialPoint, random: np.random.Generator) -> Yardstick:
     """Find what errors are held against at a point."""
     exact = point.exact
-    other = jittered(exact) if point.in_run is exact else point.in_run
+    others = [jittered(point.in_run), jittered(exact, 1) if point.in_run is exact else point.in_run]
 
     def multiplier(placed: PlacedProblem) -> Products:
         return lambda vectors: hessian_vector_products(placed, vectors, 1.0)
 
     try:
-        return yardstick(exact.layout, multiplier(exact), multiplier(other), point.type_name, random)
+        return yardstick(
+            exact.layout, multiplier(exact), [multiplier(other) for other in others], point.type_name, random
+        )
     except (RuntimeError, NotImplementedError):  # there is no double backward: of one size, then
         return Yardstick(np.ones(exact.layout.size), np.zeros(exact.layout.size))
 

@@ -5,7 +5,7 @@ itself and pass where its block holds others that are 1e8 times larger. With s s
 are of one length, errors are judged in those coordinates.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,8 @@ LEAST = 1e-9  # of the largest scale: rows below are zeros, or rounding
 TINY = 2e-7  # of the largest scale: below, last bits of float64 are no longer small
 STEEPEST = 1e-3  # of the largest scale, in directions of differences: along smaller ones they would go too far
 FLOORED = 1e-2  # of the largest scale, in directions that measure rounding: zeros would be blown up by it
-MEASURED = 3  # directions along which rounding is measured
+MEASURED = 2  # directions along which rounding is measured, in each of several ways: what a row has of one sample, that
+# the network is all but sure of, is rounded in one way ten times as much as in another
 NOTHING_ELSE = {"float64": 1e-9, "float32": 1e-6}  # relative rounding, above which a row is hardly anything but that
 LITTLE = 0.5  # of that, rounding that is let pass in any case
 NOISE = 16  # times the rounding that is measured excuses as much,
@@ -65,7 +66,7 @@ class Yardstick:
 def yardstick(
     layout: ParameterLayout,
     multiply: Products,
-    otherwise: Products,
+    others: Sequence[Products],
     dtype: str,
     random: np.random.Generator,
     most_noise: float | None = None,
@@ -78,7 +79,7 @@ def yardstick(
     Args:
         layout: of rows and columns.
         multiply: by H.
-        otherwise: the same, rounded otherwise, as the run does.
+        others: the same, rounded otherwise, as the run does.
         dtype: of the run, "float32" or "float64".
         random: generator of directions.
         most_noise: rounding that is excused at most, over its scale; `MOST_NOISE` when None.
@@ -92,7 +93,8 @@ def yardstick(
 
     def rounding(widths: Vector) -> Vector:
         along = np.stack([directions(random, widths) for _ in range(MEASURED)])
-        return np.asarray(np.abs(multiply(along) - otherwise(along)).max(0))
+        truth = multiply(along)
+        return np.asarray(np.max([np.abs(other(along) - truth).max(0) for other in others], axis=0))
 
     found = rounding(_floored(scales, FLOORED))
     zeros = (found > 10 * least * scales) | (scales < TINY * largest)

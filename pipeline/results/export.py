@@ -80,7 +80,8 @@ def _to_parquet(hessian: StoredHessian, dest: str | None, endpoint_url: str | No
             if target.url == own:
                 record_files(hessian.output, manifest, tile, written)
             report.advance(sum(file.bytes for file in written))
-    target.tidy(begun)  # another export may be at work
+    # What killed ones left, of receipts too; another may be at work.
+    (hessian.output if target.url == own else target).tidy(begun)
     return target.url
 
 

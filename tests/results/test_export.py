@@ -1,5 +1,6 @@
 """Exports: the same files as a run's, interrupted and gone on with, into Parquet and .npy."""
 
+import os
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -63,6 +64,16 @@ def test_an_interrupted_export_goes_on(zarr_only, tmp_path, elsewhere):
     assert verify_hessian(url).ok
     export_hessian(url, "parquet", dest)
     assert stamps(folder) == after
+
+
+@pytest.mark.parametrize("place", ["hessian.parquet/row_chunk=0", "receipts"])
+def test_what_a_killed_export_left_half_written_is_removed(zarr_only, place):
+    left = zarr_only / place / f".some.{'0' * 32}.partial"
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.touch()
+    os.utime(left, (0, 0))
+    export_hessian(str(zarr_only), "parquet")
+    assert not left.exists()
 
 
 def test_an_export_of_another_hessian_is_overwritten(out, tmp_path):
