@@ -12,6 +12,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import ours
@@ -103,8 +104,8 @@ def main():
     results = json.loads(path.read_text()) if path.exists() else {}
     own = results.setdefault(chosen.label, {})
     for name in chosen.only or PROBLEMS:
-        with multiprocessing.get_context("spawn").Pool(1) as apart:
-            own[name] = apart.apply(planned, (name,))
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as apart:
+            own[name] = apart.submit(planned, name).result()
         print(name, own[name], flush=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
     (chosen.results / "planning.md").write_text(table(results))
