@@ -33,8 +33,7 @@ def take_faster(placed: PlacedProblem, verdict: PreflightVerdict, known: Mapping
     for name, rival in contested.items():
         if known[name].weight == name or known[name].weight not in contested:
             found = parameters[name]
-            is_last = name == last
-            alike = (placed.layout[name].shape, replace(known[name], weight=""), found.engine, rival, is_last)
+            alike = (placed.layout[name].shape, replace(known[name], weight=""), found.engine, rival, name == last)
             if alike not in timed:
                 timed[alike] = {engine: _seconds(placed, name, engine, known) for engine in (found.engine, rival)}
             parameters[name] = _decided(found, timed[alike], placed.problem.sample_count)

@@ -21,8 +21,9 @@ LEAST = 1e-9  # of the largest scale: rows below are zeros, or rounding
 TINY = 2e-7  # of the largest scale: below, last bits of float64 are no longer small
 STEEPEST = 1e-3  # of the largest scale, in directions of differences: along smaller ones they would go too far
 FLOORED = 1e-2  # of the largest scale, in directions that measure rounding: zeros would be blown up by it
-MEASURED = 2  # directions along which rounding is measured, in each of several ways: what a row has of one sample, that
-# the network is all but sure of, is rounded in one way ten times as much as in another
+# Directions along which rounding is measured, in each of several ways: what a row has of a single sample, that the
+# network is all but sure of, is rounded in one way ten times as much as in another.
+MEASURED = 2
 NOTHING_ELSE = {"float64": 1e-9, "float32": 1e-6}  # relative rounding, above which a row is hardly anything but that
 LITTLE = 0.5  # of that, rounding that is let pass in any case
 NOISE = 16  # times the rounding that is measured excuses as much,
