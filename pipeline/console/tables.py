@@ -236,6 +236,9 @@ def show_forecast(made: JobPlan, profile: Profile | None, measured: Output | Non
         _add(table, f"{workers:,}", *row, f"{found.tail_seconds:,.1f}")
     console = open_console()
     console.print(table)
+    total, slowest = profile.bottleneck(map(made.tile_cost, made.tiling.tiles()), made.manifest.dtype)
+    phases = ", ".join(f"{name} {human_seconds(seconds)}" for name, seconds in total.items())
+    console.print(Text(f"all tiles on one worker: {phases}; the bottleneck is {slowest}"), soft_wrap=True)
     console.print(Text(printable(profile.describe())), soft_wrap=True)
 
 

@@ -105,7 +105,9 @@ class JobPlan:
             else:
                 seconds += amount * samples * cost.seconds_per_work
         chunks = len(self.manifest.places(tile))
-        return TileCost(seconds, chunks * self.finishing.chunk_seconds, flops, chunks * self._chunk_bytes)
+        copied, written = chunks * self._chunk_bytes, chunks * self.finishing.chunk_seconds
+        stored = len(self.manifest.formats) * copied
+        return TileCost(seconds, written, flops, stored, copied, self.manifest.codec)
 
     @cached_property
     def _engines(self) -> dict[str, str]:
@@ -113,8 +115,7 @@ class JobPlan:
 
     @cached_property
     def _chunk_bytes(self) -> int:
-        entries, formats = self.tiling.chunk**2, len(self.manifest.formats)
-        return entries * np.dtype(self.manifest.store_dtype).itemsize * formats
+        return self.tiling.chunk**2 * np.dtype(self.manifest.store_dtype).itemsize
 
     def _repr_html_(self) -> str:
         manifest, memory = self.manifest, self.memory

@@ -55,7 +55,8 @@ def cost(tiling, tile):
     """Two operations for each sample and entry at or right of the diagonal; half of that within a layer."""
     rows, cols = tiling.span(tile.rows), tiling.span(tile.cols)
     flops = sum(2 * SAMPLES * work("factored", some, cols, p.span) for p, some in LAYOUT.segments(rows))
-    return TileCost(flops / MEASURED_FLOPS, 0.0, flops, len(tiling.chunks(tile)) * tiling.chunk**2 * 4)
+    stored = len(tiling.chunks(tile)) * tiling.chunk**2 * 4
+    return TileCost(flops / MEASURED_FLOPS, 0.0, flops, stored, stored, SETTINGS.codec)
 
 
 def on_cpus(found):

@@ -191,13 +191,31 @@ def test_profiles():
         assert "NOT calibrated" in profile.describe()
     with pytest.raises(SpecError, match=r"no profile `h10`.*h100"):
         find_profile("h10")
-    cost = TileCost(3.0, 2.0, 33.5e12, 500_000_000)
-    assert find_profile("h100").seconds(cost, "float32") == pytest.approx((1.0, 2.0))
+    cost = TileCost(3.0, 2.0, 33.5e12, 500_000_000, 256_000_000, "zstd")
+    h100 = find_profile("h100")
+    phases = {"computing": 1.0, "copying to the host": 0.005, "encoding": 0.5 / 0.44, "putting": 2.0}
+    assert h100.phases(cost, "float32") == pytest.approx(phases)
+    assert h100.seconds(cost, "float32") == pytest.approx((1.0, 2.005 + 0.5 / 0.44))
     assert find_profile("l4").seconds(cost, "float64") > find_profile("l4").seconds(cost, "float32")
     here = at_hand(overlaps=False, measured=(2.0, 0.5))
     assert here.seconds(cost, "float32") == (6.0, 1.0)
     assert here.calibrated
     assert "NOT" not in here.describe()
+
+
+def test_what_tiles_wait_for():
+    """On a GPU computing is hidden behind writing, or the other way round; a CPU does both."""
+    h100, dear = find_profile("h100"), TileCost(1.0, 4.0, 335e12, 500_000_000, 500_000_000, "lz4")
+    cheap = replace(dear, flops=67e12)
+    assert h100.bottleneck([dear], "float32")[1] == "computing"
+    total, slowest = h100.bottleneck([cheap] * 3, "float32")
+    assert (total["computing"], total["putting"], slowest) == (6.0, 6.0, "putting")
+    slow_codec = replace(h100, store_bytes=2e9)
+    assert slow_codec.bottleneck([replace(cheap, flops=0.0, codec="zstd")], "float32")[1] == "encoding"
+    assert replace(slow_codec, bus_bytes=1e8).bottleneck([cheap], "float32")[1] == "copying to the host"
+    here = at_hand(overlaps=False)
+    assert here.bottleneck([dear, dear], "float32") == ({"computing": 2.0, "writing": 8.0}, "writing")
+    assert here.bottleneck([replace(dear, compute_seconds=5.0)], "float32")[1] == "computing"
 
 
 def test_what_engines_do():
