@@ -96,7 +96,7 @@ Place = Annotated[Url, BeforeValidator(_url)]  # without its secrets, wherever i
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 FloatName = Annotated[Literal["float32", "float64"], BeforeValidator(_dtype_name)]
 FormatName = Literal["zarr", "parquet"]
-EngineName = Literal["auto", "factored", "jacrev", "rows", "differences"]
+EngineName = Literal["auto", "factored", "factored_tf32x3", "jacrev", "rows", "differences"]
 BlockSelection = Annotated[Literal["all", "diagonal"] | tuple[tuple[str, str], ...], BeforeValidator(_blocks)]
 
 

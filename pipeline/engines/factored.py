@@ -41,11 +41,13 @@ class Factored:
         row_group: units of a layer whose directions are pulled back, and multiplied, together; fewer where each has
             many positions. Rows of `Jacrev`.
         seen: batches that rows were added of, whose stages serve others.
+        splits: whether products are taken apart for tensor cores; see `Workspace`.
     """
 
     problem: PlacedProblem
     row_group: int
     seen: dict[int, tuple[Batch, Stages]] = field(default_factory=dict)
+    splits: bool = False
 
     def add(self, batch: Batch, rows: range, cols: range, out: Tensor) -> None:
         """Add one micro-batch's part of H[rows, cols]; see `Engine.add`.
@@ -56,7 +58,7 @@ class Factored:
         if not self.problem.problem.is_cuttable:
             raise NotFactoredError("samples act on each other")
         stages, layout = self._stages(batch), self.problem.layout
-        matrix = _Matrix(rows, cols, out)
+        matrix = _Matrix(rows, cols, out, Workspace(splits=self.splits))
         here = [stage for p, span in layout.segments(rows) for stage in stages.stages(p, span)]
         for row in here:
             stages.require_fewer_directions(row.name)
@@ -127,7 +129,7 @@ class _Matrix:
     rows: range
     cols: range
     values: Tensor
-    space: Workspace = field(default_factory=Workspace)
+    space: Workspace
 
     def part(self, rows: range, cols: range) -> Tensor:
         """Return the entries at some rows and columns."""
@@ -210,7 +212,7 @@ def _add_positions(pieces: list[tuple[Stage, Piece]], column: Stage, found: _Der
             for row, piece in pieces:
                 if unit in piece.units:
                     rows = matrix.part(row.span, column.span)[piece.entries, other.entries]
-                    _contract(row, piece, unit, Y, rows)
+                    _contract(row, piece, unit, Y, rows, matrix.space)
 
 
 def _tangents(column: Stage, piece: Piece, found: _Derivatives, unit: int, space: Workspace) -> Tensor:
@@ -228,7 +230,7 @@ def _tangents(column: Stage, piece: Piece, found: _Derivatives, unit: int, space
     return tangents(column.input[..., inputs], dz, delta, None if da is None else da[k, ..., inputs], space)
 
 
-def _contract(row: Stage, piece: Piece, unit: int, Y: Tensor, rows: Tensor) -> None:
+def _contract(row: Stage, piece: Piece, unit: int, Y: Tensor, rows: Tensor, space: Workspace) -> None:
     """Sum tangents over samples and positions, times the input of a unit of the rows.
 
     Args:
@@ -237,6 +239,7 @@ def _contract(row: Stage, piece: Piece, unit: int, Y: Tensor, rows: Tensor) -> N
         unit: of it.
         Y: the tangents.  # shape: (samples * positions, columns)
         rows: changed in place.  # shape: (piece, columns)
+        space: to work in.
     """
     k = unit - piece.units.start
     if row.is_embedding:
@@ -244,7 +247,7 @@ def _contract(row: Stage, piece: Piece, unit: int, Y: Tensor, rows: Tensor) -> N
         rows[k :: len(piece.units)].index_add_(0, place, Y.masked_fill(~known[:, None], 0))
     else:
         a = row.input[..., _slice(piece.inputs)].flatten(0, 1)
-        rows[k * a.shape[1] : (k + 1) * a.shape[1]] += a.T @ Y
+        space.multiply(a.T, Y, rows[k * a.shape[1] : (k + 1) * a.shape[1]], adds=True)
 
 
 def _most(some: Tensor, active: Tensor, places: tuple[int, int], counts: ReadOnce | None) -> int:

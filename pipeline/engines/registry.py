@@ -8,6 +8,7 @@ L2 term and divides by the total weight.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -90,6 +91,7 @@ def applications(placed: PlacedProblem, samples: int | None) -> dict[str, Applic
 # Fastest first. An engine is made from a placed problem and the number of rows it may treat at a time.
 ENGINES: dict[str, Callable[[PlacedProblem, int], Engine]] = {
     "factored": Factored,
+    "factored_tf32x3": partial(Factored, splits=True),  # for the tensor cores of GPUs
     "jacrev": Jacrev,
     "rows": lambda placed, _: Rows(placed),  # one at a time
     "differences": lambda placed, _: Differences(placed),  # where double backward is wrong or missing

@@ -3,7 +3,7 @@
 It lies here and not beside the engines, since plans are cut and times predicted without torch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class EngineTraits:
             to know how a parameter is applied, its time goes with entries, and large square tiles suit it. Else each
             row is pulled back through the network as a whole, or less of it, whatever its columns.
         functional: whether it swaps parameters in by torch.func: not where a loss reads them past that.
+        on_tensor_cores: whether its products in float32 are made for those of a GPU: `auto` leaves it out, and others
+            stand in for it where it is not right.
         by_differences: whether it differentiates nothing twice: for where double backward is wrong or missing alone.
         is_reference: whether it is plain double backward, as what the proof holds others against: differences must
             confirm that.
@@ -43,16 +45,27 @@ class EngineTraits:
     habit: Habit
     by_units: bool = False
     functional: bool = False
+    on_tensor_cores: bool = False
     by_differences: bool = False
     is_reference: bool = False
 
 
 _BY_ROWS = Habit(8, 8, 256, 128, {"cpu": 64 * 2**20, "cuda": 2**30})
+_FACTORED = EngineTraits(habit=Habit(1, 512, 32, 4096, {"cpu": 2**30, "cuda": 2**32}), by_units=True, functional=True)
 TRAITS = {
-    "factored": EngineTraits(
-        habit=Habit(1, 512, 32, 4096, {"cpu": 2**30, "cuda": 2**32}), by_units=True, functional=True
-    ),
+    "factored": _FACTORED,
+    "factored_tf32x3": replace(_FACTORED, on_tensor_cores=True),
     "jacrev": EngineTraits(habit=_BY_ROWS, functional=True),
     "rows": EngineTraits(habit=_BY_ROWS, is_reference=True),
     "differences": EngineTraits(habit=_BY_ROWS, by_differences=True),
 }
+
+
+def candidates(engine: str) -> list[str]:
+    """Return the engines that may be taken where one is asked for, or `auto`: fastest first."""
+    usual = [name for name, traits in TRAITS.items() if not traits.on_tensor_cores]
+    if engine == "auto":
+        return usual
+    if TRAITS[engine].on_tensor_cores:
+        return [engine, *(name for name in usual if not TRAITS[name].by_units)]
+    return [engine]

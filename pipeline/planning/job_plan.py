@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.errors import ProblemError, counted, human_bytes, human_seconds
 from pipeline.planning.costs import AroundTiles, Finishing, Measured, Timing, work
+from pipeline.planning.engine_traits import TRAITS
 from pipeline.planning.evaluation import LossAndGradient
 from pipeline.planning.machine_profiles import TileCost
 from pipeline.planning.manifest import Manifest
@@ -88,14 +89,14 @@ class JobPlan:
     def tile_cost(self, tile: Tile) -> TileCost:
         """Predict what a tile costs on one worker."""
         cols, samples = self.tiling.span(tile.cols), self.manifest.fingerprint.samples
-        seconds, flops = math.prod(self.tiling.shape(tile)) * self.finishing.entry_seconds, 0.0
+        seconds, flops = math.prod(self.tiling.shape(tile)) * self.finishing.entry_seconds, {False: 0.0, True: 0.0}
         before = None
         for p, rows in self.manifest.layout.segments(self.tiling.span(tile.rows)):
             if cols.stop <= rows.start:  # all below the diagonal: rows that the tile has for other ones' sake
                 continue
             engine, cost = self._engines[p.name], self.costs[p.name]
             amount = work(engine, rows, cols, p.span if p.name in self.symmetric else range(0))
-            flops += amount * samples * cost.flops_per_work
+            flops[TRAITS[engine].on_tensor_cores] += amount * samples * cost.flops_per_work
             if timing := self.timings.get(p.name):
                 calls = 0 if timing is before or not amount else 1  # a bias goes with its weight
                 batches = samples / self.manifest.sizes[engine].microbatch
@@ -107,7 +108,7 @@ class JobPlan:
         chunks = len(self.manifest.places(tile))
         copied, written = chunks * self._chunk_bytes, chunks * self.finishing.chunk_seconds
         stored = len(self.manifest.formats) * copied
-        return TileCost(seconds, written, flops, stored, copied, self.manifest.codec)
+        return TileCost(seconds, written, flops[False], flops[True], stored, copied, self.manifest.codec)
 
     @cached_property
     def _engines(self) -> dict[str, str]:
@@ -132,7 +133,8 @@ class JobPlan:
 
     def flops(self) -> float:
         """Predict the FLOPs of all tiles."""
-        return sum(self.tile_cost(tile).flops for tile in self.tiling.tiles())
+        costs = map(self.tile_cost, self.tiling.tiles())
+        return sum(cost.flops + cost.tensor_flops for cost in costs)
 
     def dearest_first(self) -> list[Tile]:
         """Return all tiles, those that take longest first."""

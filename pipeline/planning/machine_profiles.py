@@ -27,6 +27,7 @@ class TileCost:
         compute_seconds: on the machine that the plan was measured on.
         write_seconds: of encoding and putting it there.
         flops: of its matrix products and convolutions.
+        tensor_flops: of those in TF32, for tensor cores.
         bytes: of its chunks in all formats, mirror images included, before compression.
         copied_bytes: of them, that a GPU makes and the host gets: once, whatever the formats.
         codec: of its chunks.
@@ -35,6 +36,7 @@ class TileCost:
     compute_seconds: float
     write_seconds: float
     flops: float
+    tensor_flops: float
     bytes: int
     copied_bytes: int
     codec: str
@@ -48,6 +50,7 @@ class Profile:
         name: of the device.
         float32: FLOP/s of its float32 matrix product, TF32 off, by its data sheet.
         float64: likewise.
+        tf32: likewise, of its tensor cores; as float32 where it has none.
         bus_bytes: that its bus carries to the host in a second, by its data sheet; None where it has no bus.
         store_bytes: that it puts in a second; where it has no bus, that it encodes and puts.
         start_seconds: until it computes its first tile.
@@ -60,6 +63,7 @@ class Profile:
     name: str
     float32: float
     float64: float
+    tf32: float
     bus_bytes: float | None
     store_bytes: float
     start_seconds: float
@@ -87,7 +91,8 @@ class Profile:
                 "computing": self.measured[0] * cost.compute_seconds,
                 "writing": self.measured[1] * cost.write_seconds,
             }
-        found = {"computing": cost.flops / (SHARE * (self.float32 if dtype == "float32" else self.float64))}
+        peak = self.float32 if dtype == "float32" else self.float64
+        found = {"computing": (cost.flops / peak + cost.tensor_flops / self.tf32) / SHARE}
         if self.bus_bytes is None:
             return found | {"writing": cost.bytes / self.store_bytes}
         return found | {
@@ -116,9 +121,10 @@ class Profile:
         for cost in costs:
             total.update(self.phases(cost, dtype))
         writing = total.total() - total["computing"]
-        if self.overlaps and total["computing"] >= writing:
+        hidden = self.overlaps and total["computing"] < writing
+        if self.overlaps and not hidden:
             return total, "computing"
-        return total, max((name for name in total if not (self.overlaps and name == "computing")), key=total.__getitem__)
+        return total, max(total, key=lambda name: 0.0 if hidden and name == "computing" else total[name])
 
     def describe(self) -> str:
         """Return in a line what is taken for its speed."""
@@ -132,26 +138,26 @@ class Profile:
         )
 
 
-def _gpu(name: str, float32: float, float64: float, bus: float, memory: int) -> Profile:
-    rates = float32 * 1e12, float64 * 1e12, bus * 1e9
+def _gpu(name: str, float32: float, float64: float, tf32: float, bus: float, memory: int) -> Profile:
+    rates = float32 * 1e12, float64 * 1e12, tf32 * 1e12, bus * 1e9
     return Profile(name, *rates, GPU_STORE_BYTES, GPU_START_SECONDS, memory * GIB)
 
 
-# TFLOP/s by NVIDIA's data sheets, outside tensor cores for float32, with them for float64 where they do it; GB/s of 16
-# lanes of their PCI Express, one way; a share of the host's memory as clouds sell it with the device. A CPU core: 2.6
-# GHz x 32 operations (float64: 16), as with AVX2.
+# TFLOP/s by NVIDIA's data sheets, outside tensor cores for float32, with them for float64 where they do it, and in TF32
+# of dense matrices; GB/s of 16 lanes of their PCI Express, one way; a share of the host's memory as clouds sell it with
+# the device. A CPU core: 2.6 GHz x 32 operations (float64: 16), as with AVX2.
 PROFILES = {
     profile.name: profile
     for profile in (
-        _gpu("h200", 67, 67, 64, 128),
-        _gpu("h100", 67, 67, 64, 128),
-        _gpu("a100", 19.5, 19.5, 32, 64),
-        _gpu("v100", 15.7, 7.8, 16, 32),
-        _gpu("l40s", 91.6, 1.4, 32, 32),
-        _gpu("l4", 30.3, 0.47, 32, 16),
-        _gpu("a10g", 31.2, 0.49, 32, 16),
-        _gpu("t4", 8.1, 0.25, 16, 16),
-        Profile("cpu", 83e9, 42e9, None, CPU_STORE_BYTES, CPU_START_SECONDS, 4 * GIB, overlaps=False),
+        _gpu("h200", 67, 67, 494, 64, 128),
+        _gpu("h100", 67, 67, 494, 64, 128),
+        _gpu("a100", 19.5, 19.5, 156, 32, 64),
+        _gpu("v100", 15.7, 7.8, 15.7, 16, 32),
+        _gpu("l40s", 91.6, 1.4, 183, 32, 32),
+        _gpu("l4", 30.3, 0.47, 60, 32, 16),
+        _gpu("a10g", 31.2, 0.49, 35, 32, 16),
+        _gpu("t4", 8.1, 0.25, 8.1, 16, 16),
+        Profile("cpu", 83e9, 42e9, 83e9, None, CPU_STORE_BYTES, CPU_START_SECONDS, 4 * GIB, overlaps=False),
     )
 }
 
@@ -188,4 +194,4 @@ def at_hand(
         The profile.
     """
     start = GPU_START_SECONDS if overlaps else CPU_START_SECONDS
-    return Profile(name, 0, 0, None, 0, start, 0, overlaps, measured)
+    return Profile(name, 0, 0, 0, None, 0, start, 0, overlaps, measured)

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from pipeline.engines.cost import PROBE_SAMPLES, Segment, torch_threads
-from pipeline.engines.registry import ENGINES, Part, add_batch, applications
+from pipeline.engines.registry import Part, add_batch, applications
 from pipeline.engines.stages import Application
-from pipeline.errors import BlockError
+from pipeline.errors import BlockError, SpecError
 from pipeline.planning.costs import AroundTiles, Finishing, Measured
+from pipeline.planning.engine_traits import TRAITS, candidates
 from pipeline.planning.evaluation import LossAndGradient
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.machine_profiles import CPU_START_SECONDS, GPU_START_SECONDS
@@ -131,6 +132,8 @@ class _Planning:
         self.problem, self.settings, self.staff, self.layout = problem, settings, staff, problem.layout
         self.device = device_of(settings)
         self.dtype: torch.dtype = getattr(torch, settings.dtype) if settings.dtype else problem.dtype
+        if self.dtype != torch.float32 and settings.engine != "auto" and TRAITS[settings.engine].on_tensor_cores:
+            raise SpecError(f"`engine` got {settings.engine}, which computes in float32: set dtype=float32 too")
         self.allowed = allowed_bytes(settings.memory, staff.beside)
         self.on_gpu = allowed_device_bytes(settings)
         threads = settings.cpus_per_worker if settings.executor == "ray" else None
@@ -148,9 +151,8 @@ class _Planning:
 
     def _judged(self) -> tuple[PreflightVerdict, LossAndGradient]:
         """Check the problem, and evaluate it."""
-        candidates = list(ENGINES) if self.settings.engine == "auto" else [self.settings.engine]
         samples = reference_samples(self.settings.microbatch)
-        verdict = preflight(self.problem, candidates, self.dtype, self.device, samples)
+        verdict = preflight(self.problem, candidates(self.settings.engine), self.dtype, self.device, samples)
         return verdict, evaluate(self.problem, samples)
 
     def _kind(self) -> str:

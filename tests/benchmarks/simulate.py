@@ -56,7 +56,7 @@ def cost(tiling, tile):
     rows, cols = tiling.span(tile.rows), tiling.span(tile.cols)
     flops = sum(2 * SAMPLES * work("factored", some, cols, p.span) for p, some in LAYOUT.segments(rows))
     stored = len(tiling.chunks(tile)) * tiling.chunk**2 * 4
-    return TileCost(flops / MEASURED_FLOPS, 0.0, flops, stored, stored, SETTINGS.codec)
+    return TileCost(flops / MEASURED_FLOPS, 0.0, flops, 0.0, stored, stored, SETTINGS.codec)
 
 
 def on_cpus(found):

@@ -49,7 +49,7 @@ def test_all_parts(device, tmp_path):
     assert len(found["engines"]["cases"]) == 3 * 3 * 2
     assert all("seconds" in row[peer] for row in found["peers"]["problems"] for peer in ("ours", "torch.func.hessian"))
     kinds = {case["type"] for case in found["headline"]["cases"]}
-    assert kinds == {"float32", "float64"} | ({"tf32"} if device == "cuda" else set())
+    assert kinds == {"float32", "float64", "tf32x3"}
     assert found["zoo"]["counts"]["right"] > found["zoo"]["counts"]["refused"] > 0
     assert not found["zoo"]["wrong"] and not found["zoo"]["skipped"]  # noqa: PT018
 

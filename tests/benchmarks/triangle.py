@@ -14,11 +14,12 @@ from torch import nn
 
 from pipeline import Problem
 from pipeline.engines.registry import ENGINES
+from pipeline.planning.engine_traits import candidates
 from pipeline.preflight.checks import preflight
 from pipeline.problem.contexts import exact_kernels
 from pipeline.problem.double_backward import MOST_SAMPLES
 
-SAME = {"float64": 1e-8, "float32": 1e-4, "tf32": 5e-2}  # block error against plain double backward in float64
+SAME = {"float64": 1e-8, "float32": 1e-4, "tf32x3": 1e-4}  # block error against plain double backward in float64
 FLOOR = 1e-6  # of the largest entry: blocks below are rounding, judged by that
 JOBS = ROOT / "jobs"
 
@@ -44,7 +45,7 @@ def timed(device, function, *arguments):
 
 @contextlib.contextmanager
 def kernels(model, *, tf32=False):
-    """The kernels of a run; TF32 as wanted. All is put back at the end."""
+    """The kernels of a run; TF32 for what is to be compared with. All is put back at the end."""
     with exact_kernels(model):
         torch.backends.cuda.matmul.allow_tf32 = tf32
         yield
@@ -53,7 +54,7 @@ def kernels(model, *, tf32=False):
 def peak_flops(device, kind, side):
     """The matrix product at its best: FLOP/s."""
     a = torch.randn(side, side, device=device, dtype=torch.float64 if kind == "float64" else torch.float32)
-    with kernels(nn.Identity(), tf32=kind == "tf32"):
+    with kernels(nn.Identity(), tf32=kind == "tf32x3"):
         return 2 * side**3 / min(timed(device, torch.mm, a, a)[0] for _ in range(7))
 
 
@@ -80,9 +81,9 @@ def tiles(layout, height):
             yield p.name, range(start, min(start + step, p.span.stop))
 
 
-def chosen_engines(problem, dtype, device):
+def chosen_engines(problem, dtype, device, asked="auto"):
     """The engine of each parameter, as preflight chooses it; not timed."""
-    found = preflight(problem, list(ENGINES), dtype, str(device), MOST_SAMPLES).parameters
+    found = preflight(problem, candidates(asked), dtype, str(device), MOST_SAMPLES).parameters
     return {name: verdict.engine for name, verdict in found.items()}
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from oracle import block_error
 from torch import nn
 
-from pipeline import BlockError, Problem, compute_hessian
+from pipeline import BlockError, Problem, SpecError, compute_hessian
 from pipeline.engines import factored, pullback
 from pipeline.engines.registry import ENGINES
 
@@ -61,6 +62,27 @@ def test_samples_in_another_order():
     H = compute_hessian(problem, **SETTINGS)
     assert H.manifest.engines["first.weight"] == "jacrev"
     np.testing.assert_allclose(H.to_numpy(), rows_of(problem), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("make", [zoo.mlp, zoo.layer_norm])
+def test_for_tensor_cores(make):
+    """In float32, as right as without; what does not factorise goes by other engines."""
+    case, settings = make(), {"executor": "serial", "dtype": "float32"}
+    H = compute_hessian(case.problem, engine="factored_tf32x3", **settings)
+    usual = compute_hessian(case.problem, **settings)
+    by = H.manifest.engines
+    assert {name for name, engine in by.items() if engine == "factored_tf32x3"} == {
+        name for name, engine in usual.manifest.engines.items() if engine == "factored"
+    }
+    assert "factored_tf32x3" in by.values()
+    errors = [block_error(each.to_numpy(), case.truth(), H.parameters) for each in (H, usual)]
+    assert errors[0] < 3 * errors[1]
+    assert not np.array_equal(H.to_numpy(), usual.to_numpy())
+
+
+def test_tensor_cores_have_no_float64():
+    with pytest.raises(SpecError, match="factored_tf32x3, which computes in float32"):
+        compute_hessian(zoo.mlp().problem, engine="factored_tf32x3", **SETTINGS)
 
 
 class SequenceFirst(nn.Module):

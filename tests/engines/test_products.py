@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.engines import products
-from pipeline.engines.products import Workspace, add_product, add_symmetric, tangents
+from pipeline.engines.products import Workspace, add_product, add_symmetric, split, tangents
 
 sizes = st.integers(1, 12)
 
@@ -55,6 +55,37 @@ def test_symmetric(first, rows, left, cols, inputs, samples, group):
         add_symmetric(out, a, X, units, rows, cols, space)
     X = S[:, rows.start : rows.stop, cols.start : cols.stop]
     np.testing.assert_allclose(out, 1 + torch.einsum("nj,nk,nip->ijpk", a, a, X), atol=1e-12)
+
+
+def test_split():
+    """Both parts are of TF32: their last 13 bits are zero; what is lost is less than 2**-22 of each number."""
+    values = torch.randn(1000) * 10.0 ** torch.randint(-30, 30, (1000,))
+    high, low = split(values, torch.empty_like(values), torch.empty_like(values))
+    for part in (high, low):
+        assert not (part.view(torch.int32) & 0x1FFF).any()
+    lost = (values.double() - high.double() - low.double()).abs()
+    assert (lost <= 2.0**-22 * values.double().abs()).all()
+    assert not torch.equal(values, high)
+
+
+def test_products_of_split_numbers_are_those_of_float32():
+    """As one product of TF32 is not."""
+    a, b = torch.randn(60, 4000), torch.randn(4000, 50)
+    known, out = a.double() @ b.double(), torch.ones(60, 50)
+    Workspace(splits=True).multiply(a, b, out, adds=True)
+    size = a.double().abs() @ b.double().abs()  # what rounding is in proportion to
+    assert ((out.double() - 1 - known).abs() / size).max() < 1e-6
+    high, _ = split(a, torch.empty_like(a), torch.empty_like(a))
+    assert ((high.double() @ b.double() - known).abs() / size).max() > 1e-6
+    Workspace(splits=True).multiply(a, b, out, adds=False)
+    assert ((out.double() - known).abs() / size).max() < 1e-6
+
+
+def test_splits_float32_alone():
+    a, b = random(5, 30), random(30, 4)
+    out = torch.empty(5, 4, dtype=torch.float64)
+    Workspace(splits=True).multiply(a, b, out, adds=False)
+    np.testing.assert_allclose(out, a @ b, atol=1e-13)
 
 
 @settings(max_examples=30, deadline=None)

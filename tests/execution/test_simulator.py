@@ -191,8 +191,10 @@ def test_profiles():
         assert "NOT calibrated" in profile.describe()
     with pytest.raises(SpecError, match=r"no profile `h10`.*h100"):
         find_profile("h10")
-    cost = TileCost(3.0, 2.0, 33.5e12, 500_000_000, 256_000_000, "zstd")
+    cost = TileCost(3.0, 2.0, 33.5e12, 0.0, 500_000_000, 256_000_000, "zstd")
     h100 = find_profile("h100")
+    split = replace(cost, flops=0.0, tensor_flops=3 * cost.flops)
+    assert h100.seconds(split, "float32")[0] == pytest.approx(3 * 67 / 494)
     phases = {"computing": 1.0, "copying to the host": 0.005, "encoding": 0.5 / 0.44, "putting": 2.0}
     assert h100.phases(cost, "float32") == pytest.approx(phases)
     assert h100.seconds(cost, "float32") == pytest.approx((1.0, 2.005 + 0.5 / 0.44))
@@ -205,7 +207,7 @@ def test_profiles():
 
 def test_what_tiles_wait_for():
     """On a GPU computing is hidden behind writing, or the other way round; a CPU does both."""
-    h100, dear = find_profile("h100"), TileCost(1.0, 4.0, 335e12, 500_000_000, 500_000_000, "lz4")
+    h100, dear = find_profile("h100"), TileCost(1.0, 4.0, 335e12, 0.0, 500_000_000, 500_000_000, "lz4")
     cheap = replace(dear, flops=67e12)
     assert h100.bottleneck([dear], "float32")[1] == "computing"
     total, slowest = h100.bottleneck([cheap] * 3, "float32")

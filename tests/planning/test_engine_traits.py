@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.engines.registry import ENGINES
 from pipeline.planning.costs import work
-from pipeline.planning.engine_traits import TRAITS
+from pipeline.planning.engine_traits import TRAITS, candidates
 from pipeline.planning.parameters import ParameterLayout
 from pipeline.planning.tile_shapes import choose_tiling
 from pipeline.spec import EngineName, Settings
@@ -14,6 +14,13 @@ from pipeline.spec import EngineName, Settings
 
 def test_one_set_of_names():
     assert list(TRAITS) == list(ENGINES) == [name for name in get_args(EngineName) if name != "auto"]
+
+
+def test_engines_that_may_be_taken():
+    general = ["jacrev", "rows", "differences"]
+    assert candidates("auto") == ["factored", *general]
+    assert candidates("factored_tf32x3") == ["factored_tf32x3", *general]
+    assert candidates("jacrev") == ["jacrev"]
 
 
 @pytest.mark.parametrize("engine", TRAITS)
