@@ -13,6 +13,7 @@ from ray.exceptions import NodeDiedError, RayError, RayTaskError
 from ray.experimental.internal_kv import _internal_kv_get
 
 from pipeline.cluster.actors import Metrics, Pool, in_short, options_of, pickled, set_up
+from pipeline.cluster.reference import There
 from pipeline.errors import SpecError, WorkerError
 from pipeline.execution.driver import LOOK_SECONDS, MOST_FAILED_STARTS, START_SECONDS, Driver
 from pipeline.execution.events import Tally
@@ -26,6 +27,7 @@ from pipeline.preflight.devices import (
 )
 from pipeline.preflight.planner import make_plan
 from pipeline.problem.problem import Problem
+from pipeline.results.reference import Here, Reference, reference_device
 from pipeline.spec import Settings, device_of
 
 
@@ -143,6 +145,23 @@ class Cluster:
         finally:
             pool.stop()
 
+    def reference(self, problem: Problem, samples: int, tell: Callable[[str], None]) -> Reference | None:
+        """Have the proof's products computed on a worker's GPU; see `There`.
+
+        Args:
+            problem: with the run's weights.
+            samples: at a time.
+            tell: is told of a worker that is lost.
+
+        Returns:
+            It, until the context ends; None where workers have no GPU, or this machine has one.
+        """
+        if not _has_a_better_place(self._settings):
+            return None
+        there = There(self._send(problem), samples, self._settings, Here(problem, samples, reference_device()), tell)
+        self._joined.callback(there.end)
+        return there
+
     def _nodes(self) -> list[Node]:
         """Join the cluster, and give its nodes.
 
@@ -205,6 +224,11 @@ def _outcome(call: Any) -> JobPlan:
 def _starts_here() -> bool:
     """Whether this process has no Ray yet; one that it has is joined as it is, and never ended."""
     return not ray.is_initialized()
+
+
+def _has_a_better_place(settings: Settings) -> bool:
+    """Whether workers have a GPU for the proof's products, and this machine has none."""
+    return device_of(settings) == "cuda" and reference_device() == "cpu"
 
 
 def _is_plain(settings: Settings) -> bool:

@@ -11,6 +11,7 @@ from pipeline.planning.manifest import Manifest
 from pipeline.planning.tiling import Tile
 from pipeline.preflight.planner import make_plan
 from pipeline.problem.problem import Problem
+from pipeline.results.reference import Reference
 from pipeline.spec import Settings
 from pipeline.storage.output import Output
 
@@ -45,6 +46,9 @@ class Executor(Protocol):
     def execute(self, work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]) -> None:
         """Compute tiles, dearest first; the tally is told of each once it is written, in the order they finish."""
 
+    def reference(self, problem: Problem, samples: int, tell: Callable[[str], None]) -> Reference | None:
+        """Return where the proof's products are computed, so many samples at a time; None for the proof's process."""
+
 
 class Serial:
     """This process.
@@ -69,6 +73,9 @@ class Serial:
     def execute(self, work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]) -> None:
         """See `serial`."""
         serial(work, tiles, tally, check)
+
+    def reference(self, problem: Problem, samples: int, tell: Callable[[str], None]) -> None:
+        """None: see `Executor`."""
 
 
 def serial(work: Work, tiles: Sequence[Tile], tally: Tally, check: Callable[[], None]) -> None:

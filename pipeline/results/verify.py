@@ -8,7 +8,6 @@ from itertools import pairwise, starmap
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from pipeline.planning.engine_traits import TRAITS
 from pipeline.planning.manifest import Manifest
@@ -17,17 +16,16 @@ from pipeline.problem.double_backward import (
     Vector,
     by_parameter,
     differenced_products,
-    hessian_vector_products,
-    jittered,
     loss_and_gradient,
     own_sizes,
     reference_samples,
 )
-from pipeline.problem.problem import PlacedProblem, Problem
+from pipeline.problem.problem import Problem
 from pipeline.problem.scales import MEASURED, STEEPEST, SWEEPS, Products, Yardstick, directions, yardstick
 from pipeline.results.chunk_scan import Scan
 from pipeline.results.fingerprint_check import require_same
 from pipeline.results.hessian import StoredHessian
+from pipeline.results.reference import Here, Reference, reference_device
 from pipeline.results.verification import Entry, Verification
 from pipeline.storage.output import PARQUET
 
@@ -108,24 +106,22 @@ def verify_hessian(
     return check(hessian, require_same(named, hessian.manifest, hessian.output, retrained=retrained), parquet=parquet)
 
 
-def check(hessian: StoredHessian, problem: Problem, *, parquet: bool) -> Verification:
+def check(
+    hessian: StoredHessian, problem: Problem, *, parquet: bool, reference: Reference | None = None
+) -> Verification:
     """Check a Hessian against its problem, which is known to be the same; see `verify_hessian`.
 
     Args:
         hessian: a handle.
         problem: what it is the Hessian of.
         parquet: whether Parquet files are there to be checked.
+        reference: of the problem, elsewhere; computed in this process when None.
 
     Returns:
         What was found.
     """
     with differentiable(), unchanged(*problem.modules), exact_kernels(problem.model):
-        return _Check(hessian, problem, parquet=parquet).run()
-
-
-def reference_device() -> str:
-    """Return where the reference is computed: on a GPU where this machine has one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+        return _Check(hessian, problem, reference, parquet=parquet).run()
 
 
 Mask = npt.NDArray[np.bool_]  # of rows  # shape: (P,)
@@ -134,17 +130,16 @@ Mask = npt.NDArray[np.bool_]  # of rows  # shape: (P,)
 class _Check:
     """The comparison with a reference."""
 
-    def __init__(self, hessian: StoredHessian, problem: Problem, *, parquet: bool) -> None:
+    def __init__(self, hessian: StoredHessian, problem: Problem, reference: Reference | None, *, parquet: bool) -> None:
         manifest, self._parquet = hessian.manifest, parquet
         self._hessian, self._plan = hessian, manifest.plan
-        device = reference_device()
-        self._placed = problem.place(torch.float64, device)
         self._samples = reference_samples(manifest.microbatch)
+        here = Here(problem, self._samples, reference_device())
+        self._placed, self._reference = here.placed("float64"), reference or here
         self._weight = loss_and_gradient(self._placed, self._samples).weight
         used = [TRAITS[engine] for engine in manifest.engines.values()]
         self._method = "differences" if any(traits.by_differences for traits in used) else "double backward"
         self._is_own_reference = any(traits.is_reference for traits in used)
-        self._in_run = problem.place(torch.float32, device) if manifest.dtype == "float32" else self._placed
         self._yardsticks = 0  # made
         self._tolerance = max(TOLERANCE[kind] for kind in (manifest.dtype, manifest.store_dtype, self._method))
         self._parameters = [p for p in hessian.parameters if p.size]
@@ -231,7 +226,7 @@ class _Check:
         if self._method == "double backward":
             seeds = range(self._yardsticks * OTHERS, (self._yardsticks + 1) * OTHERS)
             self._yardsticks += 1
-            multiply, others = self._products(self._placed), [self._products(self._rounded(seed)) for seed in seeds]
+            multiply, others = self._products(), [self._rounded(seed) for seed in seeds]
             dtype = self._hessian.manifest.dtype
             return yardstick(self._placed.layout, multiply, others, dtype, self._random, ROUNDING_LET_PASS.get(dtype))
         ones = np.ones(self._hessian.shape[0])
@@ -242,27 +237,18 @@ class _Check:
         found = yardstick(self._placed.layout, by_steps, [by_steps], "float32", self._random)
         return replace(found, scales=np.maximum(found.scales, STEEPEST * found.scales.max(initial=0.0)))
 
-    def _rounded(self, seed: int) -> PlacedProblem:
-        """Return the problem in the run's type, at weights that are moved by their last bit but for the first time."""
-        as_it_is = seed == 0 and self._in_run is not self._placed
-        return self._in_run if as_it_is else jittered(self._in_run, seed)
+    def _rounded(self, seed: int) -> Products:
+        """Multiply in the run's type, at weights that are moved by their last bit but for the first time in float32."""
+        dtype = self._hessian.manifest.dtype
+        return self._products(dtype, None if seed == 0 and dtype == "float32" else seed)
 
-    def _products(self, placed: PlacedProblem) -> Products:
-        def products(vectors: Vector) -> Vector:
-            while True:
-                try:
-                    return hessian_vector_products(placed, vectors, self._weight, self._samples)
-                except torch.OutOfMemoryError:  # of a GPU, which others may hold as well
-                    if self._samples == 1 or not placed.problem.is_cuttable:
-                        raise
-                    self._samples = (self._samples + 1) // 2
-
-        return products
+    def _products(self, dtype: str = "float64", seed: int | None = None) -> Products:
+        return lambda vectors: self._reference.multiply(vectors, self._weight, dtype, seed)
 
     def _truth(self, vectors: Vector, measure: Yardstick) -> Vector:
         """Return H V' by other means.  # shape: (k, P)."""
         if self._method == "double backward":
-            return self._products(self._placed)(vectors)
+            return self._products()(vectors)
         return differenced_products(self._placed, vectors, measure.scales, self._samples)[0]
 
     def _batches(self, measure: Yardstick) -> Iterator[tuple[Vector, list[range]]]:
@@ -311,7 +297,7 @@ class _Check:
         worst, unsteady = int(errors[:, rows].max(1).argmax()), 0.0
         if self._method == "double backward":
             some = slice(worst, worst + 1)
-            moved = [self._products(jittered(self._placed, seed))(vectors[some]) for seed in range(MOVED)]
+            moved = [self._products(seed=seed)(vectors[some]) for seed in range(MOVED)]
             unsteady = max(float(measure.errors(each, truth[some], self._tolerance)[0, rows].max()) for each in moved)
         return (row, segments[worst][0].name), unsteady
 

@@ -16,10 +16,12 @@ from pipeline.execution.executors import Executor, Serial, Work
 from pipeline.planning.job_plan import JobPlan
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.tiling import Tile
+from pipeline.problem.double_backward import reference_samples
 from pipeline.problem.problem import Problem
 from pipeline.progress import Reporter
 from pipeline.results.fingerprint_check import require_same, require_same_settings, save_weights
 from pipeline.results.receipt_audit import REMEDY, audit, listed_faults
+from pipeline.results.reference import Reference
 from pipeline.results.verification import Verification
 from pipeline.results.verify import check
 from pipeline.runs.executor_choice import decided, executor_of, settled
@@ -113,6 +115,7 @@ class Attempt:
         self.lease = Lease(output, self.tally.to_json)
         self.joined = ExitStack()
         self.executor: Executor | None = None  # until one is needed: a finished output starts no Ray
+        self.reference: Reference | None = None  # of the proof, where it is not in this process
 
     def outcome(self) -> Outcome:
         """Do it, while no other driver does."""
@@ -239,7 +242,11 @@ class Attempt:
         with self.report.tiles(total, total - len(tiles)) as report:
             self.tally.listeners.append(partial(_advance, report))
             executor.execute(work, tiles, self.tally, self.lease.check)
-        self.joined.close()  # the proof is this process's own
+        if self.settings.verify:
+            samples = reference_samples(manifest.microbatch)
+            self.reference = executor.reference(self.problem, samples, self.report.say)
+        if self.reference is None:
+            self.joined.close()  # the proof is this process's own
 
     def _going_on(self, manifest: Manifest, tiles: Sequence[Tile]) -> Executor:
         """Choose an executor for what is left, as far as receipts tell what a tile takes."""
@@ -253,7 +260,8 @@ class Attempt:
         """Prove the result, and keep the proof beside it."""
         self.report.say("verifying")
         # Of the files of an earlier export, which this run may have made stale, `hessian verify` speaks.
-        found = check(hessian, self.problem, parquet="parquet" in hessian.manifest.formats)
+        parquet = "parquet" in hessian.manifest.formats
+        found = check(hessian, self.problem, parquet=parquet, reference=self.reference)
         self.output.put(VERIFY, json.dumps(found.to_json(), indent=1).encode())
         if not found.ok:
             raise VerificationError(

@@ -1,8 +1,10 @@
 """The whole pipeline on a device, timed by phase, beside the CPU's numbers.
 
-    python tests/benchmarks/gpu_pipeline.py NAME [--device cuda|cpu|pretended] [--small] [--dtype ...] [--only-timed]
+    python tests/benchmarks/gpu_pipeline.py NAME [--device cuda|cpu|pretended] [--small] [--dtype ...] [--engine ...]
+                                            [--ray] [--only-timed]
 
-NAME is `digits`, `transformer` or `mnist` (784-128-10, 10,000 images). Serial executor, Zarr on the local disk, proof.
+NAME is `digits`, `transformer` or `mnist` (784-128-10, 10,000 images). Serial executor, or one Ray actor that has the
+GPU; Zarr on the local disk; proof.
 Prints one line of JSON; exits with 1 where the proof fails, or entries differ from the CPU's by more than rounding.
 """
 
@@ -30,10 +32,10 @@ CASES = {  # the factory, its arguments, those at small sizes
 }
 
 
-def run(problem, device, dtype, folder):
+def run(problem, folder, **settings):
     """The matrix's handle, and seconds by phase."""
     start = time.perf_counter()
-    H = compute_hessian(problem, folder, executor="serial", device=device, dtype=dtype, verify=False, codec="lz4")
+    H = compute_hessian(problem, folder, verify=False, codec="lz4", **settings)
     ended = time.perf_counter()
     receipts = [read_receipt(H.output, H.manifest, tile) for tile in H.manifest.plan.tiles()]
     computing, writing = (sum(getattr(r, f"{kind}_seconds") for r in receipts) for kind in ("compute", "write"))
@@ -57,6 +59,8 @@ def main():
     parser.add_argument("name", choices=CASES)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu", "pretended"))
     parser.add_argument("--dtype", default="float32", choices=SAME)
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--ray", action="store_true")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--only-timed", action="store_true", help="the CPU does not compute it too")
     options = parser.parse_args()
@@ -71,13 +75,17 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         with around:
             device = "cpu" if options.device == "cpu" else "cuda"
-            H, verified, seconds = run(problem, device, options.dtype, f"{folder}/device")
+            where = {"executor": "serial", "device": device}
+            if options.ray:
+                where = {"executor": "ray", "workers": 1, "device": device, "gpus_per_worker": float(device == "cuda")}
+            common = {"dtype": options.dtype, "engine": options.engine}
+            H, verified, seconds = run(problem, f"{folder}/device", **common, **where)
             card = torch.cuda.get_device_name() if device == "cuda" else "CPU"
         line = {"problem": options.name, "P": H.shape[0], "dtype": options.dtype, "card": card, "seconds": seconds}
         line |= {"proof": verified.summary(), "engines": sorted(set(H.manifest.engines.values()))}
         gap = 0.0
         if not options.only_timed:
-            known = run(problem, "cpu", options.dtype, f"{folder}/cpu")[0].to_numpy()
+            known = run(problem, f"{folder}/cpu", dtype=options.dtype, executor="serial")[0].to_numpy()
             gap = float(np.abs(H.to_numpy() - known).max() / np.abs(known).max())
             line |= {"gap to the CPU's, of the largest entry": gap}
     print(json.dumps(line), flush=True)

@@ -75,6 +75,13 @@ def row_loop(placed, rows):
     return timed(placed.device, lambda: [row(k) for k in picked])[0] * len(theta) / rows
 
 
+def jitted_jax(placed, chunk):
+    """Seconds of jax.hessian, compiled before, where JAX takes it."""
+    from peers import jax_hessian
+
+    return jax_hessian(placed.problem, chunk)[1]
+
+
 def contest(device, function, choices, repeats):
     """The choice that is fastest in a second go, then the median of repeats of it; and the matrix."""
     first, fails = {}, {}
@@ -119,6 +126,7 @@ def compare(problem, device, chunks, repeats, peak):
         "jacrev(jacrev)": (func_hessian_reverse, chunks),
         "functional.hessian(vectorize=True)": (functional_hessian, (None,)),
         "row loop": (row_loop, (ROWS,)),
+        "jax.hessian (jit)": (jitted_jax, chunks),
     }
     chosen = chosen_engines(problem, torch.float32, device)
     with kernels(problem.model):

@@ -46,7 +46,7 @@ def test_all_parts(device, tmp_path):
     status, found = run(RUN + START, tmp_path / "gpu.json", "--device", device)
     assert [found[part]["faults"] for part in ("engines", "peers", "headline", "zoo")] == [[], [], [], []]
     assert status == 0
-    assert len(found["engines"]["cases"]) == 3 * 3 * 2
+    assert len(found["engines"]["cases"]) == 3 * 4 * 2
     assert all("seconds" in row[peer] for row in found["peers"]["problems"] for peer in ("ours", "torch.func.hessian"))
     kinds = {case["type"] for case in found["headline"]["cases"]}
     assert kinds == {"float32", "float64", "tf32x3"}

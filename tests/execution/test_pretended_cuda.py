@@ -15,7 +15,7 @@ from pipeline.engines.jacrev import Jacrev
 from pipeline.execution.way_out import FromDevice, WayOut
 from pipeline.execution.worker import Worker
 from pipeline.problem.problem import PlacedProblem
-from pipeline.results import verify
+from pipeline.results import reference
 from pipeline.storage.receipts import read_receipt
 
 SETTINGS = {"executor": "serial", "microbatch": 3, "row_group": 4, "chunk": 16, "tile": (2, 2)}
@@ -205,20 +205,20 @@ def test_the_proof_is_near_the_device(device, monkeypatch):
     """Reference products are computed there, in float64, of a matrix that the CPU computed."""
     H = compute_hessian(zoo.mlp().problem, dtype="float64", verify=False, device="cpu", **SETTINGS)
     seen = []
-    multiply = verify.hessian_vector_products
+    multiply = reference.hessian_vector_products
 
     def noted(placed, vectors, *arguments):
         seen.append((placed.device.type, placed.dtype))
         return multiply(placed, vectors, *arguments)
 
-    monkeypatch.setattr(verify, "hessian_vector_products", noted)
+    monkeypatch.setattr(reference, "hessian_vector_products", noted)
     assert verify_hessian(H, zoo.mlp().problem).ok
     assert set(seen) == {("cuda", torch.float64)}
 
 
 def test_the_proof_takes_fewer_samples_where_there_is_little_memory(device, monkeypatch):
     H = compute_hessian(zoo.mlp().problem, dtype="float64", verify=False, device="cpu", **SETTINGS)
-    multiply, samples = verify.hessian_vector_products, []
+    multiply, samples = reference.hessian_vector_products, []
 
     def narrow(placed, vectors, weight, microbatch):
         samples.append(microbatch)
@@ -226,7 +226,7 @@ def test_the_proof_takes_fewer_samples_where_there_is_little_memory(device, monk
             raise torch.OutOfMemoryError("CUDA out of memory")
         return multiply(placed, vectors, weight, microbatch)
 
-    monkeypatch.setattr(verify, "hessian_vector_products", narrow)
+    monkeypatch.setattr(reference, "hessian_vector_products", narrow)
     assert verify_hessian(H, zoo.mlp().problem).ok
     assert samples[:4] == [32, 16, 8, 4]
     assert set(samples[4:]) == {4}
