@@ -49,7 +49,7 @@ class Workspace:
             self._kept[name] = like.new_empty(size)
         return self._kept[name][:size].view(shape)
 
-    def multiply(self, a: Tensor, b: Tensor, out: Tensor, *, adds: bool) -> None:
+    def multiply(self, a: Tensor, b: Tensor, out: Tensor, *, adds: bool, keeps: bool = True) -> None:
         """Take a matrix product, where most of the time goes.
 
         Args:
@@ -57,12 +57,14 @@ class Workspace:
             b: the other.  # shape: (n, k)
             out: changed in place.  # shape: (m, k)
             adds: whether the product is added to what is there.
+            keeps: whether the other factor may not be written over.
         """
         if not self._splits or a.dtype != torch.float32:
             torch.addmm(out, a, b, beta=int(adds), out=out)
             return
         high_a, low_a = split(a, *(self.take(f"{part} left", a, *a.shape) for part in ("high", "low")))
-        high_b, low_b = split(b, *(self.take(f"{part} right", b, *b.shape) for part in ("high", "low")))
+        low_b = self.take("low right", b, *b.shape) if keeps else b
+        high_b, low_b = split(b, self.take("high right", b, *b.shape), low_b)
         with _tensor_cores():  # the smallest first, and without what both low parts give: 2**-22
             torch.addmm(out, low_a, high_b, beta=int(adds), out=out)
             torch.addmm(out, high_a, low_b, out=out)
@@ -70,28 +72,23 @@ class Workspace:
 
 
 def split(values: Tensor, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-    """Write numbers as sums of two of TF32, which has float32's exponents and 10 of its 23 bits.
+    """Write numbers as sums of one of TF32, which has float32's exponents and 10 of its 23 bits, and of what is left.
 
     Three products of such parts are that of float32 to its last bits but two, at the speed of tensor cores, which take
-    TF32 and add up in float32 (Ootomo and Yokota, 2022). Without them the same numbers are multiplied in float32.
+    TF32, cut the low parts to it, and add up in float32 (Ootomo and Yokota, 2022). As the low parts have both signs,
+    what is cut off cancels. Without tensor cores the same numbers are multiplied in float32.
 
     Args:
         values: in float32.
         high: changed in place.  # shape: as of values
-        low: likewise.
+        low: likewise; it may be `values`.
 
     Returns:
         Both.
     """
-    _round(values, high)
-    return high, _round(torch.sub(values, high, out=low), low)
-
-
-def _round(values: Tensor, out: Tensor) -> Tensor:
-    """Round to the nearest of TF32, half away from zero; what is not finite may become another that is not."""
-    bits = out.view(torch.int32)
-    torch.add(values.view(torch.int32), TF32_HALF, out=bits).bitwise_and_(~(2 * TF32_HALF - 1))
-    return out
+    # To the nearest, half away from zero; what is not finite may become another that is not.
+    torch.add(values.view(torch.int32), TF32_HALF, out=high.view(torch.int32)).bitwise_and_(~(2 * TF32_HALF - 1))
+    return high, torch.sub(values, high, out=low)
 
 
 @contextmanager
@@ -245,7 +242,7 @@ class _Strips:
         for number, panel in enumerate(_panels(len(a), J * K, a)):
             pairs = self._pairs[:, panel]
             Z = torch.mul(a[panel], b[panel], out=self._space.take("operand", a, pairs.shape[1], J, K))
-            self._space.multiply(pairs, Z.view(-1, J * K), G, adds=number > 0)
+            self._space.multiply(pairs, Z.view(-1, J * K), G, adds=number > 0, keeps=False)
         return G
 
 

@@ -13,14 +13,14 @@ class Habit:
     Attributes:
         first_rows: of the first measurement, and
         first_samples: of it; with more its memory grows in proportion.
-        most_rows: in a group; beyond, no gain.
+        most_rows: in a group, on a CPU and on a GPU; beyond, no gain.
         enough_samples: in a micro-batch; groups are made smaller before micro-batches are.
         bytes: held on a CPU and on a GPU; beyond, `jacrev` spends its time in page faults.
     """
 
     first_rows: int
     first_samples: int
-    most_rows: int
+    most_rows: dict[str, int]
     enough_samples: int
     bytes: dict[str, int]
 
@@ -50,8 +50,10 @@ class EngineTraits:
     is_reference: bool = False
 
 
-_BY_ROWS = Habit(8, 8, 256, 128, {"cpu": 64 * 2**20, "cuda": 2**30})
-_FACTORED = EngineTraits(habit=Habit(1, 512, 32, 4096, {"cpu": 2**30, "cuda": 2**32}), by_units=True, functional=True)
+_BY_ROWS = Habit(8, 8, {"cpu": 256, "cuda": 256}, 128, {"cpu": 64 * 2**20, "cuda": 2**30})
+_FACTORED = EngineTraits(
+    habit=Habit(1, 512, {"cpu": 32, "cuda": 128}, 4096, {"cpu": 2**30, "cuda": 2**32}), by_units=True, functional=True
+)
 TRAITS = {
     "factored": _FACTORED,
     "factored_tf32x3": replace(_FACTORED, on_tensor_cores=True),

@@ -15,8 +15,8 @@ MANY_WORKERS = 8  # from which on a few tiles each leave too many idle at the en
 TILES_OF_MANY = 24  # each then, as long as tiles have enough units
 UNITS_A_SIDE = 14  # of a factored tile, even if there are fewer tiles: with 6, of 784 inputs, products ran at a third
 # Of a tile, where one worker has all of them. On a GPU, 784-128-10 in float32 with 10,000 samples, counted from shapes:
-# 5 x 5 chunks take 56 T operations and move 1.6 TB, 10 x 10, four times the bytes, 47 T and 0.55 TB.
-LONE_TILE_BYTES = {"cpu": 2**28, "cuda": 2**30}
+# 6 x 6 chunks take 56 T operations and move 1.2 TB, 11 x 11, four times the bytes, 0.5 TB (roofline.py).
+LONE_TILE_BYTES = {"cpu": 2**28, "cuda": 2**32}
 
 
 def choose_tiling(

@@ -65,7 +65,9 @@ def _seconds(placed: PlacedProblem, name: str, engine: str, known: Mapping[str, 
         start = time.process_time()
         cost = measure(placed, segment, samples, rows)
         seconds = time.process_time() - start if placed.device.type == "cpu" else cost.seconds
-        most = rows >= min(segment.units, habit.most_rows) and samples >= placed.problem.sample_count
+        most = (
+            rows >= min(segment.units, habit.most_rows[placed.device.type]) and samples >= placed.problem.sample_count
+        )
         if most or seconds > SECONDS or cost.peak_bytes > largest:
             return seconds / cost.rows / cost.samples
         samples, rows = 2 * samples, 2 * rows

@@ -97,7 +97,7 @@ class _Chooser:
         fixed = min(microbatch or self._largest, self._largest) if cuttable else self._largest
         may_cut = cuttable and microbatch is None
         target = min(self._budget, habit.bytes[self._placed.device.type])
-        rows, most = row_group or habit.most_rows, self._largest if may_cut else fixed
+        rows, most = row_group or habit.most_rows[self._placed.device.type], self._largest if may_cut else fixed
         model = _BytesModel.fit(self._placed, self._widest, most, habit, rows, target)
         while row_group is None and rows > 1 and model.most_samples(rows, target) < min(fixed, habit.enough_samples):
             rows //= 2
