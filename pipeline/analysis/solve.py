@@ -135,26 +135,43 @@ class Solve(Spectrum, OnePass):
         """
         P = self.shape[0]
         try:
-            return DiskFactor(self.entries, P, min(self.manifest.chunk, P), damping, scratch)
+            return DiskFactor(self.entries, P, min(self.manifest.chunk, P), damping, scratch, self.report)
         except NotDefiniteError:
             raise self._indefinite(damping) from None
 
-    def inverse_diagonal(self, damping: float = 0.0) -> Vector:
+    def inverse_diagonal(
+        self,
+        damping: float = 0.0,
+        *,
+        method: Literal["auto", "direct", "cholesky"] = "auto",
+        scratch: str | Path | None = None,
+    ) -> Vector:
         """Return the diagonal of (H + damping I)^-1: of a posterior of that precision, the marginal variances.
 
-        One read, 8 P^2 bytes, P^3 operations (LAPACK's dpotrf, dpotri).
+        In memory one read, 8 P^2 bytes, P^3 operations (LAPACK's dpotrf, dpotri); beyond it by a factor on a local
+        disk, 2 P^3 / 3 operations, see `pipeline.analysis.cholesky.DiskFactor`.
 
         Args:
             damping: added to the diagonal.
+            method: `"direct"`, in memory, `"cholesky"`, by a factor on a local disk, or `"auto"`: in memory where the
+                matrix fits.
+            scratch: see `cholesky`.
 
         Returns:
             # shape: (P,)
 
         Raises:
+            BlockError: there is no such method.
             IndefiniteError: it is not positive definite.
-            MemoryRefusedError: the matrix does not fit into memory.
+            MemoryRefusedError: it is to be in memory, and does not fit.
+            OutputError: there is no room for the factor.
             IncompleteError: not all of H was computed.
         """
+        if method not in {"auto", "direct", "cholesky"}:
+            raise BlockError(f"inverse_diagonal: got method={method!r}, expected 'auto', 'direct' or 'cholesky'")
+        if method == "cholesky" or (method == "auto" and available_bytes() < _F8 * self.shape[0] ** 2):
+            with self.cholesky(damping, scratch) as factor:
+                return factor.inverse_diagonal()
         inverse, _ = lapack.dpotri(self._definite(damping), lower=1, overwrite_c=1)
         return np.array(inverse.diagonal())
 

@@ -66,9 +66,11 @@ def limited(url, scratch, allowed):
     found["norm"] = H.norm()
     with H.cholesky(scratch=scratch) as factor:
         found["logdet"], x = factor.logdet, factor.solve(V)
+        found["variances"] = factor.inverse_diagonal().tolist()
     found["cholesky"] = float(np.abs(A @ (A.T @ x) + d[:, None] * x - V).max())
     refused = []
-    for ask in (H.eigvalsh, H.eigh, H.logdet, H.inverse_diagonal, H.to_numpy, lambda: H.solve(V, method="direct")):
+    directly = [lambda: H.solve(V, method="direct"), lambda: H.inverse_diagonal(method="direct")]
+    for ask in (H.eigvalsh, H.eigh, H.logdet, H.to_numpy, *directly):
         try:
             ask()
         except MemoryRefusedError:
@@ -108,6 +110,9 @@ def test_under_a_limit(tmp_path):
     assert found["solve"] < 1e-5
     known = np.log(d).sum() + np.linalg.slogdet(np.eye(RANK) + A.T @ (A / d[:, None]))[1]
     assert found["logdet"] == pytest.approx(known, rel=1e-12)
+    scaled = A / d[:, None]
+    variances = 1 / d - np.einsum("ij,jk,ik->i", scaled, np.linalg.inv(np.eye(RANK) + A.T @ scaled), scaled)
+    np.testing.assert_allclose(found["variances"], variances, rtol=1e-10)
     assert found["cholesky"] < 1e-9
     assert list((tmp_path / "scratch").iterdir()) == []
     assert found["refused"] == 6
