@@ -16,7 +16,7 @@ from pipeline.analysis.report.page import as_html
 from pipeline.analysis.report.parts import MOST_ROWS, Page, Part, Table
 from pipeline.analysis.report.proof_part import proof_part
 from pipeline.analysis.report.run_parts import memory_part, time_part
-from pipeline.analysis.report.spectrum_parts import ends_part, layers_part, spectrum_part
+from pipeline.analysis.report.spectrum_parts import ENDS, ends_part, layers_part, spectrum_part
 from pipeline.analysis.report.subject import Subject
 from pipeline.analysis.report.write import PARTS, write_report
 from pipeline.progress import Reporter
@@ -176,6 +176,20 @@ def test_layers():
     known = [np.linalg.eigvalsh(full[place, place]) for place in places]
     np.testing.assert_allclose([float(x) for x in column(part, "largest")], [max(w[-1], 0) for w in known], rtol=1e-3)
     assert column(part, "negative") == [str((w < 0).sum()) for w in known]
+
+
+def test_layers_that_are_large(monkeypatch):
+    """Of them the outermost eigenvalues are found, and not counted."""
+    H, full = pair()
+    monkeypatch.setattr("pipeline.analysis.report.subject.WHOLE_UP_TO", 25)
+    part = layers_part(subject_of(H))
+    assert f"The {ENDS} outermost alone, as the block is large: 1.weight." in part.text[0]
+    assert column(part, "parameter") == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert [name == "not counted" for name in column(part, "negative")] == [False, False, True, False]
+    place = H.parameters["1.weight"].place
+    w = np.linalg.eigvalsh(full[place, place])
+    found = [float(column(part, end)[2]) for end in ("least", "largest")]
+    np.testing.assert_allclose(found, w[[0, -1]], rtol=1e-3)
 
 
 @MORE

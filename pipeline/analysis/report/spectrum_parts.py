@@ -124,22 +124,24 @@ def layers_part(subject: Subject) -> Part:
     if not H.has_diagonal:
         return Part("layers", "Layer by layer", ("The run did not compute all blocks on the diagonal.",))
     spectra: dict[str, npt.NDArray[np.float64]] = {}
-    left_out = []
+    counts: dict[str, tuple[int, int, int]] = {}
     for view in H.block_diagonal():
         (name,) = view.parameters.names
-        view.report = Reporter()  # they are many and small
         if not view.shape[0]:
             continue
-        if may_be_whole(view.shape[0]) and view.is_complete:
-            spectra[name] = np.sort(beyond(view.eigvalsh(), view.inertia().zero))
+        if may_be_whole(view.shape[0]):
+            view.report = Reporter()  # they are many and small
+            signs = view.inertia()
+            spectra[name] = np.sort(beyond(view.eigvalsh(), signs.zero))
+            counts[name] = signs.positive, signs.zero, signs.negative
         else:
-            left_out.append(name)
+            spectra[name] = view.eigsh(ENDS, "BE", return_eigenvectors=False, tol=subject.tolerance)
     text = (
         "The eigenvalues of each parameter's own block, as if all others were fixed; those that are zero "
         "within rounding are not drawn."
     )
-    if left_out:
-        text += f" Left out, as too large: {', '.join(left_out)}."
+    if large := [name for name in spectra if name not in counts]:
+        text += f" The {ENDS} outermost alone, as the block is large: {', '.join(large)}."
     if not spectra:
         return Part("layers", "Layer by layer", (text,))
     with new_figure(max(5.0, min(2.0 + 0.3 * len(spectra), 14.0)), 4.6) as figure:
@@ -160,9 +162,7 @@ def layers_part(subject: Subject) -> Part:
                     H.parameters[name].size,
                     float(w.min(initial=0)),
                     float(w.max(initial=0)),
-                    int((w > 0).sum()),
-                    H.parameters[name].size - len(w),
-                    int((w < 0).sum()),
+                    *counts.get(name, ["not counted"] * 3),
                 )
                 for name, w in spectra.items()
             ),
