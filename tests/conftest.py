@@ -18,11 +18,13 @@ import pytest
 import torch
 import zoo
 from fault_table import FaultTable
+from hostile_table import HostileTable
 from xdist.scheduler import LoadScopeScheduling
 
 
 def pytest_addoption(parser):
     parser.addoption("--fault-table", type=Path, metavar="FILE", help="write what the tests of faults found, as JSON")
+    parser.addoption("--hostile-table", type=Path, metavar="FILE", help="write what came of hostile data, as a page")
 
 
 # Files of many tests that share nothing: each goes to whichever process is free. Of others all go to one, which sets up
@@ -68,9 +70,11 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_configure(config):
-    path = config.getoption("--fault-table")
-    if path is not None and not hasattr(config, "workerinput"):  # xdist's workers report to this process
-        config.pluginmanager.register(FaultTable(path))
+    if hasattr(config, "workerinput"):  # xdist's workers report to another process
+        return
+    for option, table in (("--fault-table", FaultTable), ("--hostile-table", HostileTable)):
+        if (path := config.getoption(option)) is not None:
+            config.pluginmanager.register(table(path))
 
 
 @pytest.fixture(params=zoo.CASES, ids=lambda make: make.__name__)

@@ -37,6 +37,7 @@ class Attempts:
     counts: Counter = field(default_factory=Counter)
     worst_seconds: float = 0.0
     worst_bytes: int = 0
+    of_test: list[Came] = field(default_factory=list)  # that runs
 
     @classmethod
     def begin(cls):
@@ -50,6 +51,7 @@ class Attempts:
         self.process.stdin.write(json.dumps({"deed": deed, **order}) + "\n")
         self.process.stdin.flush()
         came = Came(**json.loads(self.process.stdout.readline()))
+        self.of_test.append(came)
         self.counts[came.kind] += 1
         self.worst_seconds, self.worst_bytes = max(self.worst_seconds, came.seconds), max(self.worst_bytes, came.bytes)
         return came

@@ -1,8 +1,10 @@
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
 from attempts import Attempts
+from hostile_table import PROPERTY, kind_of
 from tiny import tiny
 
 from pipeline import compute_hessian
@@ -15,6 +17,21 @@ def attempts(request):
     made.end()
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print(f"\nhostile data: {made.told()}")
+
+
+@pytest.fixture(autouse=True)
+def _tabled(request, record_property):
+    """Tell the table what a test tried."""
+    if "attempts" not in request.fixturenames:
+        yield
+        return
+    made = request.getfixturevalue("attempts")
+    made.of_test.clear()
+    yield
+    if made.of_test:
+        counts = Counter(came.kind for came in made.of_test)
+        worst = {"seconds": max(c.seconds for c in made.of_test), "bytes": max(c.bytes for c in made.of_test)}
+        record_property(PROPERTY, {"kind": kind_of(request), "counts": counts, **worst})
 
 
 @pytest.fixture(scope="session")
