@@ -13,6 +13,8 @@ from pipeline.problem.problem import Problem
 from pipeline.results.reference import Here, Reference
 from pipeline.spec import Settings
 
+PLACE_SECONDS = 120.0  # until there is one: those that computed tiles have just left theirs
+
 
 class _Multiplier:
     """`Reference` in a process of its own."""
@@ -23,6 +25,7 @@ class _Multiplier:
         self._here = Here(self._problem, samples, device)
 
     def multiply(self, vectors: Vector, weight: float, dtype: str, seed: int | None) -> Vector:
+        """See `Reference`."""
         with differentiable(), unchanged(*self._problem.modules), exact_kernels(self._problem.model):
             return self._here.multiply(vectors, weight, dtype, seed)
 
@@ -43,18 +46,20 @@ class There:
     ) -> None:
         actor: Any = ray.remote(_Multiplier)
         self._actor: Any = actor.options(**options_of(settings)).remote(problem, samples, settings)
+        self._ready = self._actor.__ray_ready__.remote()
         self._here, self._tell = here, tell
 
     def multiply(self, vectors: Vector, weight: float, dtype: str = "float64", seed: int | None = None) -> Vector:
         """See `Reference`."""
         if self._actor is not None:
             try:
+                ray.get(self._ready, timeout=PLACE_SECONDS)
                 products: Vector = ray.get(self._actor.multiply.remote(vectors, weight, dtype, seed))
                 return products
             except RayTaskError as error:
                 raise error.cause from None
-            except RayError as error:
-                self._tell(f"the worker that multiplies for the proof is lost ({in_short(error)}): going on here")
+            except RayError as error:  # it is lost, or there is no place for it
+                self._tell(f"no worker multiplies for the proof ({in_short(error)}): going on here")
                 self.end()
         return self._here.multiply(vectors, weight, dtype, seed)
 

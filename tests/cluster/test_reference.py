@@ -11,7 +11,7 @@ import torch
 import zoo
 
 from pipeline import compute_hessian
-from pipeline.cluster import executor
+from pipeline.cluster import executor, reference
 from pipeline.cluster.executor import Cluster
 from pipeline.problem.contexts import exact_kernels
 from pipeline.results.reference import Here
@@ -41,6 +41,22 @@ def test_the_same_products_and_what_is_lost_is_computed_here(better):
         np.testing.assert_allclose(there.multiply(vectors, 7.0), here.multiply(vectors, 7.0), rtol=1e-12)
     assert len(told) == 1
     assert "going on here" in told[0]
+
+
+def test_no_place_for_it(better, monkeypatch):
+    """Workers with a GPU are asked for, and there is none any more."""
+    monkeypatch.setattr(reference, "PLACE_SECONDS", 1.0)
+    problem, told = zoo.mlp().problem, []
+    vectors = np.ones((1, problem.layout.size))
+    with Cluster(Settings(executor="ray", workers=1)) as cluster, exact_kernels(problem.model):
+        cluster._nodes()
+        cluster._settings = Settings(executor="ray", workers=1, resources={"gone": 1.0})
+        there = cluster.reference(problem, 32, told.append)
+        np.testing.assert_allclose(
+            there.multiply(vectors, 7.0), Here(problem, 32, "cpu").multiply(vectors, 7.0), rtol=1e-12
+        )
+    assert len(told) == 1
+    assert told[0].startswith("no worker multiplies for the proof (GetTimeoutError")
 
 
 def test_a_run_is_proven_there(better, monkeypatch):
