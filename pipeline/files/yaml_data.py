@@ -12,6 +12,7 @@ MOST_BYTES = 2**18  # of a file; more takes seconds
 MOST_DEPTH = 32
 MOST_NODES = 20_000  # with aliases and merges written out
 MOST_DIGITS = 100  # of a number
+MOST_SAID = 300  # characters of what the parser says, which quotes names of any length
 
 
 def load_yaml(text: str | bytes, source: str) -> Any:
@@ -36,7 +37,9 @@ def load_yaml(text: str | bytes, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise SpecError(f"{source}: not valid YAML ({place}{error.problem or error.context})") from None
+        said = str(error.problem or error.context)
+        said = said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]} ..."
+        raise SpecError(f"{source}: not valid YAML ({place}{said})") from None
     except (yaml.YAMLError, UnicodeError):
         raise SpecError(f"{source}: not valid YAML (it holds characters that YAML does not allow)") from None
 

@@ -154,7 +154,7 @@ def of_stored(url):
     H = open_hessian(url)
     top, top_cost = measured(lambda: H.eigsh(20, "LA", tol=1e-6, return_eigenvectors=False))
     bottom, bottom_cost = measured(lambda: H.eigsh(5, "SA", tol=1e-6, return_eigenvectors=False))
-    density, density_cost = measured(lambda: H.spectral_density(8, 32))
+    density, density_cost = measured(lambda: H.spectral_density(8, 80))
     edges = decades(top)
     counts, errors = density.histogram(edges)
     norms, sums_cost = measured(H.block_norms)

@@ -37,6 +37,7 @@ LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("a: &a [*a]", "an alias of what it lies in"),
         (f"a: {'9' * (MOST_DIGITS + 1)}", "a number of 101 characters"),
         ("a: !!python/object/apply:os.system [true]", "could not determine a constructor"),
+        (f"a: !!python/name:os.system{'9' * 5000} 1", "999 ..."),
         ("a: !!int x", "no int"),
         ("{[1, 2]: 3}", "unhashable key"),
     ],
@@ -47,6 +48,7 @@ def test_refused(text, fault):
     assert str(caught.value).startswith("job.yaml: not valid YAML (")
     assert fault in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 def test_files(tmp_path):
