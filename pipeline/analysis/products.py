@@ -15,9 +15,10 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from pipeline.analysis.devices import chosen, placed
-from pipeline.analysis.view import Matrix, MatrixView, Multiply, Piece, Room
+from pipeline.analysis.view import Matrix, MatrixView, Multiply, Piece
 from pipeline.errors import BlockError
 from pipeline.planning.memory import available_bytes
+from pipeline.storage.read_ahead import Room
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -80,7 +81,7 @@ class Products(MatrixView):
         """Return what puts entries into a type."""
         if kind == self.dtype:
             return lambda values: values
-        room = Room(self.manifest.chunk, kind)
+        room = Room((self.manifest.chunk,) * 2, kind)
 
         def cast(values: Matrix) -> Matrix:
             there = room.values.reshape(-1)[: values.size].reshape(values.shape)

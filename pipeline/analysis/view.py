@@ -1,6 +1,5 @@
 """The rows and columns of chosen parameters, read chunk by chunk: what every method of a `Hessian` stands on."""
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -15,7 +14,7 @@ from pipeline.planning.parameters import ParameterLayout, choose
 from pipeline.progress import Reporter
 from pipeline.results.hessian import StoredHessian
 from pipeline.storage.output import Output
-from pipeline.storage.read_ahead import ahead
+from pipeline.storage.read_ahead import Room, ahead
 from pipeline.storage.zarr_store import compact
 
 Matrix = npt.NDArray[Any]
@@ -51,18 +50,6 @@ class Piece:
     def is_diagonal(self) -> bool:
         """Whether it lies on the diagonal, and holds both sides of it."""
         return self.rows == self.cols
-
-
-class Room(threading.local):
-    """Room for a chunk in each thread, used again and again: fresh pages cost more than decoding or casting into it.
-
-    Args:
-        side: of a chunk.
-        dtype: of its entries.
-    """
-
-    def __init__(self, side: int, dtype: np.dtype[Any]) -> None:
-        self.values: Matrix = np.empty((side, side), dtype)
 
 
 class MatrixView(StoredHessian):
@@ -157,7 +144,7 @@ class MatrixView(StoredHessian):
         if not partial:
             self._require_computed(pairs)
 
-        room = Room(self.store.chunk, self.dtype)
+        room = Room((self.store.chunk,) * 2, self.dtype)
 
         def read(pair: tuple[Band, Band]) -> tuple[int, Result]:
             a, b = pair

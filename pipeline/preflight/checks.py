@@ -281,7 +281,8 @@ def _yardstick(point: TrialPoint, random: np.random.Generator) -> Yardstick:
             exact.layout, multiplier(exact), [multiplier(other) for other in others], point.type_name, random
         )
     except (RuntimeError, NotImplementedError):  # there is no double backward: of one size, then
-        return Yardstick(np.ones(exact.layout.size), np.zeros(exact.layout.size))
+        one = np.ones(exact.layout.size)
+        return Yardstick(one, np.zeros(exact.layout.size), one)
 
 
 def _direction(problem: Problem, p: Parameter, scales: Vector, random: np.random.Generator) -> Vector:

@@ -70,6 +70,8 @@ class _Lifted(TorchFunctionMode):
             return self._drawn(func, args, kwargs)
         if func in _CASTS:
             return args[0].to(_CASTS[func])
+        if name == "__getitem__":  # a part, and not all that it is taken of
+            return _wider(within(self, func, args, kwargs))
         kept = args[:1] if _is_in_place(name) else ()  # what it changes is the tensor itself
         args = kept + tuple(map(_wider, args[len(kept) :]))
         kwargs = {key: value if key == "out" else _wider(value) for key, value in kwargs.items()}

@@ -40,10 +40,12 @@ class Yardstick:
     Attributes:
         scales: s, positive.  # shape: (P,)
         rounding: that is let pass, of a product with a direction of `directions`, over s.  # shape: (P,)
+        equilibrated: s before those of zeros were raised.  # shape: (P,)
     """
 
     scales: Vector
     rounding: Vector
+    equilibrated: Vector
 
     def directions(self, random: np.random.Generator, count: int) -> Vector:
         """Draw directions in the scaled coordinates; see `directions`.  # shape: (count, P)."""
@@ -71,6 +73,7 @@ def yardstick(
     dtype: str,
     random: np.random.Generator,
     most_noise: float | None = None,
+    equilibrated: Vector | None = None,
 ) -> Yardstick:
     """Find the scales of rows and columns, and the rounding that is no error.
 
@@ -84,13 +87,15 @@ def yardstick(
         dtype: of the run, "float32" or "float64".
         random: generator of directions.
         most_noise: rounding that is excused at most, over its scale; `MOST_NOISE` when None.
+        equilibrated: of another measure of the same H, where there is one.
 
     Returns:
         The yardstick.
     """
     least, last_bit = NOTHING_ELSE[dtype], float(np.finfo(dtype).eps)
-    scales = equilibrate(lambda v: multiply(v[None])[0], layout.size, random)
-    largest = scales.max(initial=0.0)
+    if equilibrated is None:
+        equilibrated = equilibrate(lambda v: multiply(v[None])[0], layout.size, random)
+    scales, largest = equilibrated, equilibrated.max(initial=0.0)
 
     def rounding(widths: Vector) -> Vector:
         along = np.stack([directions(random, widths) for _ in range(MEASURED)])
@@ -115,7 +120,8 @@ def yardstick(
     if dtype == "float64":
         lengths = float(np.linalg.norm(1 / scales)) * largest**2
         measured = np.maximum(measured, LAST_BITS * last_bit * lengths / scales)
-    return Yardstick(scales, np.minimum(measured, MOST_NOISE[dtype] if most_noise is None else most_noise))
+    most = MOST_NOISE[dtype] if most_noise is None else most_noise
+    return Yardstick(scales, np.minimum(measured, most), equilibrated)
 
 
 def _pooled(layout: ParameterLayout, rounding: Vector, scales: Vector, zeros: npt.NDArray[np.bool_]) -> Vector:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import pairwise, starmap
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.planning.engine_traits import TRAITS
 from pipeline.planning.manifest import Manifest
@@ -22,7 +21,7 @@ from pipeline.problem.double_backward import (
 )
 from pipeline.problem.problem import Problem
 from pipeline.problem.scales import MEASURED, STEEPEST, SWEEPS, Products, Yardstick, directions, yardstick
-from pipeline.results.chunk_scan import Scan
+from pipeline.results.chunk_scan import Mask, Scan
 from pipeline.results.fingerprint_check import require_same
 from pipeline.results.hessian import StoredHessian
 from pipeline.results.reference import Here, Reference, reference_device
@@ -124,9 +123,6 @@ def check(
         return _Check(hessian, problem, reference, parquet=parquet).run()
 
 
-Mask = npt.NDArray[np.bool_]  # of rows  # shape: (P,)
-
-
 class _Check:
     """The comparison with a reference."""
 
@@ -156,15 +152,15 @@ class _Check:
             return self._at_fault([f"the manifest's total weight is {stored:.9g}, the problem's {self._weight:.9g}"], 0)
         measure = self._yardstick()
         errors, entries, suspects = self._compare(measure)
+        chunks = self._scan.chunks
         if not self._scan.faults and suspects:
             # A row that is wrong is so along other directions and held against another measure too. One that was
             # rounded more than that showed is not: of tens of thousands there are some.
-            measure = self._yardstick()
+            measure = self._yardstick(measure)
             again, entries, _ = self._compare(measure, suspects)
             errors = {pair: min(error, again[pair]) for pair, error in errors.items() if pair in again}
         if self._scan.faults:
-            return self._at_fault(self._scan.faults, self._scan.chunks)
-        chunks = self._scan.chunks
+            return self._at_fault(self._scan.faults, chunks)
         worst = max(errors, key=lambda pair: errors[pair], default=None)
         inconclusive = self._unconfirmed(measure) if self._is_own_reference else []
         error = errors[worst] if worst else 0.0
@@ -202,8 +198,9 @@ class _Check:
         errors: dict[tuple[str, range], float] = {}
         entries: list[Entry] = []
         off: dict[range, Mask] = {}
+        only = np.any(list(suspects.values()), axis=0) if suspects else None
         for vectors, spans in self._batches(measure):
-            products = self._read(vectors)
+            products = self._read(vectors, only)
             if self._scan.faults:
                 break
             found = measure.errors(products, self._truth(vectors, measure), self._tolerance)
@@ -221,14 +218,16 @@ class _Check:
         """Return what is wrong with what is stored: numbers are not compared then."""
         return Verification(False, chunks, faults, method=self._method, files=self._files, seed=self._seed)
 
-    def _yardstick(self) -> Yardstick:
-        """Find what errors are held against, from the problem alone."""
+    def _yardstick(self, before: Yardstick | None = None) -> Yardstick:
+        """Find what errors are held against, from the problem alone; rounding anew where there is such a measure."""
         if self._method == "double backward":
             seeds = range(self._yardsticks * OTHERS, (self._yardsticks + 1) * OTHERS)
             self._yardsticks += 1
             multiply, others = self._products(), [self._rounded(seed) for seed in seeds]
             dtype = self._hessian.manifest.dtype
-            return yardstick(self._placed.layout, multiply, others, dtype, self._random, ROUNDING_LET_PASS.get(dtype))
+            known = before.equilibrated if before else None
+            layout, most = self._placed.layout, ROUNDING_LET_PASS.get(dtype)
+            return yardstick(layout, multiply, others, dtype, self._random, most, known)
         ones = np.ones(self._hessian.shape[0])
 
         def by_steps(vectors: Vector) -> Vector:
@@ -269,9 +268,9 @@ class _Check:
             vector[place] = directions(self._random, measure.scales[place])
         return vectors
 
-    def _read(self, vectors: Vector) -> Vector:
-        """Multiply the stored matrix, and check it on the way; the files once, which is enough."""
-        self._scan = Scan(self._hessian, vectors, parquet=self._parquet and not self._files)
+    def _read(self, vectors: Vector, only: Mask | None = None) -> Vector:
+        """Multiply the stored matrix, or some rows, and check it on the way; the files once, which is enough."""
+        self._scan = Scan(self._hessian, vectors, parquet=self._parquet and not self._files, only=only)
         self._files = self._files or self._scan.files
         return self._scan.products
 

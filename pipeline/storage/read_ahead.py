@@ -1,9 +1,13 @@
 """Several things at a time and a few ahead of their use, in order and in bounded memory."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 READERS = 4  # threads that read and decode
 MORE = 2  # results than these, made before they are asked for
@@ -35,3 +39,15 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], readers: in
         finally:
             for future in waiting:
                 future.cancel()
+
+
+class Room(threading.local):
+    """Room for a matrix in each thread, used again and again: fresh pages cost more than decoding or casting into it.
+
+    Args:
+        shape: of the matrix.
+        dtype: of its entries.
+    """
+
+    def __init__(self, shape: tuple[int, int], dtype: npt.DTypeLike) -> None:
+        self.values: npt.NDArray[Any] = np.empty(shape, dtype)

@@ -117,6 +117,39 @@ class StoredProducts(TileProducts):
         of_rows[rows.start - self._rows.start : rows.stop - self._rows.start] += sizes.sum(1)
         of_cols[cols.start - self._cols.start : cols.stop - self._cols.start] += sizes.sum(0)
 
+    @classmethod
+    def of(
+        cls, rows: range, cols: range, right: Vectors, down: Vectors, sizes: tuple[Vectors, Vectors]
+    ) -> "StoredProducts":
+        """Take products of entries right of the diagonal that were multiplied elsewhere.
+
+        Args:
+            rows: of the entries U, flat indices.
+            cols: likewise.
+            right: U V.  # shape: (rows, COUNT)
+            down: U' V.  # shape: (cols, COUNT)
+            sizes: sums of absolute values by row, and by column.
+
+        Returns:
+            The products.
+        """
+        made = cls(np.zeros((0, COUNT)), rows, cols)
+        made.right, made.down, made._sizes = right, down, sizes
+        return made
+
+    def include(self, part: "StoredProducts") -> None:
+        """Add those of a part of the tile.
+
+        Args:
+            part: of consecutive rows and columns of it.
+        """
+        rows = slice(part._rows.start - self._rows.start, part._rows.stop - self._rows.start)
+        cols = slice(part._cols.start - self._cols.start, part._cols.stop - self._cols.start)
+        self.right[rows] += part.right
+        self.down[cols] += part.down
+        for sizes, more, where in zip(self._sizes, part._sizes, (rows, cols), strict=True):
+            sizes[where] += more
+
     def fault_of(self, text: str) -> str | None:
         """Return where stored entries are not those that were computed.
 

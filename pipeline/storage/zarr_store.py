@@ -1,7 +1,6 @@
 """The chunked matrix: a Zarr v3 array, one object per chunk, each written whole by one writer."""
 
 import warnings
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -201,20 +200,10 @@ class MatrixStore:
             raise IncompleteError(f"chunk {key} holds entries that are not numbers")
         return values
 
-    def read_chunks(self, keys: Iterable[tuple[int, int]]) -> Iterator[Matrix | IncompleteError]:
-        """Read and check chunks, several at a time and a few ahead of their use.
-
-        Args:
-            keys: chunk rows and columns.
-
-        Returns:
-            The entries of each, in the order asked for, or what is wrong with it.
-        """
-        return ahead(self._chunk_or_fault, keys)
-
-    def _chunk_or_fault(self, key: tuple[int, int]) -> Matrix | IncompleteError:
+    def chunk_or_fault(self, key: tuple[int, int], out: Matrix | None = None) -> Matrix | IncompleteError:
+        """Read and check a chunk, see `read_chunk`; gives its entries, or what is wrong with it."""
         try:
-            return self.read_chunk(*key)
+            return self.read_chunk(*key, out=out)
         except IncompleteError as fault:
             return fault
 

@@ -24,7 +24,7 @@ def trial(candidates=NAMES, make=zoo.mlp, dtype=torch.float64):
     point = TrialPoint(few, few.batches, 0, dtype, "cpu")
     size = few.layout.size
     known = applications(few.place(dtype), PROBE_SAMPLES)
-    measure = Yardstick(np.ones(size), np.zeros(size))
+    measure = Yardstick(np.ones(size), np.zeros(size), np.ones(size))
     return Trial(point, known, measure, candidates, by_differences=False), few
 
 

@@ -39,6 +39,22 @@ def test_products_and_counts(hessian):
     assert scan.files == 0
 
 
+def test_products_in_some_rows_alone(hessian, monkeypatch):
+    """Chunks that they do not cross are not read."""
+    read = []
+    whole = MatrixStore.read_chunk
+    monkeypatch.setattr(
+        MatrixStore, "read_chunk", lambda self, i, j, **o: read.append((i, j)) or whole(self, i, j, **o)
+    )
+    only = np.zeros(P, bool)
+    only[[B, B + 3]] = True
+    scan = Scan(hessian, VECTORS, only=only)
+    np.testing.assert_allclose(scan.products[:, only], (VECTORS @ FULL)[:, only])
+    assert not scan.faults
+    assert scan.chunks == len(read) > 0
+    assert all(1 in key for key in read)
+
+
 def test_a_missing_chunk(hessian):
     hessian.output.delete("hessian.zarr/c/0/1")
     assert Scan(hessian, VECTORS).faults == ["chunk c/0/1 is missing"]
