@@ -157,8 +157,9 @@ class _Check:
             # A row that is wrong is so along other directions and held against another measure too. One that was
             # rounded more than that showed is not: of tens of thousands there are some.
             measure = self._yardstick(measure)
-            again, entries, _ = self._compare(measure, suspects)
-            errors = {pair: min(error, again[pair]) for pair, error in errors.items() if pair in again}
+            again, found, _ = self._compare(measure, suspects)
+            errors = {pair: min(error, again.get(pair, error)) for pair, error in errors.items()}
+            entries = [entry for entry in entries if entry[2] <= self._tolerance] + found
         if self._scan.faults:
             return self._at_fault(self._scan.faults, chunks)
         worst = max(errors, key=lambda pair: errors[pair], default=None)
@@ -199,14 +200,14 @@ class _Check:
         entries: list[Entry] = []
         off: dict[range, Mask] = {}
         only = np.any(list(suspects.values()), axis=0) if suspects else None
-        for vectors, spans in self._batches(measure):
+        for vectors, spans in self._batches(measure, suspects):
             products = self._read(vectors, only)
             if self._scan.faults:
                 break
             found = measure.errors(products, self._truth(vectors, measure), self._tolerance)
             for error, cols in zip(found, spans, strict=True):
                 if suspects is not None:
-                    error[~suspects.get(cols, np.zeros(len(error), bool))] = 0.0
+                    error[~suspects[cols]] = 0.0
                 if error.max() > self._tolerance:
                     off[cols] = off.get(cols, False) | (error > self._tolerance)
             for pair, worst in self._by_block(found, spans).items():
@@ -250,11 +251,12 @@ class _Check:
             return self._products()(vectors)
         return differenced_products(self._placed, vectors, measure.scales, self._samples)[0]
 
-    def _batches(self, measure: Yardstick) -> Iterator[tuple[Vector, list[range]]]:
+    def _batches(self, measure: Yardstick, suspects: dict[range, Mask] | None) -> Iterator[tuple[Vector, list[range]]]:
         """Yield directions with the columns that they are on, as many at a time as memory has room for."""
         size = self._hessian.shape[0]
         spans = [cols for cols in _column_groups(self._hessian.manifest) for _ in range(DIRECTIONS)]
         spans += [range(row, row + 1) for row in self._rows]
+        spans = [cols for cols in spans if suspects is None or cols in suspects]
         room = max(1, VECTOR_BYTES // (8 * size))
         for start in range(0, len(spans), room):
             some = spans[start : start + room]
