@@ -29,7 +29,7 @@ def _tabled(request, record_property):
     made.of_test.clear()
     yield
     if made.of_test:
-        counts = Counter(came.kind for came in made.of_test)
+        counts = dict(Counter(came.kind for came in made.of_test))
         worst = {"seconds": max(c.seconds for c in made.of_test), "bytes": max(c.bytes for c in made.of_test)}
         record_property(PROPERTY, {"kind": kind_of(request), "counts": counts, **worst})
 
