@@ -138,8 +138,9 @@ def test_a_cluster_that_does_not_answer():
     assert "Ray did not drain the node before its end: no answer from 127.0.0.1:9" in " ".join(errors.split())
 
 
-def test_a_run_survives_a_spot_notice(tmp_path):
-    """The node gets no more tiles, and nothing that was begun there is lost."""
+def test_a_run_survives_a_spot_notice(tmp_path, monkeypatch):
+    """The node gets no more tiles from the driver's next look on, and nothing that was begun there is lost."""
+    monkeypatch.setattr("pipeline.execution.driver.LOOK_SECONDS", 0.0)  # it looks at once: twenty fit into two seconds
     nodes, machine = Nodes(), Machine()
     address, drained = nodes.cluster.address, {}
     ray.init(address=address, logging_level="ERROR", log_to_driver=False)
