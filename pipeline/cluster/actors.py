@@ -46,7 +46,7 @@ class Actor:
         """Make the worker, on the thread that is going to compute; gives the node."""
         device = set_up(self._settings)
         _require_same_place(self._output, self._manifest)
-        problem, self._problem = ray.cloudpickle.loads(self._problem), b""  # held once, not twice
+        problem, self._problem = unpickled(self._problem), b""  # held once, not twice
         self._worker = Worker(problem, self._manifest, self._output, device, self._settings.concurrent_puts)
         node: str = ray.get_runtime_context().get_node_id()
         return node
@@ -233,6 +233,12 @@ def pickled(problem: Problem) -> bytes:
         for module in modules.values():
             ray.cloudpickle.unregister_pickle_by_value(module)
     return blob
+
+
+def unpickled(blob: bytes) -> Problem:
+    """Return what `pickled` made in the driver: it comes by Ray's object store, never from a spec or an output."""
+    problem: Problem = ray.cloudpickle.loads(blob)
+    return problem
 
 
 def _is_user_code(module: ModuleType) -> bool:

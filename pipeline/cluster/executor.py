@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import NodeDiedError, RayError, RayTaskError
 from ray.experimental.internal_kv import _internal_kv_get
 
-from pipeline.cluster.actors import Metrics, Pool, in_short, options_of, pickled, set_up
+from pipeline.cluster.actors import Metrics, Pool, in_short, options_of, pickled, set_up, unpickled
 from pipeline.cluster.reference import There
 from pipeline.errors import SpecError, WorkerError
 from pipeline.execution.driver import LOOK_SECONDS, MOST_FAILED_STARTS, START_SECONDS, Driver
@@ -35,7 +35,7 @@ class _Planner:
     """Plans in a process of its own, where a worker would be."""
 
     def __init__(self, problem: bytes) -> None:
-        self._problem = ray.cloudpickle.loads(problem)
+        self._problem = unpickled(problem)
 
     def plan(self, settings: Settings, name: str | None, staff: Staff) -> JobPlan:
         """Plan; see `make_plan`."""

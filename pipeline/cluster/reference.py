@@ -6,10 +6,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.cluster.actors import in_short, options_of, set_up
+from pipeline.cluster.actors import in_short, options_of, set_up, unpickled
 from pipeline.problem.contexts import differentiable, exact_kernels, unchanged
 from pipeline.problem.double_backward import Vector
-from pipeline.problem.problem import Problem
 from pipeline.results.reference import Here, Reference
 from pipeline.spec import Settings
 
@@ -21,7 +20,7 @@ class _Multiplier:
 
     def __init__(self, problem: bytes, samples: int, settings: Settings) -> None:
         device = set_up(settings)
-        self._problem: Problem = ray.cloudpickle.loads(problem)
+        self._problem = unpickled(problem)
         self._here = Here(self._problem, samples, device)
 
     def multiply(self, vectors: Vector, weight: float, dtype: str, seed: int | None) -> Vector:

@@ -89,14 +89,18 @@ class JobPlan:
     def tile_cost(self, tile: Tile) -> TileCost:
         """Predict what a tile costs on one worker."""
         cols, samples = self.tiling.span(tile.cols), self.manifest.fingerprint.samples
-        seconds, flops = math.prod(self.tiling.shape(tile)) * self.finishing.entry_seconds, {False: 0.0, True: 0.0}
+        seconds, flops = math.prod(self.tiling.shape(tile)) * self.finishing.entry_seconds, 0.0
+        tensor_flops = 0.0
         before = None
         for p, rows in self.manifest.layout.segments(self.tiling.span(tile.rows)):
             if cols.stop <= rows.start:  # all below the diagonal: rows that the tile has for other ones' sake
                 continue
             engine, cost = self._engines[p.name], self.costs[p.name]
             amount = work(engine, rows, cols, p.span if p.name in self.symmetric else range(0))
-            flops[TRAITS[engine].on_tensor_cores] += amount * samples * cost.flops_per_work
+            if TRAITS[engine].on_tensor_cores:
+                tensor_flops += amount * samples * cost.flops_per_work
+            else:
+                flops += amount * samples * cost.flops_per_work
             if timing := self.timings.get(p.name):
                 calls = 0 if timing is before or not amount else 1  # a bias goes with its weight
                 batches = samples / self.manifest.sizes[engine].microbatch
@@ -108,7 +112,7 @@ class JobPlan:
         chunks = len(self.manifest.places(tile))
         copied, written = chunks * self._chunk_bytes, chunks * self.finishing.chunk_seconds
         stored = len(self.manifest.formats) * copied
-        return TileCost(seconds, written, flops[False], flops[True], stored, copied, self.manifest.codec)
+        return TileCost(seconds, written, flops, tensor_flops, stored, copied, self.manifest.codec)
 
     @cached_property
     def _engines(self) -> dict[str, str]:
